@@ -1,0 +1,40 @@
+# What people and CI run. Every target installs what it needs; running one twice costs seconds.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PROTO_TOOLS := .build/proto-tools
+export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
+
+FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
+
+.PHONY: build test lint proto clean
+
+build: $(VENV)/.built
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q "setuptools>=78" "cython>=3.1" wheel
+	$(PY) -m pip install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(FAST_SOURCES)
+	$(PY) setup.py -q build_ext --inplace
+	touch $@
+
+$(PROTO_TOOLS):
+	$(PY) -m pip install -q --no-deps --target $@ grpcio-tools==1.71.2 setuptools==78.1.1
+
+proto: $(VENV)/.installed $(PROTO_TOOLS)
+	protos/generate.sh $(PY) $(PROTO_TOOLS)
+
+lint: build
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: build lint
+	$(PY) -m pytest
+
+clean:
+	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so

@@ -1,0 +1,68 @@
+"""Cython extensions and the package's copy of configs/; everything else is in pyproject.toml.
+
+XINF_TRACE=1     line tracing and bounds checks, for coverage
+XINF_SANITIZE=1  address and undefined-behaviour sanitizers, for `make fuzz`
+Both build into a directory of their own (XINF_BUILD_DIR), so that a plain build is never mixed with one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+TRACE = os.environ.get("XINF_TRACE") == "1"
+SANITIZE = os.environ.get("XINF_SANITIZE") == "1"
+
+cflags = ["-O3", "-std=c11", "-Wall", "-Wno-unused-function", "-Wno-unreachable-code"]
+ldflags: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if TRACE:
+    macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+if SANITIZE:
+    cflags = [
+        "-O1",
+        "-g",
+        "-std=c11",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ]
+    ldflags = ["-fsanitize=address,undefined"]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": TRACE,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "embedsignature": True,
+    "linetrace": TRACE,
+}
+
+
+class BuildWithConfigs(build_py):
+    """Copy configs/ into the package, so that a wheel carries what `xinf` reads at run time."""
+
+    def run(self) -> None:
+        data = ROOT / "xinf" / "_data"
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.copytree(ROOT / "configs", data / "configs")
+        super().run()
+
+
+extensions = [
+    Extension(f"xinf._fast.{source.stem}", [str(source.relative_to(ROOT))], extra_compile_args=cflags,
+              extra_link_args=ldflags, define_macros=macros)
+    for source in sorted((ROOT / "xinf" / "_fast").glob("*.pyx"))
+]  # fmt: skip
+
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
+    cmdclass={"build_py": BuildWithConfigs},
+)

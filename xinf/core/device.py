@@ -1,0 +1,134 @@
+"""What a device is, whatever its vendor: the inventory record, the sample, the data types.
+
+Inventory (slow, at start and on change) is apart from samples (every few seconds); they are joined by `uuid`, because
+an index is not stable across a re-detection. What is not known is None, never 0.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from xinf.core.errors import InvalidRequest
+
+
+class Vendor(StrEnum):
+    """Who made the device; closed on purpose, an unknown one is not scheduled."""
+
+    NVIDIA = "nvidia"
+    AMD = "amd"
+    INTEL = "intel"
+    APPLE = "apple"
+    ASCEND = "ascend"
+    CAMBRICON = "cambricon"
+    ENFLAME = "enflame"
+    MTHREADS = "mthreads"
+    HYGON = "hygon"
+    KUNLUNXIN = "kunlunxin"
+    CPU = "cpu"
+
+
+class Dtype(StrEnum):
+    """Data types a model's weights or activations may have."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+    FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+    FP4 = "fp4"
+
+
+class Health(StrEnum):
+    """Whether new work may go to the device."""
+
+    OK = "ok"
+    NO_DRIVER = "no_driver"
+    FAULTY = "faulty"
+
+
+# The prefix that `--device` takes for each vendor.
+DEVICE_KINDS: dict[str, Vendor] = {
+    "cuda": Vendor.NVIDIA,
+    "rocm": Vendor.AMD,
+    "xpu": Vendor.INTEL,
+    "mps": Vendor.APPLE,
+    "npu": Vendor.ASCEND,
+    "mlu": Vendor.CAMBRICON,
+    "gcu": Vendor.ENFLAME,
+    "musa": Vendor.MTHREADS,
+    "dcu": Vendor.HYGON,
+    "kunlun": Vendor.KUNLUNXIN,
+    "cpu": Vendor.CPU,
+}
+KIND_OF_VENDOR: dict[Vendor, str] = {vendor: kind for kind, vendor in DEVICE_KINDS.items()}
+_SELECTOR = re.compile(rf"({'|'.join(DEVICE_KINDS)})(?::([0-9]+))?")
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device as the inventory found it. `index` counts within its vendor on its node, in PCI bus order."""
+
+    vendor: Vendor
+    index: int
+    uuid: str
+    name: str
+    arch: str | None = None  # "sm_120", "gfx942", "910B3", "x86_64"
+    memory_bytes: int | None = None
+    driver: str | None = None
+    runtime: str | None = None
+    pci: str | None = None  # "0000:18:00.0": lower case, four-digit domain
+    numa: int | None = None
+    dev_nodes: tuple[str, ...] = ()
+    parent: str | None = None  # uuid of the card that a MIG instance belongs to
+    health: Health = Health.OK
+    reason: str | None = None  # why it is not healthy, in words with the remedy
+    extra: dict[str, str | int] = {}
+
+    @property
+    def selector(self) -> str:
+        """The name `--device` takes for it: `cuda:0`, `cpu`."""
+        kind = KIND_OF_VENDOR[self.vendor]
+        return kind if self.vendor in (Vendor.CPU, Vendor.APPLE) else f"{kind}:{self.index}"
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device is doing now."""
+
+    uuid: str
+    t_ns: int
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    util_pct: float | None = None
+    temp_c: float | None = None
+    power_w: float | None = None
+    ecc_uncorrected: int | None = None
+
+
+def check_selector(text: str) -> str:
+    """Return `text` if `--device` can take it: `cuda`, `cuda:0`, `cpu`, a UUID, or a comma-separated list of them.
+
+    Raises: InvalidRequest naming the part that is wrong and what is accepted.
+    """
+    for part in text.split(","):
+        is_uuid = len(part) >= 8 and "-" in part and ":" not in part
+        if not is_uuid and not _SELECTOR.fullmatch(part):
+            known = ", ".join(DEVICE_KINDS)
+            raise InvalidRequest(
+                f"device {part!r} is not known: use one of {known}, with :N for the N-th, or a device's UUID",
+                param="device",
+            )
+    return text
+
+
+def is_selected(device: Device, selector: str) -> bool:
+    """Whether one part of a selector means this device."""
+    if device.uuid == selector:
+        return True
+    match = _SELECTOR.fullmatch(selector)
+    if match is None or DEVICE_KINDS[match[1]] is not device.vendor:
+        return False
+    return match[2] is None or device.vendor is Vendor.CPU or int(match[2]) == device.index

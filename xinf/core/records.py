@@ -1,0 +1,205 @@
+"""The records of the store: what is wished for, what is placed, what runs. msgspec structs, JSON in the store.
+
+    nodes/<node>         NodeRecord        written by the agent, kept alive by its lease
+    deployments/<name>   DeploymentRecord  the wish; written by the CLI and the admin API
+    replicas/<id>        ReplicaRecord     made and aimed by the scheduler, moved through its phases by the agent
+    keys/<id>            KeyRecord         API keys, hashed
+    measured/<digest>    MeasuredRecord    what a load really took
+
+Life of a replica (`phase`), and who moves it:
+
+    pending ──scheduler──▶ placed ──agent──▶ starting ──▶ loading ──▶ warming ──▶ ready
+                             ▲                  │            │           │          │
+                             └── back-off ── failed ◀────────┴───────────┴──────────┤
+                                                        target = stop: draining ◀───┘──▶ stopped ──scheduler──▶ (deleted)
+
+The scheduler alone writes `target`, `node` and `devices`; the agent of `node` alone writes everything else. Both write
+with a compare on the record's revision, so neither overwrites the other.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, TypeVar
+
+import msgspec
+
+from xinf.core.device import Device
+from xinf.core.errors import StoreCorrupt
+from xinf.core.ids import DeploymentName, KeyId, NodeName, ReplicaId
+
+SCHEMA_VERSION = 1
+
+NODES = "nodes/"
+DEPLOYMENTS = "deployments/"
+REPLICAS = "replicas/"
+KEYS = "keys/"
+MEASURED = "measured/"
+LEADER = "leader"
+
+ArgValue = str | int | float | bool
+
+
+class Phase(StrEnum):
+    """Where a replica is in its life; see the drawing above."""
+
+    PENDING = "pending"
+    PLACED = "placed"
+    STARTING = "starting"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class RoutingPolicy(StrEnum):
+    """How a gateway chooses among the replicas of a deployment."""
+
+    AUTO = "auto"
+    LEAST_LOAD = "least_load"
+    ROUND_ROBIN = "round_robin"
+    SESSION = "session"
+    PREFIX = "prefix"
+
+
+class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A Python environment on a node that can run engine shims."""
+
+    name: str  # "vllm-cpu", "vllm-cuda", "builtin"
+    python: str  # path of its interpreter
+    engines: tuple[str, ...]  # ("vllm",), ("sim",)
+    device_kinds: tuple[str, ...]  # ("cpu",), ("cuda",); empty: any
+    version: str | None = None  # of the engine: "0.32.0"
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One host with an agent on it."""
+
+    name: NodeName
+    address: str  # where its shims can be reached from other hosts
+    devices: tuple[Device, ...]
+    environments: tuple[EngineEnvironment, ...]
+    labels: dict[str, str] = {}
+    version: str = ""
+    agent_pid: int = 0
+    started_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to run: everything that makes two engine processes the same or different.
+
+    A change here is a new generation of the deployment; its replicas are replaced. Counts and routing are not in it.
+    """
+
+    model: str  # hub id or path, as the user gave it
+    engine: str = "vllm"  # "vllm", "sim"
+    served_names: tuple[str, ...] = ()  # names clients may use; the first is canonical
+    device: str = "auto"  # "cuda:0", "cuda", "cpu", a UUID, "auto", comma-separated
+    dtype: str = "auto"
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    trust_remote_code: bool = False
+    engine_args: dict[str, ArgValue] = {}
+    env: dict[str, str] = {}
+
+
+class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The wish: so many replicas of this engine spec."""
+
+    name: DeploymentName
+    spec: EngineSpec
+    replicas: int = 1
+    generation: int = 1  # grows when `spec` changes
+    policy: RoutingPolicy = RoutingPolicy.AUTO
+    max_waiting: int | None = None  # bound of the waiting room per gateway process; None: the configured default
+    created_s: float = 0.0
+    owner: str | None = None  # an `xinf up` that removes it when it ends
+    schema: int = SCHEMA_VERSION
+
+
+class ReplicaFailure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a replica is not running, for a person and for a program."""
+
+    cause: str  # "out_of_memory", "model_not_found", "killed", ...: docs/reference/errors.md
+    message: str
+    remedy: str
+    exit_status: int | None = None  # negative: the signal that ended it
+    log_tail: tuple[str, ...] = ()
+    at_s: float = 0.0
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One engine process, from the moment somebody wants it."""
+
+    id: ReplicaId
+    deployment: DeploymentName
+    generation: int
+    spec: EngineSpec
+    target: Literal["run", "stop"] = "run"
+    node: NodeName | None = None
+    devices: tuple[str, ...] = ()  # selectors on that node: ("cuda:0",)
+    device_uuids: tuple[str, ...] = ()
+    placement_note: str | None = None  # why it is (not) placed where it is
+    phase: Phase = Phase.PENDING
+    phase_since_s: dict[str, float] = {}  # phase -> wall-clock second it was first entered in this start
+    address: str | None = None  # gRPC target of the shim: "unix:/run/.../x.sock", "10.0.0.2:7001"
+    pid: int | None = None  # of the guard process, the leader of the group
+    pid_start_ticks: int | None = None  # field 22 of /proc/<pid>/stat: tells a reused pid apart
+    log_path: str | None = None
+    restarts: int = 0
+    retry_at_s: float | None = None  # when a failed replica starts again
+    failure: ReplicaFailure | None = None  # the last one, kept while the replica runs again
+    block_tokens: int | None = None  # tokens in a KV block, told by the engine when ready
+    kv_blocks: int | None = None
+    max_model_len: int | None = None
+    created_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An API key; the key itself is shown once and never stored."""
+
+    id: KeyId
+    sha256: str  # hex digest of the whole key; keys carry 160 random bits, so no salt or slow hash is needed
+    label: str = ""
+    models: tuple[str, ...] = ()  # empty: all
+    admin: bool = False
+    created_s: float = 0.0
+    expires_s: float | None = None
+    schema: int = SCHEMA_VERSION
+
+
+class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one load of an engine spec really took on a kind of device."""
+
+    model: str
+    engine: str
+    device_arch: str
+    bytes_after_load: int | None = None
+    kv_blocks: int | None = None
+    start_s: float | None = None
+    schema: int = SCHEMA_VERSION
+
+
+Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord
+R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord)
+
+
+def encode_record(record: Record) -> bytes:
+    """Encode a record as JSON."""
+    return msgspec.json.encode(record)
+
+
+def decode_record(data: bytes, kind: type[R], *, key: str = "?") -> R:
+    """Decode a record; fields of a newer version are ignored.
+
+    Raises: StoreCorrupt naming `key` when the bytes are not such a record.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"record {key} is not a {kind.__name__}: {error}", key=key) from error
