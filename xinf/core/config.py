@@ -126,8 +126,8 @@ def load(
 ) -> Config:
     """Build the configuration from all four layers.
 
-    `file`: a TOML file, None for $XINF_CONFIG or nothing. `overrides`: dotted keys from flags, `{"gateway.port": 9000}`;
-    a value of None means that the flag was not given.
+    `file`: a TOML file, None for $XINF_CONFIG or nothing. `overrides`: dotted keys from flags, such as
+    `{"gateway.port": 9000}`; a value of None means that the flag was not given.
 
     Raises: ConfigError naming the key, where it came from and the nearest known key.
     """

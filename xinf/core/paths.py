@@ -73,7 +73,8 @@ class Paths:
         stat = self.runtime_dir.stat()
         if stat.st_uid != os.getuid() or stat.st_mode & 0o077:
             raise ConfigError(
-                f"runtime directory {self.runtime_dir} must belong to uid {os.getuid()} alone (owner {stat.st_uid}, mode {stat.st_mode & 0o777:o})",
+                f"runtime directory {self.runtime_dir} must belong to uid {os.getuid()} alone,"
+                f" it has owner {stat.st_uid} and mode {stat.st_mode & 0o777:o}",
                 remedy="remove it or set XDG_RUNTIME_DIR",
             )
         return self.runtime_dir

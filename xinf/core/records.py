@@ -11,7 +11,7 @@ Life of a replica (`phase`), and who moves it:
     pending ──scheduler──▶ placed ──agent──▶ starting ──▶ loading ──▶ warming ──▶ ready
                              ▲                  │            │           │          │
                              └── back-off ── failed ◀────────┴───────────┴──────────┤
-                                                        target = stop: draining ◀───┘──▶ stopped ──scheduler──▶ (deleted)
+                                                        target = stop: draining ◀───┘──▶ stopped ──▶ (deleted)
 
 The scheduler alone writes `target`, `node` and `devices`; the agent of `node` alone writes everything else. Both write
 with a compare on the record's revision, so neither overwrites the other.

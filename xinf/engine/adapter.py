@@ -1,8 +1,8 @@
 """What an engine is to the shim: one adapter per engine (`vllm`, `sim`), all driven through this interface.
 
 The shim server owns gRPC, Links, frames, draining and status; the adapter owns the engine. A request arrives as the
-client's bytes; the adapter answers through `Reply` and returns the usage. Cancelling the task that runs `handle` is how a
-client's disconnect arrives; the adapter must then stop the engine's work for it before it lets CancelledError out.
+client's bytes; the adapter answers through `Reply` and returns the usage. Cancelling the task that runs `handle` is how
+a client's disconnect arrives; the adapter must then stop the engine's work for it before it lets CancelledError out.
 """
 
 from __future__ import annotations
