@@ -10,7 +10,7 @@ FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
 
 .PHONY: build test lint proto clean
 
-build: $(VENV)/.built
+build: $(VENV)/.built $(PROTO_TOOLS)
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -22,7 +22,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(FAST_SOURCES)
 	$(PY) setup.py -q build_ext --inplace
 	touch $@
 
-$(PROTO_TOOLS):
+$(PROTO_TOOLS): | $(VENV)/.installed
 	$(PY) -m pip install -q --no-deps --target $@ grpcio-tools==1.71.2 setuptools==78.1.1
 
 proto: $(VENV)/.installed $(PROTO_TOOLS)

@@ -37,7 +37,7 @@ def check_name(name: str, *, what: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{what} {name!r} is not a valid name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at both ends",
+            f"{what} {name!r} is no valid name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at both ends",
             param=what,
         )
     return name
