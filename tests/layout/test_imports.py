@@ -62,7 +62,7 @@ def test_packages_import_only_what_the_table_allows(checkout: Path) -> None:
 
 
 def test_modules_are_imported_only_by_their_own_package(checkout: Path) -> None:
-    """Outside its package a module is reached through the package; in core, _fast and _pb the modules are the surface."""
+    """A module is reached through its package; in core, _fast and _pb the modules are the surface."""
     wrong: list[str] = []
     for path in sources(checkout):
         package = path.relative_to(checkout / "xinf").parts[0]
