@@ -1,0 +1,38 @@
+"""The PCI gate on made-up buses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from xinf.core.device import Vendor
+from xinf.device import find_pci_functions
+from xinf.device.pci import normalise_address
+
+
+def test_accelerators_are_found_by_vendor_and_class(make_tree: Callable[..., Path]) -> None:
+    root = make_tree(
+        ("0000:c1:00.0", "0x1002", "0x030000", 1),
+        ("0000:1b:00.0", "0x10de", "0x030200", -1),
+        ("0000:1b:00.1", "0x10de", "0x040300", -1),  # the card's audio function
+        ("0000:00:1f.0", "0x8086", "0x060100", 0),  # an Intel bridge
+        ("0000:81:00.0", "0x19e5", "0x120000", 0),  # a processing accelerator
+        ("0000:02:00.0", "0x1234", "0x030000", 0),  # an emulated display
+    )
+    found = [(function.address, function.vendor, function.numa) for function in find_pci_functions(root)]
+    assert found == [
+        ("0000:1b:00.0", Vendor.NVIDIA, None),
+        ("0000:81:00.0", Vendor.ASCEND, 0),
+        ("0000:c1:00.0", Vendor.AMD, 1),
+    ]
+
+
+def test_no_bus_is_no_accelerator(tmp_path: Path) -> None:
+    assert find_pci_functions(tmp_path) == ()
+
+
+@pytest.mark.parametrize("text", ["00000000:1B:00.0", "0000:1B:00.0", "0000:1b:00.0"])
+def test_addresses_are_written_as_sysfs_does(text: str) -> None:
+    assert normalise_address(text) == "0000:1b:00.0"

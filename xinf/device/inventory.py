@@ -1,0 +1,69 @@
+"""Asks every vendor that the host seems to have, each in a child process of its own with a deadline.
+
+A library that hangs, crashes or prints nonsense costs its vendor's answer and nothing else: the cards that the PCI bus
+shows are then recorded as without a driver, with what happened as the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from xinf.core.device import Device, Health, Vendor
+from xinf.device.nvidia import without_driver
+from xinf.device.pci import find_pci_functions
+from xinf.device.probe import PROBES
+
+DEADLINE_S = 15.0  # a first NVML start after boot without persistence mode takes up to about ten seconds
+_KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
+
+
+async def read_inventory(
+    *, deadline_s: float = DEADLINE_S, root: Path = Path("/"), environ: Mapping[str, str] | None = None
+) -> tuple[Device, ...]:
+    """List the host's devices, accelerators first. Never raises because of a device; takes at most `deadline_s`."""
+    present = [vendor for vendor, probe in PROBES.items() if probe.is_present(root)]
+    answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in present))
+    return tuple(device for answer in answers for device in answer)
+
+
+async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[str, str] | None) -> tuple[Device, ...]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "xinf.device", "inventory", vendor, str(root)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(os.environ if environ is None else environ),
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        try:
+            await asyncio.wait_for(process.wait(), _KILL_GRACE_S)
+        except TimeoutError:
+            pass
+        return _unanswered(vendor, root, f"the driver did not answer within {deadline_s:g} s: look at `dmesg`")
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if status := process.returncode:
+        words = err.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        return _unanswered(vendor, root, f"the probe ended with {how}: {words[0][:300]}")
+    try:
+        return msgspec.json.decode(out, type=tuple[Device, ...])
+    except msgspec.MsgspecError as error:
+        return _unanswered(vendor, root, f"the probe's answer is unreadable: {error}")
+
+
+def _unanswered(vendor: Vendor, root: Path, reason: str) -> tuple[Device, ...]:
+    functions = [function for function in find_pci_functions(root) if function.vendor is vendor]
+    return tuple(without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))

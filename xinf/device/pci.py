@@ -1,0 +1,82 @@
+"""Which accelerators the PCI bus shows, read from sysfs: the gate that decides whether a vendor library is loaded.
+
+One readdir costs less than any vendor library and removes false positives: a library of a card that was taken out, or
+the `xpu-smi` of another vendor. Source of the class prefixes: gpustack-runtime 88026d6
+(display 0x03, accelerator 0x12).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from xinf.core.device import Vendor
+
+VENDOR_OF_PCI_ID: dict[int, Vendor] = {
+    0x10DE: Vendor.NVIDIA,
+    0x1002: Vendor.AMD,
+    0x8086: Vendor.INTEL,
+    0x19E5: Vendor.ASCEND,
+    0xCABC: Vendor.CAMBRICON,
+    0x1E36: Vendor.ENFLAME,
+    0x1ED5: Vendor.MTHREADS,
+    0x1D94: Vendor.HYGON,
+    0x1D22: Vendor.KUNLUNXIN,
+}
+_CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
+
+
+class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """One accelerator as the bus shows it, whether or not a driver speaks for it."""
+
+    address: str  # "0000:18:00.0"
+    vendor: Vendor
+    device_id: int
+    driver: str | None  # of the kernel: "nvidia", "vfio-pci"; None: none bound
+    numa: int | None
+
+
+def find_pci_functions(root: Path = Path("/")) -> tuple[PciFunction, ...]:
+    """List the accelerators below `root`, by bus address; none if there is no PCI bus to be seen."""
+    found: list[PciFunction] = []
+    directory = root / "sys/bus/pci/devices"
+    if not directory.is_dir():
+        return ()
+    for entry in sorted(directory.iterdir(), key=lambda path: path.name):
+        vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
+        if vendor_id is None or pci_class is None:
+            continue
+        vendor = VENDOR_OF_PCI_ID.get(vendor_id)
+        if vendor is None or pci_class >> 16 not in _CLASSES:
+            continue
+        driver = entry / "driver"
+        found.append(
+            PciFunction(
+                address=entry.name.lower(),
+                vendor=vendor,
+                device_id=device_id or 0,
+                driver=driver.resolve().name if driver.exists() else None,
+                numa=read_numa(entry.name, root),
+            )
+        )
+    return tuple(found)
+
+
+def read_numa(address: str, root: Path = Path("/")) -> int | None:
+    """Read the NUMA node of a PCI function; None where the kernel says -1 (one node, or not known)."""
+    node = _read_int(root / "sys/bus/pci/devices" / address / "numa_node")
+    return node if node is not None and node >= 0 else None
+
+
+def normalise_address(text: str) -> str:
+    """Write a PCI address the way sysfs does: NVML's `00000000:1B:00.0` becomes `0000:1b:00.0`."""
+    domain, _, rest = text.strip().lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text().strip(), 0)
+    except (OSError, ValueError):
+        return None
