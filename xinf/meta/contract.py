@@ -4,7 +4,9 @@ The store is an ordered map from text keys to bytes under one revision counter. 
 next revision. Acknowledged means durable. `tests/meta/contract_suite.py` is run against every backend and against the
 gRPC client; what it asserts is the contract, this page only describes it.
 
-Keys are 1 to 400 bytes of printable ASCII without spaces. Values are up to 1 MiB.
+Keys are 1 to 400 bytes of printable ASCII without spaces. Values are up to 1 MiB. One transaction takes up to 1,024
+operations with 8 MiB of keys and values together, one listing returns up to 48 MiB; xinf/meta/bounds.py enforces all
+four for every backend.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from xinf.core.ids import LeaseId, Revision
 
 MAX_KEY_BYTES = 400
 MAX_VALUE_BYTES = 1 << 20
+MAX_TXN_OPS = 1024
+MAX_TXN_BYTES = 8 << 20
+MAX_LISTING_BYTES = 48 << 20
 
 
 class KeyValue(msgspec.Struct, frozen=True):
@@ -89,10 +94,17 @@ class StoreStatus(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     oldest_revision: Revision
     n_keys: int
-    used_bytes: int
+    used_bytes: int  # live pages; pages that a deletion freed are not counted
     max_bytes: int
     started_s: float
     gateway_url: str = ""
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """What a backup wrote; it holds everything up to `revision`."""
+
+    revision: Revision
+    written_bytes: int
 
 
 class Store(Protocol):
@@ -102,7 +114,10 @@ class Store(Protocol):
         """Read one key."""
 
     async def list(self, prefix: str) -> Listing:
-        """Read all keys that start with `prefix`, from one snapshot. Watching from `revision + 1` misses nothing."""
+        """Read all keys that start with `prefix`, from one snapshot. Watching from `revision + 1` misses nothing.
+
+        Raises: InvalidRequest when the listing would exceed MAX_LISTING_BYTES.
+        """
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Op]) -> TxnResult:
         """Apply all operations at one new revision if every comparison holds, none otherwise; return when durable.
@@ -116,7 +131,8 @@ class Store(Protocol):
     def watch(self, prefix: str, from_revision: Revision) -> AsyncIterator[WatchBatch]:
         """Yield every event of the prefix with revision >= `from_revision`, in order, each once, without end.
 
-        A batch never splits a revision. A `from_revision` in the future waits for it.
+        A batch never splits a revision. A `from_revision` in the future waits for it. A batch without events is a
+        progress mark; one comes every few seconds when nothing happens, so its absence means a lost store.
 
         Raises: Compacted when history before `from_revision` is gone: list again and watch from there.
         """
