@@ -1,0 +1,111 @@
+"""Which requests the shim works on: admission, the task of each, deadlines, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from xinf._pb import engine_service_pb2 as pb
+from xinf.core.errors import DeadlineExceeded, EngineDied, EngineError, Unavailable, XinfError
+from xinf.engine.adapter import Adapter, Request
+from xinf.engine.call import Call, Outbox
+
+_log = logging.getLogger(__name__)
+
+
+class Intake:
+    """All requests in flight, of all Links and Generate calls.
+
+    `on_death` is called when a request found the engine dead, so that the process need not wait to notice.
+    """
+
+    def __init__(self, adapter: Adapter, on_death: Callable[[], None]) -> None:
+        self._adapter = adapter
+        self._on_death = on_death
+        self._calls: dict[asyncio.Task[None], Call] = {}
+        self._refusal: XinfError | None = Unavailable("the engine is not ready yet")
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def open(self) -> None:
+        """Take requests from now on."""
+        self._refusal = None
+
+    def refuse(self, error: XinfError) -> None:
+        """Answer new requests with `error` from now on."""
+        self._refusal = error
+
+    def begin(self, submit: pb.Submit, outbox: Outbox) -> Call:
+        """Start working on a request. It ends through its call, whatever happens."""
+        call = Call(submit.id, submit.request_id, outbox)
+        if self._refusal is not None:
+            call.fail(self._refusal)
+            return call
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._serve(call, _request(submit)))
+        call.task = task
+        self._calls[task] = call
+        task.add_done_callback(self._forget)
+        if submit.timeout_ms:
+            call.timer = loop.call_later(submit.timeout_ms / 1000.0, self._expire, call, submit.timeout_ms)
+        return call
+
+    def fail_all(self, error: XinfError) -> None:
+        """End every request with `error` and stop the work for it."""
+        for call in list(self._calls.values()):
+            call.fail(error)
+            call.stop()
+
+    async def wait_empty(self, timeout_s: float) -> int:
+        """Wait until no request is left or the time is over. Returns how many are left."""
+        if self._calls:
+            await asyncio.wait(list(self._calls), timeout=max(0.0, timeout_s))
+        return len(self._calls)
+
+    async def _serve(self, call: Call, request: Request) -> None:
+        call.begin()
+        try:
+            usage = await self._adapter.handle(request, call)
+            if call.has_started:
+                call.finish(usage)
+            else:
+                call.fail(EngineError("the engine gave no answer"))
+        except asyncio.CancelledError:
+            # Whoever cancelled has said how it ends; if nobody did, the loop is being torn down.
+            if not call.is_finished:
+                call.fail(Unavailable("the engine is stopping"))
+        except EngineDied as error:
+            call.fail(error)
+            self._on_death()
+        except XinfError as error:
+            call.fail(error)
+        except Exception as error:
+            _log.exception("request failed", extra={"kv": {"request": call.request_id or call.id}})
+            call.fail(EngineError(f"the engine failed on this request: {type(error).__name__}"))
+
+    def _expire(self, call: Call, timeout_ms: int) -> None:
+        call.fail(DeadlineExceeded(f"the answer was not complete after {timeout_ms / 1000:g} s"))
+        call.stop()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        call = self._calls.pop(task)
+        if call.timer is not None:
+            call.timer.cancel()
+        if not call.is_finished:  # cancelled before its first step: `_serve` never ran
+            call.fail(Unavailable("the engine is stopping"))
+
+
+def _request(submit: pb.Submit) -> Request:
+    return Request(
+        method=submit.method,
+        path=submit.path,
+        headers=[(header.name, header.value) for header in submit.headers],
+        body=submit.body,
+        chain=submit.chain,
+        priority=submit.priority,
+        timeout_s=submit.timeout_ms / 1000.0 if submit.timeout_ms else None,
+        trace=submit.trace,
+        request_id=submit.request_id,
+    )

@@ -1,0 +1,80 @@
+"""The gRPC server of a shim: EngineService, the standard health service, reflection, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from xinf._pb import engine_service_pb2 as pb
+from xinf._pb import engine_service_pb2_grpc as pb_grpc
+from xinf.core.errors import EngineStartFailed
+from xinf.engine.service import EngineService
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EngineService"].full_name
+# A little under the second that the protocol promises.
+_LOAD_INTERVAL_S = 0.9
+
+
+class EngineServer:
+    """Listens on one address until stopped."""
+
+    def __init__(self, service: EngineService, *, listen: str, max_message_bytes: int) -> None:
+        self._service = service
+        self._listen = listen
+        self._ticker: asyncio.Task[None] | None = None
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the sync one
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # Gateways ping idle Links to notice a dead engine; that is no offence.
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                # A second shim on the same port must fail, not take half of the requests.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        pb_grpc.add_EngineServiceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Listen, not serving yet. Raises: EngineStartFailed when the address cannot be had."""
+        await self.set_serving(False)
+        try:
+            self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise EngineStartFailed(
+                f"cannot listen on {self._listen}: {error}",
+                remedy="see whether another process listens there",
+                cause="bad_arguments",
+            ) from error
+        await self._server.start()
+        self._ticker = asyncio.create_task(self._repeat_load())
+
+    async def set_serving(self, is_serving: bool) -> None:
+        """Tell the standard health service."""
+        kind = health_pb2.HealthCheckResponse
+        state = kind.SERVING if is_serving else kind.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, state)
+
+    async def stop(self, *, flush_s: float) -> None:
+        """Send what waits on the Links for at most `flush_s`, then close and leave no socket behind."""
+        await self._service.close_links(flush_s)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self._server.stop(grace=0.2)
+        if self._listen.startswith("unix:"):
+            Path(self._listen.removeprefix("unix:")).unlink(missing_ok=True)
+
+    async def _repeat_load(self) -> None:
+        while True:
+            await asyncio.sleep(_LOAD_INTERVAL_S)
+            self._service.repeat_load()

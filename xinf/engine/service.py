@@ -1,0 +1,178 @@
+"""EngineService: what gateways and agents call. Thin: Links do the work, errors are mapped to gRPC status here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from xinf._pb import engine_service_pb2 as pb
+from xinf._pb import engine_service_pb2_grpc as pb_grpc
+from xinf.core.errors import EngineError, Overloaded, XinfError, to_wire
+from xinf.core.records import Phase
+from xinf.engine.adapter import Adapter, EngineDescription
+from xinf.engine.call import Outbox
+from xinf.engine.intake import Intake
+from xinf.engine.link import FRAME_BYTES, OUTBOX_BYTES, PROTOCOL, Context, Link
+from xinf.engine.status import StatusFile
+
+_log = logging.getLogger(__name__)
+
+ERROR_METADATA_KEY = "xinf-error-bin"
+
+AnyContext = grpc.aio.ServicerContext[Any, Any]
+
+
+# Refuses new requests, waits for the open ones at most so many seconds, tells how many are left.
+Drain = Callable[[float], Awaitable[int]]
+
+
+class EngineService(pb_grpc.EngineServiceServicer):
+    """One engine, served."""
+
+    def __init__(self, info: pb.EngineInfo, adapter: Adapter, intake: Intake, status: StatusFile, drain: Drain) -> None:
+        self._info = info
+        self._adapter = adapter
+        self._intake = intake
+        self._status = status
+        self._drain = drain
+        self._links: dict[asyncio.Task[None], Link] = {}
+        adapter.on_step(self._load_changed)
+
+    def repeat_load(self) -> None:
+        """Tell every Link the load, changed or not."""
+        for link in self._links.values():
+            link.repeat_load()
+
+    async def close_links(self, timeout_s: float) -> None:
+        """Send what waits on the Links, then end them."""
+        for link in self._links.values():
+            link.close()
+        if self._links:
+            await asyncio.wait(list(self._links), timeout=timeout_s)
+
+    def _load_changed(self) -> None:
+        for link in self._links.values():
+            link.load_changed()
+
+    # ---- requests -------------------------------------------------------------------------------------------------
+
+    async def Link(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802
+        link = Link(self._intake, self._adapter, self._info, context)
+        task = asyncio.current_task()
+        assert task is not None
+        self._links[task] = link
+        try:
+            await link.run()
+        finally:
+            del self._links[task]
+
+    async def Generate(self, request: pb.Submit, context: AnyContext) -> None:  # noqa: N802
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        outbox = Outbox(OUTBOX_BYTES, lambda: None if over.done() else over.set_result(None))
+        call = self._intake.begin(request, outbox)
+        writer = asyncio.create_task(_write_events(outbox, context))
+        try:
+            await asyncio.wait({writer, over}, return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                raise Overloaded(f"the client does not read: more than {OUTBOX_BYTES >> 20} MiB wait for it")
+        except XinfError as error:
+            await _abort(context, error)
+        finally:
+            writer.cancel()
+            call.abandon()
+
+    # ---- what it is and how it is ---------------------------------------------------------------------------------
+
+    async def GetInfo(self, request: pb.GetInfoRequest, context: AnyContext) -> pb.EngineInfo:  # noqa: ARG002, N802
+        return self._info
+
+    async def Health(self, request: pb.HealthRequest, context: AnyContext) -> pb.HealthResponse:  # noqa: ARG002, N802
+        phase = self._status.phase
+        failure = self._status.failure
+        dead = self._adapter.dead_reason()
+        return pb.HealthResponse(
+            phase=phase.value,
+            is_serving=phase is Phase.READY and dead is None,
+            reason=failure.message if failure is not None else dead or "",
+            inflight=len(self._intake),
+            last_step_age_s=self._adapter.last_step_age_s() or 0.0,
+        )
+
+    async def Drain(self, request: pb.DrainRequest, context: AnyContext) -> pb.DrainResponse:  # noqa: ARG002, N802
+        return pb.DrainResponse(unfinished=await self._drain(request.timeout_s))
+
+    async def LoadLora(self, request: pb.LoadLoraRequest, context: AnyContext) -> pb.LoadLoraResponse:  # noqa: N802
+        await _or_abort(context, self._adapter.load_lora(request.name, request.path))
+        return pb.LoadLoraResponse()
+
+    async def UnloadLora(self, request: pb.UnloadLoraRequest, context: AnyContext) -> pb.UnloadLoraResponse:  # noqa: N802
+        await _or_abort(context, self._adapter.unload_lora(request.name))
+        return pb.UnloadLoraResponse()
+
+    async def Sleep(self, request: pb.SleepRequest, context: AnyContext) -> pb.SleepResponse:  # noqa: N802
+        await _or_abort(context, self._adapter.sleep(request.level))
+        return pb.SleepResponse()
+
+    async def Wake(self, request: pb.WakeRequest, context: AnyContext) -> pb.WakeResponse:  # noqa: ARG002, N802
+        await _or_abort(context, self._adapter.wake())
+        return pb.WakeResponse()
+
+
+def engine_info(replica: str, engine: EngineDescription) -> pb.EngineInfo:
+    """Put the description of an engine on the wire."""
+    return pb.EngineInfo(
+        replica=replica,
+        engine=engine.engine,
+        engine_version=engine.engine_version,
+        model=engine.model,
+        served_names=engine.served_names,
+        block_tokens=engine.block_tokens,
+        kv_blocks=engine.kv_blocks,
+        max_model_len=engine.max_model_len,
+        max_running=engine.max_running,
+        segment_order=engine.segment_order,
+        routes=engine.routes,
+        tasks=engine.tasks,
+        protocol=PROTOCOL,
+        residency=engine.residency,
+    )
+
+
+async def _write_events(outbox: Outbox, context: AnyContext) -> None:
+    """Send what one call says, as it says it, until its end."""
+    while True:
+        await outbox.wait()
+        while (call := outbox.first()) is not None:
+            start = call.take_start()
+            data = call.take_data(FRAME_BYTES)
+            end = call.take_end()
+            outbox.taken(len(data))
+            if start is not None:
+                await context.write(pb.GenerateEvent(start=start))
+            if data:
+                await context.write(pb.GenerateEvent(chunk=data))
+            if end is not None:
+                await context.write(pb.GenerateEvent(end=end))
+                return
+
+
+async def _or_abort(context: AnyContext, action: Awaitable[None]) -> None:
+    """Run an administrative action; its errors become the status of the call."""
+    try:
+        await action
+    except XinfError as error:
+        await _abort(context, error)
+    except Exception as error:
+        _log.exception("administrative call failed")
+        await _abort(context, EngineError(f"the engine failed: {type(error).__name__}: {error}"))
+
+
+async def _abort(context: AnyContext, error: XinfError) -> NoReturn:
+    await context.abort(
+        grpc.StatusCode[error.grpc_status], str(error), trailing_metadata=((ERROR_METADATA_KEY, to_wire(error)),)
+    )

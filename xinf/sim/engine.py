@@ -1,0 +1,217 @@
+"""Continuous batching over the block cache, in steps, as vLLM's scheduler does it.
+
+    submit ──▶ waiting (FCFS) ──admit──▶ running ──▶ done
+                  ▲                        │
+                  └──────── preempt ◀──────┘   no block left: the newest goes back and is computed again
+
+A step serves running requests first (one token each that decodes, a chunk of each prefill), then admits, as long as
+tokens, places and blocks last. It lasts prefill_tokens / rate, and step_ms if any decodes; at its end every request
+whose prompt is complete gets one token.
+
+The caller owns time: `due_s` says when the step under way ends, `run_step` ends it and begins the next. A driver with a
+real clock calls it when due; a simulation jumps there. Work is decided when a step begins and counted when it ends.
+
+Invariants: len(running) <= max_running; blocks held never exceed kv_blocks; a request alone always fits, which `submit`
+checks. A step is O(running + admitted blocks), submit and load O(1), cancel O(blocks of the request).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from xinf.sim.cache import BlockCache
+from xinf.sim.sequence import SimSequence
+from xinf.sim.settings import SimSettings
+
+
+class SimLoad(msgspec.Struct, frozen=True):
+    """What the engine is doing now."""
+
+    running: int
+    waiting: int
+    queued_prefill_tokens: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+
+
+class SimEngine:
+    """One simulated engine."""
+
+    def __init__(self, settings: SimSettings) -> None:
+        self.settings = settings
+        self.cache = BlockCache(settings.kv_blocks)
+        self.n_steps = 0
+        self.n_tokens = 0  # generated since the beginning
+        self._waiting: deque[SimSequence] = deque()
+        self._n_waiting = 0  # without those cancelled, which are still in the deque
+        self._running: dict[SimSequence, None] = {}  # in order of admission
+        self._batch: list[SimSequence] = []  # get a token at the end of the step under way
+        self._due_s: float | None = None
+        self._queued_prefill = 0  # prompt tokens of unfinished requests that are not computed yet
+        self._s_per_token = 1.0 / settings.prefill_tokens_per_s if settings.prefill_tokens_per_s else 0.0
+
+    def submit(self, sequence: SimSequence, now_s: float) -> None:
+        """Queue a sequence; begins a step if none is under way."""
+        needed = sequence.n_prompt + sequence.n_answer
+        if needed > self.settings.kv_tokens:
+            raise ValueError(f"a request of {needed} tokens never fits a cache of {self.settings.kv_tokens}")
+        self._waiting.append(sequence)
+        self._n_waiting += 1
+        self._queued_prefill += sequence.n_prompt
+        if self._due_s is None:
+            self._begin_step(now_s)
+
+    def cancel(self, sequence: SimSequence) -> None:
+        """Forget a sequence wherever it is; its blocks are free at once. Harmless when it is done."""
+        if sequence.is_done:
+            return
+        sequence.is_done = True
+        self._queued_prefill -= max(0, sequence.n_prompt - sequence.n_computed)
+        if sequence.is_waiting:
+            self._n_waiting -= 1
+        else:
+            self._leave(sequence)
+
+    def due_s(self) -> float | None:
+        """When the step under way ends; None while there is nothing to do."""
+        return self._due_s
+
+    def run_step(self) -> list[SimSequence]:
+        """End the step under way and begin the next. Gives the sequences that got a token or ended."""
+        now_s = self._due_s
+        if now_s is None:
+            return []
+        self.n_steps += 1
+        moved = [sequence for sequence in self._batch if not sequence.is_done]
+        for sequence in moved:
+            if sequence.first_token_s is None:
+                sequence.first_token_s = now_s
+            if sequence.n_answer:
+                sequence.n_generated += 1
+                self.n_tokens += 1
+            if sequence.n_generated >= sequence.n_answer:
+                sequence.is_done = True
+                sequence.finished_s = now_s
+                self._leave(sequence)
+        self._begin_step(now_s)
+        return moved
+
+    def load(self) -> SimLoad:
+        """Report the load. Queued prefill: prompt tokens not computed yet, of waiting and running requests."""
+        cache = self.cache
+        return SimLoad(len(self._running), self._n_waiting, self._queued_prefill, cache.used_blocks, cache.kv_blocks)
+
+    @property
+    def n_unfinished(self) -> int:
+        """Requests waiting or running."""
+        return len(self._running) + self._n_waiting
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def _begin_step(self, now_s: float) -> None:
+        """Decide what the next step computes. Sets `_batch` and `_due_s`."""
+        self._batch = []
+        budget = self.settings.max_batched_tokens
+        n_prefill = 0
+        n_decode = 0
+        for sequence in list(self._running):
+            if sequence.is_waiting:  # preempted by one before it in this very loop
+                continue
+            if sequence.n_computed + 1 == sequence.n_known:  # all but the newest token: decodes
+                if self._extend(sequence, 1):
+                    n_decode += 1
+                    budget -= 1
+            elif budget > 0:
+                n_tokens = min(budget, sequence.n_known - sequence.n_computed)
+                if self._extend(sequence, n_tokens):
+                    n_prefill += n_tokens
+                    budget -= n_tokens
+        while budget > 0 and self._n_waiting and len(self._running) < self.settings.max_running:
+            admitted = self._admit(now_s, budget)
+            if admitted is None:
+                break
+            n_prefill += admitted
+            budget -= admitted
+        if n_prefill or n_decode:
+            step_s = self.settings.step_ms / 1000.0 if n_decode else 0.0
+            self._due_s = now_s + step_s + n_prefill * self._s_per_token
+            self._batch = [s for s in self._running if s.n_computed == s.n_known]
+        else:
+            self._due_s = None
+
+    def _admit(self, now_s: float, budget: int) -> int | None:
+        """Move the oldest waiting request to running, with blocks for all of it so far. None when it does not fit."""
+        while self._waiting[0].is_done:
+            self._waiting.popleft()
+        sequence = self._waiting[0]
+        block_tokens = self.settings.block_tokens
+        n_blocks = -(-sequence.n_known // block_tokens)
+        # At least one token is computed, so that there is something to sample from.
+        n_findable = (sequence.n_known - 1) // block_tokens
+        n_hit = self.cache.match(sequence.hashes(n_findable, block_tokens)[:n_findable])
+        hits = sequence.hashes(n_hit, block_tokens)[:n_hit]
+        if not self.cache.admit(hits, n_blocks - n_hit):
+            return None
+        self._waiting.popleft()
+        self._n_waiting -= 1
+        self._running[sequence] = None
+        sequence.is_waiting = False
+        sequence.shared = hits
+        sequence.n_private = n_blocks - n_hit
+        self._set_computed(sequence, n_hit * block_tokens)
+        if sequence.started_s is None:
+            sequence.started_s = now_s
+            sequence.cached_tokens = sequence.n_computed
+        n_tokens = min(budget, sequence.n_known - sequence.n_computed)
+        self._compute(sequence, n_tokens)
+        return n_tokens
+
+    def _extend(self, sequence: SimSequence, n_tokens: int) -> bool:
+        """Get blocks for `n_tokens` more, at the price of newer requests, and compute them. False: it was preempted."""
+        block_tokens = self.settings.block_tokens
+        n_more = -(-(sequence.n_computed + n_tokens) // block_tokens) - len(sequence.shared) - sequence.n_private
+        while n_more > 0 and not self.cache.allocate(n_more):
+            newest = next(reversed(self._running))
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        if n_more > 0:
+            sequence.n_private += n_more
+        self._compute(sequence, n_tokens)
+        return True
+
+    def _compute(self, sequence: SimSequence, n_tokens: int) -> None:
+        """Count `n_tokens` as computed; blocks that this fills become findable."""
+        self._set_computed(sequence, sequence.n_computed + n_tokens)
+        n_full = sequence.n_computed // self.settings.block_tokens
+        n_shared = len(sequence.shared)
+        if n_full == n_shared:
+            return
+        hashes = sequence.hashes(n_full, self.settings.block_tokens)
+        for index in range(n_shared, n_full):
+            block_hash = hashes[index]
+            if not self.cache.commit(block_hash):
+                return  # somebody else's copy is the findable one; ours, and what follows it, stays private
+            sequence.shared.append(block_hash)
+            sequence.n_private -= 1
+
+    def _set_computed(self, sequence: SimSequence, n_computed: int) -> None:
+        n_prompt = sequence.n_prompt
+        self._queued_prefill += min(sequence.n_computed, n_prompt) - min(n_computed, n_prompt)
+        sequence.n_computed = n_computed
+
+    def _preempt(self, sequence: SimSequence) -> None:
+        self._leave(sequence)
+        self._set_computed(sequence, 0)
+        sequence.preemptions += 1
+        sequence.is_waiting = True
+        self._waiting.appendleft(sequence)
+        self._n_waiting += 1
+
+    def _leave(self, sequence: SimSequence) -> None:
+        del self._running[sequence]
+        self.cache.release(sequence.shared, sequence.n_private)
+        sequence.shared = []
+        sequence.n_private = 0
