@@ -56,7 +56,7 @@ class MetaServer:
     def __init__(self, store: Store, *, gateway_url: str = "") -> None:
         self._service = _Service(store, gateway_url)
         self._server: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
         self._unix_paths: list[Path] = []
         self.ports: tuple[int, ...] = ()  # as bound, in the order of the targets; 1 for a Unix socket
 
