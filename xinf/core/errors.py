@@ -3,6 +3,7 @@
     XinfError
     ├── InvalidRequest          400  invalid_request        a field of the request is wrong
     │   ├── MalformedJson       400  malformed_json         not JSON; says at which byte
+    │   ├── RequestTimeout      408  request_timeout        the client did not send its whole request in time
     │   └── BodyTooLarge        413  body_too_large
     ├── Unauthenticated         401  invalid_api_key        no key, an unknown key, an expired key
     ├── PermissionDenied        403  permission_denied      the key may not use this model, the route is closed
@@ -72,6 +73,12 @@ class MalformedJson(InvalidRequest):
     """The body is not JSON; `fields["offset"]` is the first byte that cannot be right."""
 
     code = "malformed_json"
+
+
+class RequestTimeout(InvalidRequest):
+    code = "request_timeout"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class BodyTooLarge(InvalidRequest):

@@ -1,0 +1,238 @@
+"""Link against a scripted EngineService over a real gRPC connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.scripted_engine import ScriptedEngine, eventually
+from xinf._pb import engine_service_pb2 as pb
+from xinf.core.errors import EngineDied, XinfError
+from xinf.gateway import link as link_module
+from xinf.gateway.asgi import RawHeaders
+from xinf.gateway.link import Ending, Link, Submission
+
+
+class Recorder:
+    """A sink and a listener that write down what they hear."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.heard: list[Any] = []
+        self.chunks = b""
+        self.ending: Ending | None = None
+        self.lost: XinfError | None = None
+        self.n_flushes = 0
+        self.loads: list[Any] = []
+        self.states: list[str] = []
+        self._fails = fails
+
+    def on_start(self, status: int, headers: RawHeaders) -> None:
+        self.heard.append((status, headers))
+
+    def on_chunk(self, data: bytes) -> None:
+        if self._fails:
+            raise OSError("the client's transport is closed")
+        self.chunks += data
+
+    def on_end(self, ending: Ending) -> None:
+        assert self.ending is None
+        assert self.lost is None
+        self.ending = ending
+
+    def on_lost(self, error: XinfError, *, may_retry: bool) -> None:
+        assert self.ending is None
+        assert self.lost is None
+        self.lost = error
+
+    def flush(self) -> None:
+        self.n_flushes += 1
+
+    def on_link_up(self, link: Link) -> None:
+        self.states.append("up")
+
+    def on_link_down(self, link: Link) -> None:
+        self.states.append("down")
+
+    def on_load(self, link: Link, load: Any) -> None:
+        self.loads.append(load)
+
+
+def ask(body: str | bytes) -> Submission:
+    data = body if isinstance(body, bytes) else body.encode()
+    return Submission(method="POST", path="/v1/x", headers=[(b"content-type", b"application/json")], body=data)
+
+
+@pytest.fixture
+async def engine(short_dir: Path) -> AsyncIterator[ScriptedEngine]:
+    scripted = ScriptedEngine(short_dir / "e.sock")
+    await scripted.start()
+    yield scripted
+    await scripted.stop()
+
+
+@pytest.fixture
+async def listener() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def link(engine: ScriptedEngine, listener: Recorder) -> AsyncIterator[Link]:
+    made = Link("r1", engine.address, gateway="host/1/0", listener=listener)
+    made.start()
+    await eventually(lambda: made.is_up)
+    yield made
+    await made.close("the test is over")
+
+
+async def test_link_says_hello_and_learns_what_the_engine_is(
+    engine: ScriptedEngine, link: Link, listener: Recorder
+) -> None:
+    assert link.info.block_tokens == 16
+    assert listener.states == ["up"]
+    assert listener.loads[0].kv_blocks_total == 100
+    await eventually(lambda: engine.hellos)
+    assert engine.hellos[0].gateway == "host/1/0"
+    assert engine.hellos[0].version == 1
+
+
+async def test_submit_brings_start_chunks_and_end(link: Link, engine: ScriptedEngine) -> None:
+    sink = Recorder()
+    submit_id = link.submit(ask("echo"), sink)
+    await eventually(lambda: sink.ending)
+    assert submit_id == 1
+    assert sink.heard == [(200, [(b"content-type", b"application/json")])]
+    assert sink.chunks == b'{"ok":true}'
+    assert sink.ending == Ending(prompt_tokens=7, cached_tokens=3, completion_tokens=2)
+    assert sink.n_flushes == 1  # one frame, one flush
+    assert link.n_open == 0
+    assert engine.submits[0].headers[0].name == b"content-type"
+
+
+async def test_submits_of_one_turn_share_a_frame(link: Link, engine: ScriptedEngine) -> None:
+    sinks = [Recorder() for _ in range(50)]
+    before = engine.frames
+    ids = [link.submit(ask("echo"), sink) for sink in sinks]
+    await eventually(lambda: all(sink.ending for sink in sinks))
+    assert ids == list(range(1, 51))
+    assert engine.frames - before == 1
+
+
+async def test_frame_is_bounded_in_bytes(link: Link, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "FRAME_BYTES", 10)
+    sinks = [Recorder() for _ in range(6)]
+    before = engine.frames
+    for sink in sinks:
+        link.submit(ask("echo"), sink)
+    await eventually(lambda: all(sink.ending for sink in sinks))
+    assert engine.frames - before == 3
+
+
+async def test_cancel_reaches_the_engine_and_the_sink_hears_nothing_more(link: Link, engine: ScriptedEngine) -> None:
+    sink = Recorder()
+    submit_id = link.submit(ask("hang"), sink)
+    await eventually(lambda: engine.submits)
+    link.cancel(submit_id)
+    link.cancel(submit_id)
+    await eventually(lambda: engine.cancels)
+    engine.push(chunks=[pb.Chunk(id=submit_id, data=b"late")], ends=[pb.End(id=submit_id)])
+    other = Recorder()
+    link.submit(ask("echo"), other)
+    await eventually(lambda: other.ending)
+    assert engine.cancels == [submit_id]
+    assert sink.chunks == b""
+    assert sink.ending is None
+
+
+async def test_one_failing_sink_does_not_hurt_the_others(
+    link: Link, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = Recorder(fails=True), Recorder()
+    with caplog.at_level(logging.CRITICAL):
+        link.submit(ask("echo"), bad)
+        link.submit(ask("stream"), good)
+        await eventually(lambda: good.ending and bad.lost)
+    assert good.chunks.endswith(b"[DONE]\n\n")
+    assert bad.lost is not None
+    assert bad.lost.code == "engine_error"
+    assert link.is_up
+    await eventually(lambda: engine.cancels == [1])
+
+
+async def test_dead_engine_loses_every_open_request_at_once(
+    link: Link, engine: ScriptedEngine, listener: Recorder
+) -> None:
+    sinks = [Recorder() for _ in range(3)]
+    for sink in sinks:
+        link.submit(ask("hang"), sink)
+    await eventually(lambda: len(engine.submits) == 3)
+    await engine.stop()
+    await eventually(lambda: all(sink.lost for sink in sinks))
+    assert {type(sink.lost) for sink in sinks} == {EngineDied}
+    assert listener.states == ["up", "down"]
+    with pytest.raises(EngineDied, match="cannot be reached"):
+        link.submit(ask("echo"), Recorder())
+
+
+async def test_link_comes_back_by_itself(link: Link, engine: ScriptedEngine, listener: Recorder) -> None:
+    await engine.stop()
+    await eventually(lambda: not link.is_up)
+    await engine.start()
+    await eventually(lambda: link.is_up)
+    sink = Recorder()
+    submit_id = link.submit(ask("echo"), sink)
+    await eventually(lambda: sink.ending)
+    assert submit_id == 1
+    assert listener.states == ["up", "down", "up"]
+
+
+async def test_silent_engine_is_given_up(
+    link: Link, engine: ScriptedEngine, listener: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Recorder()
+    link.submit(ask("hang"), sink)
+    link.tick(link._last_frame_s + link_module.SILENCE_S + 1)
+    await eventually(lambda: sink.lost)
+    await eventually(lambda: listener.states == ["up", "down", "up"])
+
+
+async def test_other_protocol_is_refused(short_dir: Path, listener: Recorder) -> None:
+    engine = ScriptedEngine(short_dir / "p.sock")
+    engine.protocol = 9
+    await engine.start()
+    link = Link("r1", engine.address, gateway="g", listener=listener)
+    link.start()
+    await eventually(lambda: engine.hellos)
+    assert not link.is_up
+    await link.close("the test is over")
+    await engine.stop()
+    assert listener.states == []
+
+
+async def test_large_body_takes_a_call_of_its_own(link: Link, engine: ScriptedEngine) -> None:
+    body = b"x" * (link_module.LARGE_BODY_BYTES + 1)
+    sink = Recorder()
+    first = link.submit(ask(body), sink)
+    await eventually(lambda: sink.ending)
+    assert sink.chunks == b'{"bytes":%d}' % len(body)
+    assert sink.ending is not None
+    assert sink.ending.prompt_tokens == 9
+    assert engine.submits == []
+    assert engine.generated[0].id == 0
+    assert link.submit(ask("echo"), Recorder()) == first + 1
+
+
+async def test_close_loses_what_is_open(engine: ScriptedEngine, listener: Recorder) -> None:
+    link = Link("r1", engine.address, gateway="g", listener=listener)
+    link.start()
+    await eventually(lambda: link.is_up)
+    sink = Recorder()
+    link.submit(ask("hang"), sink)
+    await link.close("it is draining")
+    assert sink.lost is not None
+    assert "it is draining" in str(sink.lost)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "link r1"]

@@ -1,0 +1,26 @@
+"""`python -m xinf.gateway`: the gateway's master process, as `xinf serve` starts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from xinf.core import log
+from xinf.core.config import from_environ
+from xinf.gateway.front import serve
+
+
+def main() -> int:
+    """Serve what XINF_EFFECTIVE_CONFIG and XINF_META_TARGET say."""
+    text, target = os.environ.get("XINF_EFFECTIVE_CONFIG"), os.environ.get("XINF_META_TARGET")
+    if not text or not target:
+        print("xinf.gateway: XINF_EFFECTIVE_CONFIG and XINF_META_TARGET are not set; use `xinf serve`", file=sys.stderr)  # noqa: T201
+        return 2
+    config = from_environ(text)
+    log.configure("gateway", level=config.log_level)
+    serve(config, target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Granian in front of the application: the master process of the gateway.
+
+The master forks its workers, so it imports neither gRPC nor the application. A worker that dies is replaced, for ever
+and with a back-off of its own: Granian's rule gives up when two die within seconds, and a gateway without workers is
+worse than one that keeps trying.
+
+    TERM ──▶ USR1 to every worker (not ready any more; what is open has drain_timeout to end)
+         ──▶ TERM: no new connections, open requests end, lifespan shutdown ──▶ exit
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+
+from xinf.core.config import Config, to_environ
+
+logger = logging.getLogger("xinf.gateway")
+
+TARGET = "xinf.gateway.app:create"
+# Bounds a request's headers (431 beyond) and how much of a body one receive() can carry: one hop for 64 KiB bodies.
+READ_BUFFER_BYTES = 128 << 10
+HEADER_TIMEOUT_S = 15
+# Connections per worker, idle ones too: Granian stops accepting above it, so it is far above what is served at once.
+MAX_CONNECTIONS = 65536
+KILL_AFTER_DRAIN_S = 5.0
+BACKOFF_FIRST_S = 0.1
+BACKOFF_LAST_S = 10.0
+STEADY_S = 10.0  # a worker that lived this long starts with the first back-off again
+
+
+class Front(MPServer):
+    """Granian's server with our own rule for workers that die."""
+
+    def __init__(self, *args: Any, drain_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.interrupt_children: list[int] = []
+        self._backoffs = [0.0] * self.workers
+        self._kill_after_s = drain_timeout_s + KILL_AFTER_DRAIN_S
+        self.workers_kill_timeout = max(1, round(self._kill_after_s))
+
+    def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+        due: dict[int, float] = {}
+        while True:
+            now_s = time.monotonic()
+            timeout_s = max(0.0, min(due.values()) - now_s) if due else None
+            self.main_loop_interrupt.wait(timeout_s)
+            if self.interrupt_signal:
+                # Those of `interrupt_children` have been replaced or will not be; none of it is a failure of ours.
+                self.interrupt_children.clear()
+                return
+            self.main_loop_interrupt.clear()
+            self.reload_signal = False
+            now_s = time.monotonic()
+            dead, self.interrupt_children = list(self.interrupt_children), []
+            for idx in dead:
+                due.setdefault(idx, now_s + self._next_backoff(idx, now_s))
+            for idx in [idx for idx, at_s in due.items() if at_s <= now_s]:
+                del due[idx]
+                self._replace(idx, spawn_target, target_loader)
+
+    def _next_backoff(self, idx: int, now_s: float) -> float:
+        lived_s = now_s - self.wrks[idx].birth
+        last_s = self._backoffs[idx]
+        wait_s = 0.0 if lived_s > STEADY_S else min(max(last_s * 2, BACKOFF_FIRST_S), BACKOFF_LAST_S)
+        self._backoffs[idx] = wait_s
+        logger.error(
+            "a worker died",
+            extra={"kv": {"worker": idx, "status": self.wrks[idx].inner.exitcode, "next_s": wait_s}},
+        )
+        return wait_s
+
+    def _replace(self, idx: int, spawn_target: Any, target_loader: Any) -> None:
+        worker: Any = self._spawn_worker(idx=idx, target=spawn_target, callback_loader=target_loader)
+        worker.start()
+        self.wrks[idx] = worker
+
+    def _stop_workers(self) -> None:
+        workers: list[Any] = self.wrks
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.inner.pid, signal.SIGUSR1)
+        super()._stop_workers()  # type: ignore[no-untyped-call]
+
+
+def serve(config: Config, meta_target: str) -> None:
+    """Serve until TERM or INT. Sets the environment that the workers read. `meta_target`: gRPC target of the store."""
+    gateway = config.gateway
+    os.environ["XINF_EFFECTIVE_CONFIG"] = to_environ(config)
+    os.environ["XINF_META_TARGET"] = meta_target
+    # Inherited: a worker that is told to drain before it listens must not die of it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    _raise_file_limit()
+    Front(
+        target=TARGET,
+        factory=True,
+        address=gateway.host,
+        port=gateway.port,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers=worker_count(gateway.workers),
+        backlog=gateway.backlog,
+        backpressure=MAX_CONNECTIONS,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=READ_BUFFER_BYTES, pipeline_flush=True
+        ),
+        ssl_cert=Path(gateway.tls_cert) if gateway.tls_cert else None,
+        ssl_key=Path(gateway.tls_key) if gateway.tls_key else None,
+        ssl_protocol_min=SSLProtocols.tls12,
+        # A disconnect is an "ASGI transport error" at level info.
+        log_level=LogLevels.warning,
+        drain_timeout_s=gateway.drain_timeout,
+    ).serve()
+
+
+def worker_count(configured: int) -> int:
+    """How many workers: as configured; 0 is one per two cores, at least one."""
+    return configured or max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def _raise_file_limit() -> None:
+    """Connections are files; the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS * 2 if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS * 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

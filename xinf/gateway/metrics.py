@@ -1,0 +1,199 @@
+"""What one gateway process counts, and how the counts of all of them become one page.
+
+Counters are plain integers on the hot path; a `snapshot` folds them into `{"xinf_name{labels}": value}`, which is also
+what workers tell each other, because sums of such dictionaries are all that a page over several workers needs. Label
+values are bounded: models are deployments that exist, status classes and reasons are closed sets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+Snapshot = dict[str, float]
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+MAX_REASONS = 32
+NO_MODEL = "-"
+
+
+class Family(msgspec.Struct, frozen=True):
+    kind: str  # "counter", "gauge", "histogram"
+    help: str
+
+
+FAMILIES: dict[str, Family] = {
+    "xinf_requests_total": Family("counter", "Requests that ended, by deployment and status class; 499: client gone."),
+    "xinf_requests_in_flight": Family("gauge", "Requests that have been read and not ended."),
+    "xinf_requests_waiting": Family("gauge", "Requests in the waiting room: no replica can take them now."),
+    "xinf_retries_total": Family("counter", "Requests moved to another replica before their first byte."),
+    "xinf_stream_errors_total": Family("counter", "Streams that ended with an error event after their first byte."),
+    "xinf_slow_readers_total": Family("counter", "Streams cancelled because their client did not read."),
+    "xinf_time_to_first_byte_seconds": Family("histogram", "From the request's arrival to the answer's first byte."),
+    "xinf_request_duration_seconds": Family("histogram", "From the request's arrival to the answer's end."),
+    "xinf_prompt_tokens_total": Family("counter", "Prompt tokens, as the engines counted them."),
+    "xinf_cached_tokens_total": Family("counter", "Prompt tokens that engines found in their prefix cache."),
+    "xinf_completion_tokens_total": Family("counter", "Generated tokens, as the engines counted them."),
+    "xinf_predicted_cached_tokens_total": Family("counter", "Cached tokens predicted by the router when it chose."),
+    "xinf_cached_tokens_error_total": Family("counter", "Sum of |predicted - observed| cached tokens."),
+    "xinf_routing_decisions_total": Family("counter", "Choices of a replica, by deployment and reason."),
+    "xinf_link_up": Family("gauge", "Gateway processes whose Link to the replica is up."),
+    "xinf_replica_in_flight": Family("gauge", "Requests that this gateway has on a replica."),
+    "xinf_index_bytes": Family("gauge", "Memory of the prefix index, over all gateway processes."),
+    "xinf_index_entries": Family("gauge", "Entries of the prefix index, over all gateway processes."),
+    "xinf_store_read": Family("gauge", "Gateway processes that have read the store."),
+    "xinf_worker_start_time_seconds": Family("gauge", "When a gateway process started, seconds since the epoch."),
+}
+
+
+class Histogram:
+    """Counts per bucket of BUCKETS_S; the last is for everything longer."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def fold(self, name: str, labels: str, into: Snapshot) -> None:
+        total = 0
+        for bound, count in zip((*BUCKETS_S, "+Inf"), self.counts, strict=True):
+            total += count
+            into[f'{name}_bucket{{{labels},le="{bound}"}}'] = total
+        into[f"{name}_sum{{{labels}}}"] = self.sum_s
+        into[f"{name}_count{{{labels}}}"] = total
+
+
+class ModelCounters:
+    """The counters of one deployment."""
+
+    __slots__ = (
+        "cached_error",
+        "cached_tokens",
+        "completion_tokens",
+        "duration",
+        "first_byte",
+        "in_flight",
+        "predicted_tokens",
+        "prompt_tokens",
+        "reasons",
+        "requests",
+        "retries",
+        "slow_readers",
+        "stream_errors",
+    )
+
+    def __init__(self) -> None:
+        self.requests: dict[str, int] = {}
+        self.reasons: dict[str, int] = {}
+        self.in_flight = 0
+        self.retries = 0
+        self.stream_errors = 0
+        self.slow_readers = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.completion_tokens = 0
+        self.predicted_tokens = 0
+        self.cached_error = 0
+        self.first_byte = Histogram()
+        self.duration = Histogram()
+
+    def count_request(self, status: int) -> None:
+        """Count a request that ended. `status`: 499 when the client went away."""
+        name = "499" if status == 499 else f"{status // 100}xx"
+        self.requests[name] = self.requests.get(name, 0) + 1
+
+    def count_decision(self, reason: str) -> None:
+        if reason not in self.reasons and len(self.reasons) >= MAX_REASONS:
+            reason = "other"
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def count_tokens(self, *, prompt: int, cached: int, completion: int, predicted: int) -> None:
+        self.prompt_tokens += prompt
+        self.cached_tokens += cached
+        self.completion_tokens += completion
+        self.predicted_tokens += predicted
+        self.cached_error += abs(predicted - cached)
+
+    def fold(self, model: str, into: Snapshot) -> None:
+        label = f'model="{escape(model)}"'
+        for code, count in self.requests.items():
+            into[f'xinf_requests_total{{{label},code="{code}"}}'] = count
+        for reason, count in self.reasons.items():
+            into[f'xinf_routing_decisions_total{{{label},reason="{escape(reason)}"}}'] = count
+        into[f"xinf_requests_in_flight{{{label}}}"] = self.in_flight
+        into[f"xinf_retries_total{{{label}}}"] = self.retries
+        into[f"xinf_stream_errors_total{{{label}}}"] = self.stream_errors
+        into[f"xinf_slow_readers_total{{{label}}}"] = self.slow_readers
+        into[f"xinf_prompt_tokens_total{{{label}}}"] = self.prompt_tokens
+        into[f"xinf_cached_tokens_total{{{label}}}"] = self.cached_tokens
+        into[f"xinf_completion_tokens_total{{{label}}}"] = self.completion_tokens
+        into[f"xinf_predicted_cached_tokens_total{{{label}}}"] = self.predicted_tokens
+        into[f"xinf_cached_tokens_error_total{{{label}}}"] = self.cached_error
+        self.first_byte.fold("xinf_time_to_first_byte_seconds", label, into)
+        self.duration.fold("xinf_request_duration_seconds", label, into)
+
+
+class Metrics:
+    """All counters of one gateway process."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[str, ModelCounters] = {}
+
+    def model(self, deployment: str) -> ModelCounters:
+        """The counters of a deployment that exists (or existed: a counter does not go back)."""
+        counters = self._by_model.get(deployment)
+        if counters is None:
+            counters = self._by_model[deployment] = ModelCounters()
+        return counters
+
+    def snapshot(self) -> Snapshot:
+        """Fold everything counted here."""
+        folded: Snapshot = {}
+        for name, counters in self._by_model.items():
+            counters.fold(name, folded)
+        return folded
+
+
+def escape(value: str) -> str:
+    """Escape a label value as Prometheus' text format wants it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def add(snapshots: Iterable[Mapping[str, float]]) -> Snapshot:
+    """Sum what several processes counted."""
+    total: Snapshot = {}
+    for snapshot in snapshots:
+        for key, value in snapshot.items():
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def render(snapshot: Mapping[str, float]) -> str:
+    """Write a snapshot in Prometheus' text format, each family once with its help and type."""
+    by_family: dict[str, list[str]] = {name: [] for name in FAMILIES}
+    for key, value in snapshot.items():
+        number = f"{value:.0f}" if float(value).is_integer() else repr(float(value))
+        by_family[family_of(key)].append(f"{key} {number}")
+    lines: list[str] = []
+    for name, samples in by_family.items():
+        if samples:
+            lines += [f"# HELP {name} {FAMILIES[name].help}", f"# TYPE {name} {FAMILIES[name].kind}", *samples]
+    return "\n".join(lines) + "\n"
+
+
+def family_of(key: str) -> str:
+    """The family of a sample. Raises: KeyError for one that is not in FAMILIES."""
+    name = key.partition("{")[0]
+    if name in FAMILIES:
+        return name
+    for suffix in ("_bucket", "_sum", "_count"):
+        if name.endswith(suffix) and name.removesuffix(suffix) in FAMILIES:
+            return name.removesuffix(suffix)
+    raise KeyError(name)
