@@ -1,0 +1,19 @@
+"""The hot path's leaves in Cython: buffers in, numbers out.
+
+Owns the JSON scanner with the prefix chain (`scan`), the prefix index (`prefix`) and the in-flight ledger with the
+picker (`ledger`). Knows nothing of asyncio, gRPC, records or policies: those are xinf/gateway and xinf/router.
+
+The extensions are the surface: import them as modules (`from xinf._fast.scan import scan`). There is no pure-Python
+fallback; the naive models that they are compared with live in tests/model/.
+
+Invariants: no operation keeps a pointer into a caller's buffer except Scan, which keeps the body alive; memory is
+malloc'ed in slabs and bounded by an argument; a failed allocation raises MemoryError and leaves the object usable.
+"""
+
+from importlib.util import find_spec
+
+__all__ = ["scan"]
+
+for _name in __all__:
+    if find_spec(f"{__name__}.{_name}") is None:
+        raise ImportError(f"xinf._fast.{_name} is not built: run `python setup.py build_ext --inplace` (or `make build`)")

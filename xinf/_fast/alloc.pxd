@@ -1,0 +1,16 @@
+# malloc with a fault to inject. Each extension gets its own counter; `fail_in` 0 means never, k fails the k-th call
+# from now on and then never again. The counter costs one predictable branch, so it is always compiled in.
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    static long xinf_fail_in = 0;
+    static int xinf_must_fail(void) { return xinf_fail_in > 0 && --xinf_fail_in == 0; }
+    static void *xinf_malloc(size_t n) { return xinf_must_fail() ? NULL : malloc(n); }
+    static void *xinf_calloc(size_t n, size_t size) { return xinf_must_fail() ? NULL : calloc(n, size); }
+    static void *xinf_realloc(void *p, size_t n) { return xinf_must_fail() ? NULL : realloc(p, n); }
+    """
+    long xinf_fail_in
+    void *xinf_malloc(size_t n) noexcept nogil
+    void *xinf_calloc(size_t n, size_t size) noexcept nogil
+    void *xinf_realloc(void *p, size_t n) noexcept nogil

@@ -1,0 +1,130 @@
+# Where canonical text becomes a chain of hashes. The kinds and cuts here define the chain; shim and gateway must agree.
+
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from xinf._fast.alloc cimport xinf_realloc
+from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.jsonread cimport ABSENT, NULL_VALUE, Span, unescape
+
+cdef enum:
+    MIN_CHUNK_BYTES = 16
+    MAX_CHUNK_BYTES = 4096
+
+# Kinds of chunks; part of the definition of the chain, never renumber.
+cdef enum:
+    KIND_CHAT = 1
+    KIND_COMPLETION = 2
+    KIND_INPUT = 3
+    KIND_SALT = 4
+    KIND_ROLE = 5
+    KIND_TEXT = 6
+    KIND_PART = 7  # the first chunk of a content part that is not the first of its message
+    KIND_PAYLOAD = 8
+    KIND_EXTRA = 9  # any other field of a message: tool_calls, name, reasoning_content
+    KIND_TOOLS_MARK = 10  # tools follow; carries tool_choice
+    KIND_TOOLS = 11
+    KIND_TOKENS = 12
+    KIND_PROMPT = 13  # the next prompt of a list of prompts
+    KIND_INSTRUCTIONS = 14
+    KIND_OPTION = 32  # + number of the field
+
+cdef struct Sink:
+    const uint8_t *body
+    uint64_t *hashes
+    uint32_t *ends
+    size_t n
+    size_t capacity
+    uint64_t state
+    uint64_t n_bytes
+    uint32_t chunk_bytes
+    uint32_t fill
+    bint has_failed
+    uint8_t[MAX_CHUNK_BYTES + 8] buffer
+
+
+cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, uint32_t counts_as) noexcept nogil:
+    """Close a chunk: chain its hash."""
+    cdef size_t capacity
+    cdef void *grown
+    if sink.has_failed:
+        return
+    if sink.n == sink.capacity:
+        capacity = sink.capacity * 2 if sink.capacity else 64
+        grown = xinf_realloc(sink.hashes, capacity * sizeof(uint64_t))
+        if grown != NULL:
+            sink.hashes = <uint64_t *>grown
+            grown = xinf_realloc(sink.ends, capacity * sizeof(uint32_t))
+        if grown == NULL:
+            sink.has_failed = 1
+            return
+        sink.ends = <uint32_t *>grown
+        sink.capacity = capacity
+    sink.state = chunk_hash(sink.state, p, n, kind)
+    sink.n_bytes += counts_as
+    sink.hashes[sink.n] = sink.state
+    sink.ends[sink.n] = <uint32_t>sink.n_bytes if sink.n_bytes < UINT32_MAX else UINT32_MAX
+    sink.n += 1
+
+
+cdef inline void mix(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
+    """Let a field change the whole chain, without a chunk of its own."""
+    if span.kind != ABSENT and span.kind != NULL_VALUE:
+        sink.state = chunk_hash(sink.state, sink.body + span.start, span.end - span.start, kind)
+
+
+cdef inline void feed_text(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
+    """Hash a string in chunks; the first under `kind`, the others as text."""
+    cdef const uint8_t *p = sink.body + span.start
+    cdef const uint8_t *end = sink.body + span.end
+    cdef uint32_t n, fill = 0
+    if span.is_plain:
+        while p < end:
+            n = <uint32_t>(end - p) if end - p < sink.chunk_bytes else sink.chunk_bytes
+            emit(sink, p, n, kind, n)
+            kind = KIND_TEXT
+            p += n
+        return
+    while p < end:
+        if p[0] == c'\\':
+            fill += unescape(&p, sink.buffer + fill)
+        else:
+            sink.buffer[fill] = p[0]
+            fill += 1
+            p += 1
+        if fill >= sink.chunk_bytes:
+            emit(sink, sink.buffer, sink.chunk_bytes, kind, sink.chunk_bytes)
+            kind = KIND_TEXT
+            fill -= sink.chunk_bytes
+            memcpy(sink.buffer, sink.buffer + sink.chunk_bytes, fill)
+    if fill:
+        emit(sink, sink.buffer, fill, kind, fill)
+
+
+cdef inline void feed_json(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
+    """Hash any JSON in chunks, as written but without white space between its tokens."""
+    cdef const uint8_t *p = sink.body + span.start
+    cdef const uint8_t *end = sink.body + span.end
+    cdef uint32_t fill = 0
+    cdef bint is_string = 0
+    while p < end:
+        if is_string:
+            sink.buffer[fill] = p[0]
+            fill += 1
+            if p[0] == c'"':
+                is_string = 0
+            elif p[0] == c'\\':  # the escaped byte cannot end the string
+                p += 1
+                sink.buffer[fill] = p[0]
+                fill += 1
+        elif p[0] != c' ' and p[0] != c'\n' and p[0] != c'\r' and p[0] != c'\t':
+            is_string = p[0] == c'"'
+            sink.buffer[fill] = p[0]
+            fill += 1
+        p += 1
+        if fill >= sink.chunk_bytes:
+            emit(sink, sink.buffer, sink.chunk_bytes, kind, sink.chunk_bytes)
+            fill -= sink.chunk_bytes
+            memcpy(sink.buffer, sink.buffer + sink.chunk_bytes, fill)
+    if fill:
+        emit(sink, sink.buffer, fill, kind, fill)
