@@ -287,7 +287,7 @@ def _config(n_tokens: int, end: int, pad: int) -> dict[str, object]:
         "hidden_size": _HIDDEN,
         "intermediate_size": _HIDDEN,
         "num_hidden_layers": _LAYERS,
-        # 64 wide heads: vLLM's attention on CPU takes 32, 64, 80, ...; with others the engine dies at its first request.
+        # 64 wide heads: vLLM's attention on CPU takes 32, 64, 80, ...; with others the engine dies at its first use.
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "hidden_act": "silu",
