@@ -27,6 +27,9 @@ OUTBOX_BYTES = 64 << 20
 # Far above what a gateway sends (its max_inflight_per_replica); bounds memory against one that has gone wild.
 OPEN_CALLS = 8192
 
+# A change of load rides on the next frame with tokens; this long it waits for one before it takes a frame of its own.
+LOAD_LINGER_S = 0.02
+
 Context = grpc.aio.ServicerContext[pb.GatewayFrame, pb.EngineFrame]
 
 
@@ -44,6 +47,7 @@ class Link:
         self._last_submit = 0
         self._is_load_due = True
         self._sent_load: pb.Load | None = None
+        self._load_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._refused: tuple[grpc.StatusCode, str] | None = None  # why the shim ends it, for the gateway
         self.gateway = "?"
@@ -57,6 +61,8 @@ class Link:
         finally:
             reader.cancel()
             writer.cancel()
+            if self._load_timer is not None:
+                self._load_timer.cancel()
             for call in list(self._calls.values()):
                 call.abandon()
             self._calls.clear()
@@ -64,18 +70,26 @@ class Link:
         for task in (reader, writer):
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.warning("link of %s ended: %s: %s", self.gateway, type(error).__name__, error)
+                self._refused = self._refused or (grpc.StatusCode.INTERNAL, f"the Link failed: {error}")
         if self._refused is not None:
             await self._context.abort(*self._refused)
 
     def load_changed(self) -> None:
-        """Send the load with the next frame if it is not what was sent last."""
+        """Send the load if it is not what was sent last: with the next frame, or soon on its own."""
         self._is_load_due = True
-        self._outbox.wake()
+        if self._load_timer is None:
+            self._load_timer = asyncio.get_running_loop().call_later(LOAD_LINGER_S, self._send_load)
 
     def repeat_load(self) -> None:
         """Send the load even if it has not changed."""
         self._sent_load = None
-        self.load_changed()
+        self._is_load_due = True
+        self._outbox.wake()
+
+    def _send_load(self) -> None:
+        self._load_timer = None
+        if self._is_load_due:
+            self._outbox.wake()
 
     def close(self) -> None:
         """End the Link once everything waiting has been sent."""
