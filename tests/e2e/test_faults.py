@@ -1,0 +1,163 @@
+"""What the user sees when engines die: two real vLLM replicas, killed with -9 before the first byte and mid-stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.stack import Stack, is_alive, wait_until
+from xinf.registry import scripted
+
+pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.crash, pytest.mark.timeout(400)]
+
+NAME = "pair"
+FOREVER: dict[str, Any] = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "go forever"}],
+    "max_tokens": 900,
+    "ignore_eos": True,
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Stack]:
+    """Two replicas of one model behind one gateway process."""
+    with Stack() as stack:
+        args = ("--model", "scripted", "--name", NAME, "--engine", "vllm", "--device", "cpu", "--replicas", "2")
+        stack.run("launch", *args, timeout_s=300)
+        yield stack
+
+
+def ready_replicas(stack: Stack) -> list[dict[str, Any]]:
+    return [replica for replica in stack.replicas(NAME) if replica["phase"] == "ready"]
+
+
+def wait_for_pair(stack: Stack) -> list[dict[str, Any]]:
+    wait_until(lambda: len(ready_replicas(stack)) == 2, deadline_s=150, what="two ready replicas")
+    return ready_replicas(stack)
+
+
+def tree_of(replica: dict[str, Any]) -> list[psutil.Process]:
+    guard = psutil.Process(replica["pid"])
+    return [guard, *guard.children(recursive=True)]
+
+
+def busy_replica(stack: Stack) -> dict[str, Any]:
+    """The replica whose engine is working, by the CPU time that its processes take."""
+
+    def cpu_s(replica: dict[str, Any]) -> float:
+        total = 0.0
+        for process in tree_of(replica):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    replicas = ready_replicas(stack)
+    before = {replica["id"]: cpu_s(replica) for replica in replicas}
+    threading.Event().wait(0.3)
+    return max(replicas, key=lambda replica: cpu_s(replica) - before[replica["id"]])
+
+
+def kill_shim(replica: dict[str, Any]) -> list[int]:
+    """Kill -9 the shim, the guard's child; return the pids of everything that must be gone then."""
+    pids = [process.pid for process in tree_of(replica)]
+    shim = psutil.Process(replica["pid"]).children()[0]
+    os.kill(shim.pid, signal.SIGKILL)
+    return pids
+
+
+def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(pair: Stack) -> None:
+    wait_for_pair(pair)
+    events: list[str] = []
+    with httpx.stream(
+        "POST", f"{pair.url}/v1/chat/completions", json={**FOREVER, "stream": True}, timeout=60
+    ) as answer:
+        assert answer.status_code == 200
+        gone: list[int] = []
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                events.append(line.removeprefix("data: "))
+            if len(events) == 5:
+                gone = kill_shim(busy_replica(pair))
+    assert events[-1] == "[DONE]"
+    errors = [event for event in events[:-1] if "error" in json.loads(event)]
+    assert len(errors) == 1
+    assert json.loads(errors[0])["error"]["code"] == "engine_died"
+    wait_until(lambda: not any(is_alive(pid) for pid in gone), deadline_s=20, what="the end of the engine's processes")
+
+
+def test_engine_killed_before_the_first_byte_is_answered_by_the_other(pair: Stack) -> None:
+    wait_for_pair(pair)
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        # Not streaming: the first byte is the last, so a kill at any time is before it.
+        answers.append(httpx.post(f"{pair.url}/v1/chat/completions", json=FOREVER, timeout=120))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    kill_shim(busy_replica(pair))
+    thread.join(120)
+    assert [answer.status_code for answer in answers] == [200]
+    assert answers[0].json()["usage"]["completion_tokens"] == 900
+
+
+def test_killed_engine_comes_back_with_its_failure_kept(pair: Stack) -> None:
+    replicas = wait_for_pair(pair)
+    restarted = [replica for replica in replicas if replica.get("restarts", 0) > 0]
+    assert restarted
+    assert all(replica["failure"]["cause"] == "killed" for replica in restarted)
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    for _ in range(4):
+        answer = httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.json()["choices"][0]["message"]["content"] == scripted.ANSWER
+
+
+def test_engine_core_killed_alone_is_noticed_and_replaced(pair: Stack) -> None:
+    replica = wait_for_pair(pair)[0]
+    core = next(p for p in tree_of(replica) if "EngineCor" in p.name())
+    core.kill()
+
+    def is_replaced() -> bool:
+        return any(
+            r["id"] == replica["id"] and r.get("restarts", 0) > replica.get("restarts", 0) for r in pair.replicas(NAME)
+        )
+
+    wait_until(is_replaced, deadline_s=60, what="a restart of the replica")
+    wait_for_pair(pair)
+
+
+def test_agent_killed_and_started_again_adopts_the_engines(pair: Stack) -> None:
+    before = {replica["id"]: replica["pid"] for replica in wait_for_pair(pair)}
+    worker = pair.process("worker")
+    worker.kill()
+    worker.wait(10)
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    assert httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    pair.start("worker", "worker")
+    wait_until(lambda: pair.json("ps")["nodes"], deadline_s=30, what="the node's return")
+    assert {replica["id"]: replica["pid"] for replica in wait_for_pair(pair)} == before
+
+
+def test_control_process_killed_loses_no_request(pair: Stack) -> None:
+    wait_for_pair(pair)
+    serve = psutil.Process(pair.process("serve").pid)
+    control = next(child for child in serve.children() if "xinf.serve.control" in " ".join(child.cmdline()))
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    control.kill()
+    for _ in range(20):
+        assert httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    wait_until(
+        lambda: pair.run("ps", check=False).returncode == 0, deadline_s=20, what="the return of the control process"
+    )
+    assert len(ready_replicas(pair)) == 2
