@@ -74,7 +74,7 @@ exec(compile(open({str(HERE / 'crash_child.py')!r}).read(), 'crash_child.py', 'e
 
 
 def replay(log: bytes, known: Acknowledged, unsure: dict[str, set[str]]) -> int:
-    """Take one child's log: what each key must be, and what it may be where no answer came; return the last revision."""
+    """Take one child's log: what each key must be, and what it may be where none came; return the last revision."""
     last = 0
     for line in log.decode().split("\n")[:-1]:  # the last line may be cut
         word, *rest = line.split(" ")
