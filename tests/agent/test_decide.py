@@ -1,0 +1,249 @@
+"""The table of decisions: record x what is seen -> what is done."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from xinf.agent.custody import Custody
+from xinf.agent.decide import (
+    GUARD_GRACE_S,
+    TERM_GRACE_S,
+    Action,
+    Clean,
+    Drain,
+    Facts,
+    Kill,
+    KillGuard,
+    LookAgain,
+    Start,
+    Stopping,
+    Terminate,
+    Wish,
+    Write,
+    backoff_s,
+    decide,
+)
+from xinf.agent.failure import Evidence
+from xinf.core.config import load
+from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.records import EngineSpec, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.shim import ShimStatus
+
+CONFIG = load(environ={}).agent
+NOW = 10_000.0
+CUSTODY = Custody(replica=ReplicaId("m-1"), start_id="s1", started_s=NOW - 5, address="unix:/s", pid=77, start_ticks=5)
+FAILURE = ReplicaFailure(cause="model_not_found", message="no such model", remedy="check the path")
+
+
+def record(phase: Phase = Phase.PLACED, **changes: object) -> ReplicaRecord:
+    made = ReplicaRecord(
+        id=ReplicaId("m-1"),
+        deployment=DeploymentName("m"),
+        generation=1,
+        spec=EngineSpec(model="m"),
+        node=NodeName("a"),
+        phase=phase,
+        phase_since_s={Phase.PENDING: 1.0, Phase.PLACED: 2.0},
+    )
+    if phase not in (Phase.PLACED, Phase.PENDING):
+        made = msgspec.structs.replace(made, pid=77, pid_start_ticks=5, address="unix:/s")
+    return msgspec.structs.replace(made, **changes)
+
+
+def status(phase: Phase, **changes: object) -> ShimStatus:
+    made = ShimStatus(start_id="s1", pid=78, phase=phase, phase_since_s={phase: NOW - 1})
+    return msgspec.structs.replace(made, **changes)
+
+
+def running(found: ShimStatus | None = None, **changes: object) -> Facts:
+    facts = Facts(custody=CUSTODY, is_running=True, n_members=2, status=found)
+    return msgspec.structs.replace(facts, **changes)
+
+
+def ended(exit_status: int | None = 1, found: ShimStatus | None = None, *tail: str) -> Facts:
+    return Facts(custody=CUSTODY, status=found, evidence=Evidence(exit_status=exit_status, log_tail=tail))
+
+
+def run(made: ReplicaRecord | None, facts: Facts, wish: Wish = Wish.RUN, now_s: float = NOW) -> list[Action]:
+    return decide(made, wish, facts, CONFIG, now_s)
+
+
+def written(actions: list[Action]) -> ReplicaRecord:
+    (write,) = (action for action in actions if isinstance(action, Write))
+    return write.record
+
+
+def kinds(actions: list[Action]) -> list[type]:
+    return [type(action) for action in actions]
+
+
+def test_placed_replica_is_started() -> None:
+    assert kinds(run(record(), Facts())) == [Start, LookAgain]
+
+
+def test_start_waits_for_the_devices() -> None:
+    assert kinds(run(record(), Facts(may_start=False))) == [LookAgain]
+
+
+def test_failed_replica_waits_for_its_time() -> None:
+    waiting = record(Phase.FAILED, retry_at_s=NOW + 7)
+    assert run(waiting, Facts()) == [LookAgain(delay_s=7.0)]
+    assert kinds(run(waiting, Facts(), now_s=NOW + 7)) == [Start, LookAgain]
+
+
+def test_unreported_process_is_reported_not_started_again() -> None:
+    """The agent died, or the store was away, between the start and the report."""
+    reported = written(run(record(), running(status(Phase.LOADING))))
+    assert (reported.pid, reported.pid_start_ticks, reported.address) == (77, 5, "unix:/s")
+    assert reported.phase is Phase.LOADING
+    assert reported.phase_since_s[Phase.STARTING] == CUSTODY.started_s
+    assert reported.phase_since_s[Phase.PLACED] == 2.0
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY])
+def test_phase_and_facts_come_from_the_shim(phase: Phase) -> None:
+    told = status(phase, block_tokens=16, kv_blocks=900, max_model_len=4096)
+    reported = written(run(record(Phase.STARTING), running(told)))
+    assert (reported.phase, reported.block_tokens, reported.kv_blocks) == (phase, 16, 900)
+    assert reported.phase_since_s[phase] == NOW - 1
+
+
+def test_nothing_is_written_when_nothing_changed() -> None:
+    told = status(Phase.READY)
+    once = written(run(record(Phase.STARTING), running(told)))
+    assert kinds(run(once, running(told))) == [LookAgain]
+
+
+def test_failure_that_the_shim_tells_is_kept_in_its_words() -> None:
+    actions = run(record(Phase.LOADING), running(status(Phase.FAILED, failure=FAILURE)))
+    assert kinds(actions) == [Write, Kill, LookAgain]
+    reported = written(actions)
+    assert reported.failure is not None
+    assert (reported.phase, reported.failure.cause, reported.restarts) == (Phase.FAILED, "model_not_found", 1)
+
+
+def test_failed_engine_that_does_not_end_is_killed() -> None:
+    failed = record(Phase.FAILED, phase_since_s={Phase.FAILED: NOW})
+    told = running(status(Phase.FAILED))
+    assert kinds(run(failed, told)) == [Kill, LookAgain]
+    assert kinds(run(failed, told, now_s=NOW + GUARD_GRACE_S + 1)) == [KillGuard, LookAgain]
+
+
+def test_start_that_takes_too_long_is_ended() -> None:
+    late = CUSTODY.started_s + CONFIG.start_timeout + 1
+    actions = run(record(Phase.LOADING), running(status(Phase.LOADING)), now_s=late)
+    reported = written(actions)
+    assert reported.failure is not None
+    assert reported.failure.cause == "start_timeout"
+    assert "still loading" in reported.failure.message
+    assert Kill in kinds(actions)
+
+
+def test_ready_engine_has_no_start_timeout() -> None:
+    late = CUSTODY.started_s + CONFIG.start_timeout + 1
+    told = status(Phase.READY)
+    once = written(run(record(Phase.STARTING), running(told)))
+    assert kinds(run(once, running(told), now_s=late)) == [LookAgain]
+
+
+def test_rest_of_a_group_is_killed_before_anything_else() -> None:
+    facts = Facts(custody=CUSTODY, n_members=1)
+    assert kinds(run(record(Phase.READY), facts)) == [KillGuard, LookAgain]
+    assert kinds(run(record(Phase.READY), facts, Wish.STOP)) == [KillGuard, LookAgain]
+
+
+def test_end_is_reported_with_status_cause_and_log() -> None:
+    actions = run(record(Phase.READY), ended(-9, None, "last words"))
+    assert kinds(actions) == [Write, Clean, LookAgain]
+    failure = written(actions).failure
+    assert failure is not None
+    assert (failure.cause, failure.exit_status, failure.log_tail) == ("killed", -9, ("last words",))
+
+
+def test_shims_own_words_beat_the_log() -> None:
+    told = status(Phase.FAILED, failure=FAILURE)
+    failure = written(run(record(Phase.LOADING), ended(1, told, "ImportError: x"))).failure
+    assert failure is not None
+    assert (failure.cause, failure.exit_status, failure.log_tail) == ("model_not_found", 1, ("ImportError: x",))
+
+
+def test_reported_end_is_only_cleaned_up() -> None:
+    once = written(run(record(Phase.READY), ended()))
+    assert kinds(run(once, ended())) == [Clean, LookAgain]
+
+
+def test_start_that_ended_before_it_was_reported_counts_as_a_failure() -> None:
+    waiting = record(Phase.FAILED, pid=60, restarts=2)  # of the start before
+    assert written(run(waiting, ended())).restarts == 3
+
+
+def test_ready_replica_without_any_trace_is_started_again() -> None:
+    lost = written(run(record(Phase.READY), Facts()))
+    assert lost.phase is Phase.FAILED
+    assert kinds(run(lost, Facts(), now_s=NOW + 100)) == [Start, LookAgain]
+
+
+def test_waits_double_up_to_the_longest() -> None:
+    assert [backoff_s(n, CONFIG) for n in (0, 1, 2, 3, 10, 10_000)] == [1, 2, 4, 8, 60, 60]
+
+
+def test_crash_loop_waits_longer_each_time_and_a_long_life_forgives() -> None:
+    made, now_s, waits = record(Phase.LOADING), NOW, []
+    for _ in range(4):
+        made = written(run(made, ended(), now_s=now_s))
+        assert made.retry_at_s is not None
+        waits.append(made.retry_at_s - now_s)
+        now_s = made.retry_at_s
+        made = msgspec.structs.replace(made, phase=Phase.LOADING)
+    assert waits == [1, 2, 4, 8]
+    serving = msgspec.structs.replace(made, phase=Phase.READY, phase_since_s={Phase.READY: now_s})
+    told = status(Phase.READY, phase_since_s={Phase.READY: now_s})
+    assert kinds(run(serving, running(told), now_s=now_s + CONFIG.backoff_reset - 1)) == [LookAgain]
+    forgiven = written(run(serving, running(told), now_s=now_s + CONFIG.backoff_reset))
+    assert forgiven.restarts == 0
+    assert forgiven.failure is not None, "the last failure stays visible"
+
+
+@pytest.mark.parametrize("wish", [Wish.STOP, Wish.PARK, Wish.CLEAN])
+def test_stop_drains_then_terminates_then_kills(wish: Wish) -> None:
+    made = None if wish is Wish.CLEAN else record(Phase.READY)
+    serving = running(status(Phase.READY))
+    first = run(made, serving, wish)
+    assert [kind for kind in kinds(first) if kind is not Write] == [Drain, LookAgain]
+    if made is not None:
+        assert written(first).phase is Phase.DRAINING
+        made = written(first)
+    draining = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW))
+    assert kinds(run(made, draining, wish, NOW + 1)) == [LookAgain]
+    drained = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW, is_drained=True))
+    assert kinds(run(made, drained, wish, NOW + 1)) == [Terminate, LookAgain]
+    assert kinds(run(made, draining, wish, NOW + CONFIG.drain_timeout + 1)) == [Terminate, LookAgain]
+    told = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW, is_drained=True, terminated_s=NOW))
+    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S)) == [LookAgain]
+    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S + 1)) == [Kill, LookAgain]
+    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S + GUARD_GRACE_S + 1)) == [KillGuard, LookAgain]
+
+
+def test_engine_that_loads_is_not_drained() -> None:
+    assert kinds(run(record(Phase.LOADING), running(status(Phase.LOADING)), Wish.STOP)) == [Write, Terminate, LookAgain]
+
+
+def test_stopped_only_when_nothing_is_left() -> None:
+    actions = run(record(Phase.DRAINING), ended(0), Wish.STOP)
+    assert kinds(actions) == [Write, Clean]
+    gone = written(actions)
+    assert (gone.phase, gone.pid, gone.address) == (Phase.STOPPED, None, None)
+    assert run(gone, Facts(), Wish.STOP) == []
+
+
+def test_replica_that_never_started_is_stopped_at_once() -> None:
+    assert written(run(record(Phase.PLACED), Facts(), Wish.STOP)).phase is Phase.STOPPED
+
+
+def test_parked_replica_is_placed_again_for_the_next_agent() -> None:
+    assert written(run(record(Phase.DRAINING), ended(0), Wish.PARK)).phase is Phase.PLACED
+
+
+def test_orphan_is_forgotten_without_a_report() -> None:
+    assert kinds(run(None, ended(0), Wish.CLEAN)) == [Clean]

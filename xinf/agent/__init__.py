@@ -1,0 +1,49 @@
+"""One host's hands: makes the engine processes of this node what the records say.
+
+Owns: starting, watching, adopting, draining and ending engine processes, the files in their directories, the node's
+record and its lease. Does not own: which replicas there are and where (xinf/scheduler), what an engine is
+(xinf/engine).
+
+Invariants: a process is written down (custody.json, then the record) before anything else can fail; it is named by pid
+and start time and nothing else is ever signalled; a replica is called stopped only when its whole process group is
+gone; engines neither notice nor need the agent, and the next one adopts them. `decide` is pure, agent.py does the I/O.
+
+Names are loaded on first use: `python -m xinf.agent.environment` installs engines before there is much else to load.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xinf.agent.agent import Agent
+    from xinf.agent.environment import detect_device_kind, find_environments, install_environment
+    from xinf.agent.node import describe_node, engines_dir
+
+_HOME = {
+    "Agent": "agent",
+    "describe_node": "node",
+    "detect_device_kind": "environment",
+    "engines_dir": "node",
+    "find_environments": "environment",
+    "install_environment": "environment",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+__all__ = [
+    "Agent",
+    "describe_node",
+    "detect_device_kind",
+    "engines_dir",
+    "find_environments",
+    "install_environment",
+]

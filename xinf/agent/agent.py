@@ -1,0 +1,492 @@
+"""The agent of one node: looks at its replicas one by one and does what `decide` says.
+
+Three things wake it for a replica: its record changed, its process ended (pidfd), the time `decide` asked for is over.
+Whatever it was, the handler looks at the record, the files and /proc as they are. A failure of one replica's
+handling is logged with its id and tried again; it never ends the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+
+import msgspec
+
+from xinf.agent.custody import Custody, ReplicaDirectory, read_oom_kills
+from xinf.agent.decide import (
+    STARTING_PHASES,
+    Action,
+    Clean,
+    Drain,
+    Facts,
+    Kill,
+    KillGuard,
+    LookAgain,
+    Start,
+    Stopping,
+    Terminate,
+    Wish,
+    Write,
+    begin,
+    decide,
+    fail,
+)
+from xinf.agent.drain import drain
+from xinf.agent.failure import Evidence
+from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
+from xinf.agent.registration import Registration
+from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_port, start_guard
+from xinf.core.clock import Clock, SystemClock
+from xinf.core.config import Config
+from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
+from xinf.core.ids import ReplicaId, Revision
+from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.shim import ShimSpec, ShimStatus
+from xinf.meta import KeyQueue, Mirror, Records, Store
+
+logger = logging.getLogger(__name__)
+
+_N_WORKERS = 4  # replicas handled at once; a handler waits for the store at most
+_LOG_LINES = 200  # looked through for a cause
+_KEPT_DIRECTORIES = 20  # of replicas without a record, for their logs
+_STOP_MARGIN_S = 30.0
+_POLL_S = 0.05
+_RETRY_S = 1.0
+
+
+class _Held:
+    """What the agent knows of one replica beyond its record and files; all of it can be lost."""
+
+    def __init__(self, directory: ReplicaDirectory) -> None:
+        self.directory = directory
+        self.written: tuple[ReplicaRecord, Revision] | None = None  # our own last write, until the mirror shows it
+        self.child: EngineProcess | None = None
+        self.watch: ExitWatch | None = None
+        self.watched_start: str | None = None
+        self.stopping: Stopping | None = None
+        self.draining: asyncio.Task[None] | None = None
+        self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
+        self.phase: Phase | None = None
+
+
+class Agent:
+    """Runs the replicas that the scheduler placed on one node.
+
+    `node`: the record that this agent registers; its environments and devices are what replicas are started with.
+    """
+
+    def __init__(self, store: Store, config: Config, node: NodeRecord, *, clock: Clock | None = None) -> None:
+        self._config = config
+        self._node = node
+        self._clock = clock or SystemClock()
+        self._records = Records(store)
+        self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
+        self._queue = KeyQueue(clock=self._clock)
+        self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
+        self._held: dict[str, _Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_parking = False
+        self._runner: asyncio.Task[None] | None = None
+        self.is_ready = self._registration.is_registered
+
+    async def run(self) -> None:
+        """Serve until `stop` or cancellation. Engines outlive this call.
+
+        Raises: Conflict when another agent runs this node.
+        """
+        self._runner = asyncio.current_task()
+        lock = self._lock()
+        try:
+            await self._start_mirror()
+            self._adopt()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._registration.run())
+                tasks.create_task(self._resync())
+                for _ in range(_N_WORKERS):
+                    tasks.create_task(self._work())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for held in self._held.values():
+                if held.watch is not None:
+                    held.watch.close()
+            await self._mirror.stop()
+            os.close(lock)
+
+    async def stop(self, *, stop_engines: bool) -> None:
+        """End `run`. With `stop_engines`, drain and end every engine of this node first, then leave the store."""
+        if stop_engines:
+            self._is_parking = True
+            self._add_all()
+            limit_s = self._config.agent.drain_timeout + _STOP_MARGIN_S
+            try:
+                async with asyncio.timeout(limit_s):
+                    while any(held.directory.read_custody() for held in self._held.values()):
+                        await asyncio.sleep(_POLL_S)
+            except TimeoutError:
+                logger.error("engines are left after %g s: %s", limit_s, ", ".join(self._held))
+            await self._registration.withdraw()
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.wait([self._runner])
+
+    def _lock(self) -> int:
+        """Make sure that one agent at a time has this data directory. Raises: Conflict."""
+        directory = self._config.paths.replicas_dir
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(directory / ".agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise Conflict(
+                f"another agent (pid {pid}) runs the engines of {self._config.paths.data_dir}",
+                remedy="stop it, or use another --data-dir",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    async def _start_mirror(self) -> None:
+        """Read the records; without them nothing can be told from an orphan, so this waits as long as it takes."""
+        while True:
+            try:
+                await self._mirror.start()
+            except Unavailable as error:
+                logger.warning("node %s waits for the control process: %s", self._node.name, error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                self._mirror.listen(self._on_record)
+                return
+
+    def _adopt(self) -> None:
+        """Look at everything that may concern this node: its records, and what earlier agents started here.
+
+        What runs is known before the first start is considered, so that no device gets a second engine.
+        """
+        for path in self._config.paths.replicas_dir.iterdir():
+            if path.is_dir() and (custody := ReplicaDirectory(path).read_custody()):
+                self._hold(path.name).start = custody
+        self._add_all()
+
+    def _hold(self, name: str) -> _Held:
+        found = self._held.get(name)
+        if found is None:
+            found = self._held[name] = _Held(ReplicaDirectory(self._config.paths.replicas_dir / name))
+        return found
+
+    def _add_all(self) -> None:
+        for name, (record, _) in self._mirror.items.items():
+            if record.node == self._node.name:
+                self._queue.add(name)
+        for name in self._held:
+            self._queue.add(name)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.control.resync_interval)
+            self._add_all()
+            try:
+                self._prune_directories()
+            except OSError as error:
+                logger.warning("old replica directories stay: %s", error)
+
+    def _on_record(self, name: str) -> None:
+        found = self._mirror.items.get(name)
+        held = self._held.get(name)
+        if held is not None and (found is None or (held.written and found[1] >= held.written[1])):
+            held.written = None
+        if held is not None or (found is not None and found[0].node == self._node.name):
+            self._queue.add(name)
+
+    async def _work(self) -> None:
+        while True:
+            name = await self._queue.get()
+            try:
+                delay_s = await self._handle(name)
+            except (Conflict, NotFound) as error:
+                logger.debug("replica %s changed meanwhile: %s", name, error)
+                self._queue.add_after(name, _POLL_S)
+            except Unavailable as error:
+                logger.warning("replica %s cannot be reported: %s", name, error)
+                self._queue.retry(name)
+            except Exception:
+                logger.exception("replica %s could not be handled", name)
+                self._queue.retry(name)
+            else:
+                self._queue.forget(name)
+                if delay_s is not None:
+                    self._queue.add_after(name, delay_s)
+            finally:
+                self._queue.done(name)
+
+    async def _handle(self, name: str) -> float | None:
+        """Look at one replica and act; return when to look again."""
+        held = self._hold(name)
+        found = self._current(name, held)
+        wish = self._wish(found[0] if found else None)
+        record = None if wish is Wish.CLEAN or found is None else found[0]
+        now_s = self._clock.now_s()
+        facts = self._look(name, held, record, now_s)
+        delay_s: float | None = None
+        for action in decide(record, wish, facts, self._config.agent, now_s):
+            if isinstance(action, LookAgain):
+                delay_s = action.delay_s
+            else:
+                await self._apply(name, held, action, facts, now_s)
+        if wish is Wish.CLEAN and delay_s is None:
+            self._held.pop(name, None)
+        return delay_s
+
+    def _current(self, name: str, held: _Held) -> tuple[ReplicaRecord, Revision] | None:
+        """The newest record: the mirror's, or what was written a moment ago and has not come back yet."""
+        return held.written or self._mirror.items.get(name)
+
+    def _wish(self, record: ReplicaRecord | None) -> Wish:
+        if record is None or record.node != self._node.name:
+            return Wish.CLEAN
+        if record.target == "stop":
+            return Wish.STOP
+        return Wish.PARK if self._is_parking else Wish.RUN
+
+    def _look(self, name: str, held: _Held, record: ReplicaRecord | None, now_s: float) -> Facts:
+        """Gather what is seen of a replica now."""
+        custody = held.directory.read_custody()
+        held.start, held.phase = custody, record.phase if record is not None else None
+        if custody is None:
+            held.stopping = None
+            return Facts(may_start=self._may_start(name, record))
+        process = custody.process
+        is_running = process is not None and is_alive(process)
+        status = held.directory.read_status(custody.start_id)
+        self._watch(name, held, custody, is_running=is_running)
+        if is_running and held.stopping is None and not _wants_evidence(status, custody, self._config, now_s):
+            n_members, evidence = 1, Evidence()
+        else:
+            n_members = len(group_members(process, held.directory.path)) if process is not None else 0
+            evidence = self._evidence(held, custody)
+        return Facts(
+            custody=custody,
+            is_running=is_running,
+            n_members=n_members,
+            status=status,
+            evidence=evidence,
+            stopping=held.stopping,
+        )
+
+    def _evidence(self, held: _Held, custody: Custody) -> Evidence:
+        ended = held.directory.read_exit(custody.start_id)
+        # A guard that cannot even begin (no such module) writes nothing; if it was our child, its own status says so.
+        own_status = held.child.poll() if held.child is not None and held.child.pid == custody.pid else None
+        now, before = read_oom_kills(), custody.oom_kills
+        return Evidence(
+            exit_status=ended.status if ended is not None else own_status,
+            log_tail=held.directory.log_tail(_LOG_LINES),
+            oom_kills=now - before if now is not None and before is not None else 0,
+        )
+
+    def _watch(self, name: str, held: _Held, custody: Custody, *, is_running: bool) -> None:
+        """Be told when the process of this start ends."""
+        if not is_running or held.watched_start == custody.start_id or custody.process is None:
+            return
+        if held.watch is not None:
+            held.watch.close()
+        held.watch = ExitWatch(custody.process, lambda: self._queue.add(name))
+        held.watched_start = custody.start_id
+
+    def _may_start(self, name: str, record: ReplicaRecord | None) -> bool:
+        """Whether no other start holds this replica's accelerators, nor is loading onto the same card."""
+        if record is None:
+            return True
+        mine = set(record.device_uuids)
+        cards = {self._card(uuid) for uuid in mine}
+        for other, held in self._held.items():
+            if other == name or held.start is None:
+                continue
+            if mine & set(held.start.device_uuids):
+                return False
+            is_starting = held.phase in (Phase.PLACED, Phase.FAILED, *STARTING_PHASES)
+            if is_starting and cards & {self._card(uuid) for uuid in held.start.device_uuids}:
+                return False
+        return True
+
+    def _card(self, uuid: str) -> str:
+        return next((device.parent or uuid for device in self._node.devices if device.uuid == uuid), uuid)
+
+    async def _apply(self, name: str, held: _Held, action: Action, facts: Facts, now_s: float) -> None:
+        process = facts.custody.process if facts.custody is not None else None
+        match action:
+            case Start():
+                await self._start(name, held, now_s)
+            case Write():
+                await self._write(name, held, action.record)
+            case Drain():
+                held.stopping = Stopping(since_s=now_s)
+                assert facts.custody is not None
+                held.draining = self._spawn(self._drain(name, held, facts.custody.address, action.timeout_s))
+            case Terminate():
+                since_s = held.stopping.since_s if held.stopping is not None else now_s
+                held.stopping = Stopping(since_s=since_s, is_drained=True, terminated_s=now_s)
+                if process is not None:
+                    send_signal(process, signal.SIGTERM)
+            case Kill() | KillGuard():
+                kill = kill_followers if isinstance(action, Kill) else kill_group
+                if process is not None and (n := kill(process, held.directory.path)):
+                    logger.warning("killed %d processes of %s: %s", n, name, action.reason)
+            case Clean():
+                self._clean(name, held, facts)
+
+    async def _write(self, name: str, held: _Held, record: ReplicaRecord) -> None:
+        """Replace the record unless it moved; Conflict lets the handler look again."""
+        found = self._current(name, held)
+        if found is None:
+            raise NotFound(f"replica {name} has no record any more")
+        revision = await self._records.replace(ReplicaRecord, record.id, record, found[1])
+        held.written = (record, revision)
+        if (latest := self._mirror.items.get(name)) and latest[1] >= revision:
+            held.written = None
+        if record.phase is not found[0].phase:
+            _log_phase(record)
+
+    async def _start(self, name: str, held: _Held, now_s: float) -> None:
+        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
+        found = self._current(name, held)
+        assert found is not None
+        record = found[0]
+        try:
+            custody = self._start_process(record, held, now_s)
+        except (OSError, XinfError) as error:
+            held.directory.drop_custody()
+            await self._write(name, held, fail(record, _spawn_failure(error, now_s), self._config.agent, now_s))
+            return
+        self._watch(name, held, custody, is_running=True)
+        held.start = custody
+        await self._write(name, held, begin(record, custody, str(held.directory.log_path)))
+
+    def _start_process(self, record: ReplicaRecord, held: _Held, now_s: float) -> Custody:
+        environment = choose_environment(record, self._node)
+        environ = engine_environ(os.environ, environment, record, self._node)
+        custody = Custody(
+            replica=record.id,
+            start_id=secrets.token_hex(8),
+            started_s=now_s,
+            address=self._address(record.id),
+            device_uuids=record.device_uuids,
+            oom_kills=read_oom_kills(),
+        )
+        held.directory.begin(self._shim_spec(record, custody, held.directory))
+        held.directory.write_custody(custody)
+        held.stopping = None
+        held.child = start_guard(environment, held.directory, environ)
+        # The child is ours and not reaped, so its pid is its own even if it is dead already.
+        process = identify(held.child.pid)
+        assert process is not None
+        custody = msgspec.structs.replace(custody, pid=process.pid, start_ticks=process.start_ticks)
+        held.directory.write_custody(custody)
+        return custody
+
+    def _shim_spec(self, record: ReplicaRecord, custody: Custody, directory: ReplicaDirectory) -> ShimSpec:
+        return ShimSpec(
+            replica=record.id,
+            start_id=custody.start_id,
+            engine=record.spec,
+            devices=record.devices,
+            device_uuids=record.device_uuids,
+            listen=custody.address,
+            directory=str(directory.path),
+            watchdog_timeout_s=self._config.engine.watchdog_timeout,
+            warmup_timeout_s=self._config.engine.warmup_timeout,
+            drain_timeout_s=self._config.agent.drain_timeout,
+            log_level=self._config.log_level,
+        )
+
+    def _address(self, id_: ReplicaId) -> str:
+        """Where the shim is to listen: a socket file, or a port where other hosts are to reach it."""
+        if self._config.agent.address:
+            return f"{self._config.agent.address}:{free_port(self._config.agent.address)}"
+        self._config.paths.make_runtime_dir()
+        return f"unix:{self._config.paths.socket(id_)}"
+
+    async def _drain(self, name: str, held: _Held, address: str, timeout_s: float) -> None:
+        unfinished = await drain(address, timeout_s)
+        logger.info("drained %s", name, extra={"kv": {"replica": name, "unfinished": unfinished}})
+        if held.stopping is not None:
+            held.stopping = msgspec.structs.replace(held.stopping, is_drained=True)
+        self._queue.add(name)
+
+    def _clean(self, name: str, held: _Held, facts: Facts) -> None:
+        """Forget a start whose processes are gone."""
+        if facts.custody is not None and facts.custody.address.startswith("unix:"):
+            Path(facts.custody.address.removeprefix("unix:")).unlink(missing_ok=True)
+        held.directory.drop_custody()
+        if held.child is not None:
+            held.child.poll()  # reap
+        held.child, held.stopping, held.start = None, None, None
+        self._wake_waiting(name)
+
+    def _wake_waiting(self, name: str) -> None:
+        """Devices may have become free."""
+        for other, held in self._held.items():
+            if other != name and held.start is None:
+                self._queue.add(other)
+
+    def _prune_directories(self) -> None:
+        """Remove the directories of replicas that are long gone; the youngest are kept for their logs."""
+        gone: list[Path] = []
+        for path in self._config.paths.replicas_dir.iterdir():
+            is_known = path.name in self._mirror.items or path.name in self._held
+            if path.is_dir() and not is_known and not (path / "custody.json").exists():
+                gone.append(path)
+        gone.sort(key=lambda path: path.stat().st_mtime)
+        for path in gone[:-_KEPT_DIRECTORIES]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config, now_s: float) -> bool:
+    """Whether a start that still runs may be about to be declared failed."""
+    is_ready = status is not None and status.phase not in (*STARTING_PHASES, Phase.FAILED)
+    has_failed = status is not None and status.phase is Phase.FAILED
+    return has_failed or (not is_ready and now_s - custody.started_s > config.agent.start_timeout)
+
+
+def _spawn_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:
+    """A start that did not even become a process."""
+    if isinstance(error, XinfError):
+        cause = error.fields.get("cause") if isinstance(error, EngineStartFailed) else None
+        remedy = error.remedy or "correct the configuration"
+        return ReplicaFailure(cause=str(cause or "crashed"), message=error.message, remedy=remedy, at_s=now_s)
+    cause = "missing_dependency" if isinstance(error, FileNotFoundError) else "crashed"
+    return ReplicaFailure(
+        cause=cause,
+        message=f"the engine process cannot be started: {error}",
+        remedy="build the engine environment again with `make engine`, and look at the data directory",
+        at_s=now_s,
+    )
+
+
+def _log_phase(record: ReplicaRecord) -> None:
+    values: dict[str, object] = {"replica": record.id, "phase": record.phase}
+    if record.phase is Phase.FAILED and record.failure is not None:
+        values |= {"cause": record.failure.cause, "restarts": record.restarts, "retry_at_s": record.retry_at_s}
+        logger.warning("replica %s failed: %s", record.id, record.failure.message, extra={"kv": values})
+        return
+    if record.phase is Phase.READY and (began_s := record.phase_since_s.get(Phase.STARTING)):
+        values["start_s"] = record.phase_since_s.get(Phase.READY, began_s) - began_s
+    logger.info("replica %s is %s", record.id, record.phase, extra={"kv": values})
