@@ -134,6 +134,9 @@ def test_card_split_into_instances_is_not_given_away() -> None:
     assert found.device_uuids == ("MIG-0000-1",)
 
 
-def test_engine_that_runs_anywhere_needs_no_matching_kind() -> None:
-    spec = EngineSpec(model="m", engine="sim", device="cpu")
-    assert isinstance(put(spec, node(environments=[SIM_ENVIRONMENT])), Placement)
+@pytest.mark.parametrize(("device", "chosen"), [("auto", "cpu"), ("cpu", "cpu"), ("cuda:0", "cuda:0")])
+def test_engine_that_runs_anywhere_takes_an_accelerator_only_when_told(device: str, chosen: str) -> None:
+    spec = EngineSpec(model="m", engine="sim", device=device)
+    found = put(spec, node(n_cuda=1, environments=[SIM_ENVIRONMENT]))
+    assert isinstance(found, Placement)
+    assert found.devices == (chosen,)

@@ -9,7 +9,7 @@ agent's report is never overwritten. See README.md for the module map.
 """
 
 from xinf.scheduler.loop import SchedulerLoop
-from xinf.scheduler.place import Placement, Refusal, place
+from xinf.scheduler.place import Placement, Refusal, claims_of, place
 from xinf.scheduler.plan import Action, Create, Delete, Note, Place, Stop, World, plan, plan_deployment
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SchedulerLoop",
     "Stop",
     "World",
+    "claims_of",
     "place",
     "plan",
     "plan_deployment",

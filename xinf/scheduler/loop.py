@@ -128,7 +128,13 @@ class SchedulerLoop:
         self._log(action, record.id)
 
     async def _commit(self, compares: list[Compare], op: Put | DeleteKey) -> None:
-        result = await self._store.txn(compares, [op])
+        writing = asyncio.ensure_future(self._store.txn(compares, [op]))
+        try:
+            result = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # A write on its way is let through before this scheduler ends, or the next one may not see it yet.
+            await asyncio.wait([writing])
+            raise
         if not result.succeeded:
             raise Conflict(f"{op.key} changed while it was planned for")
         await self._replicas.wait(lambda _: self._replicas.revision >= result.revision, _CATCH_UP_TIMEOUT_S)

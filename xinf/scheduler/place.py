@@ -3,8 +3,8 @@
     selector ──▶ devices of the node that it means ──▶ healthy ──▶ engine environment for that kind ──▶ not taken
 
 Accelerators are exclusive: a replica holds as many as its tensor parallel size, all of one node and one kind. The
-processor is shared. `auto` means an accelerator if any node has one that the engine can use, taken or not, and the
-processor otherwise: a replica never lands on a slow device because the fast one is busy for a moment.
+processor is shared. `auto` means an accelerator if any node has one that the engine is built for, taken or not, and
+the processor otherwise: a replica never lands on a slow device because the fast one is busy for a moment.
 
 Cost: O(nodes x devices x environments) per call, O(1) lookups of what is taken.
 """
@@ -98,13 +98,13 @@ def _kinds_wanted(spec: EngineSpec, nodes: Mapping[NodeName, NodeRecord]) -> Col
     """Which device kinds `auto` means here and now; None when the selector names devices itself."""
     if spec.device != AUTO:
         return None
-    usable = {
+    accelerators = {
         KIND_OF_VENDOR[device.vendor]
         for node in nodes.values()
         for device in _whole_devices(node)
-        if device.health is Health.OK and _has_environment(node, spec.engine, device)
+        if device.health is Health.OK and _is_built_for(node, spec.engine, KIND_OF_VENDOR[device.vendor])
     }
-    return usable - {"cpu"} or usable or {"cpu"}
+    return accelerators - {"cpu"} or {"cpu"}
 
 
 def _place_on_node(
@@ -158,6 +158,11 @@ def _whole_devices(node: NodeRecord) -> list[Device]:
         for device in node.devices
         if device.uuid not in split and not (device.extra.get("mig") == "enabled" and device.parent is None)
     ]
+
+
+def _is_built_for(node: NodeRecord, engine: str, kind: str) -> bool:
+    """Whether an environment names this kind; one that runs anywhere (`sim`) has no use for an accelerator."""
+    return any(engine in environment.engines and kind in environment.device_kinds for environment in node.environments)
 
 
 def _has_environment(node: NodeRecord, engine: str, device: Device) -> bool:
