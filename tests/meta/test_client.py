@@ -173,6 +173,9 @@ async def test_transaction_that_got_no_answer_is_of_unknown_outcome_and_not_repe
     with pytest.raises(Unavailable, match="unknown") as caught:
         await client.txn([], [Put("n", b"1")])
     assert caught.value.fields["outcome"] == "unknown"
+    with pytest.raises(Unavailable) as read:
+        await client.get("n")
+    assert "unknown" not in str(read.value)
     owner.kill(signal.SIGCONT)
     patient = MetaClient(owner.target)
     await patient.txn([], [Put("end", b"")])

@@ -57,6 +57,7 @@ _LOST = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
+_READS = frozenset({"Get", "List", "Status", "Check"})
 
 
 class MetaClient:
@@ -178,6 +179,7 @@ class MetaClient:
         deadline_s = loop.time() + self._timeout_s
         delay_s = RETRY_INITIAL_S
         is_repetition = False
+        is_write = rpc not in _READS
         while True:
             channel = self._open()
             try:
@@ -186,13 +188,13 @@ class MetaClient:
                 timeout_s = max(0.1, deadline_s - loop.time()) if call_s is None else call_s
                 return await getattr(self._stub, rpc)(request, timeout=timeout_s, wait_for_ready=True)
             except TimeoutError:
-                raise self._unavailable("unknown" if is_repetition else "not_applied") from None
+                raise self._unavailable("unknown" if is_repetition and is_write else "not_applied") from None
             except grpc.aio.AioRpcError as error:
                 if is_repetition and repeated_ok and isinstance(wire.error_from_rpc(error), repeated_ok):
                     return None
                 self._raise_told(error)
                 if loop.time() + delay_s >= deadline_s:
-                    raise self._unavailable("unknown") from error
+                    raise self._unavailable("unknown" if is_write else "not_applied") from error
             is_repetition = True
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_MAX_S)

@@ -218,7 +218,7 @@ class LmdbStore:
         self._is_closed = True
         self._wakeups.wake()
         await asyncio.to_thread(self._writer.close)
-        self._file.close()
+        await asyncio.to_thread(self._file.close)  # waits for a check or a backup
         self._owner.release()
 
     async def _write(self, request: Request) -> object:

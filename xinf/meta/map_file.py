@@ -15,6 +15,7 @@ the size of the map (sparse, costs nothing), and a shorter one has lost somethin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -72,11 +73,7 @@ class MapFile:
                 metasync=not no_sync,
                 mode=0o600,
             )
-            try:
-                self._extend(self._map_bytes)
-            except BaseException:
-                self._env.close()
-                raise
+        self._extend(self._map_bytes)
         self.tables: dict[bytes, _Database] = {}
 
     def prepare(self, now_s: float) -> None:
@@ -156,8 +153,10 @@ class MapFile:
                 self._gate.notify_all()
 
     def _extend(self, n_bytes: int) -> None:
-        if self.path.stat().st_size < n_bytes:
-            os.truncate(self.path, n_bytes)
+        """Keep the file as long as the map. If that fails, the next opening walks the pages instead of the length."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size < n_bytes:
+                os.truncate(self.path, n_bytes)
 
     def clear_stale_readers(self) -> int:
         """Free the slots of readers whose process is gone: they would keep old pages alive for ever."""

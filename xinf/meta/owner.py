@@ -6,6 +6,7 @@ other's keys. The kernel drops the lock however the owner ends; what the file sa
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -49,13 +50,15 @@ class OwnerLock:
                 f"cannot lock {path}: {error.strerror}", remedy="put the data directory on a local file system"
             ) from error
         owner = Owner(os.getpid(), process_start_ticks(os.getpid()), now_s)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, msgspec.json.encode(owner), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, msgspec.json.encode(owner), 0)
 
     def release(self) -> None:
         """Give the directory up; a second call does nothing."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 

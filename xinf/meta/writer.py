@@ -132,6 +132,7 @@ class Writer:
                 _fail(batch, _refused(self._failure))
                 continue
             try:
+                self._clear_readers()
                 self._commit(batch)
             except Exception as error:  # the edge of the thread: whoever waits must hear of it
                 log.exception("the writer failed")
@@ -158,10 +159,12 @@ class Writer:
             pass
         with self._lock:
             self._queued_bytes -= n_bytes
+        return self._ended_leases() + batch, is_open
+
+    def _clear_readers(self) -> None:
         self._n_ticks += 1
         if self._n_ticks % READER_CHECK_TICKS == 0 and (n_readers := self._file.clear_stale_readers()):
             log.warning("cleared readers of processes that are gone", extra={"kv": {"readers": n_readers}})
-        return self._ended_leases() + batch, is_open
 
     def _wait_s(self) -> float:
         due_s = self._leases.next_due_s()
@@ -240,23 +243,29 @@ class Writer:
             self._committed()
 
     def _drop_history(self) -> bool:
-        """Make room by forgetting the older half of the history; False when there is none left."""
-        with self._file.reserve():
-            with self._file.write() as txn:
-                changes = Changes(txn, self._file.tables, self._clock.now_s())
-                n_revisions = changes.revision + 1 - changes.oldest
-                if n_revisions == 0:
-                    return False
-                keep_from = changes.oldest + (n_revisions + 1) // 2
-                changes.compact(keep_from=keep_from, keep_since_s=float("-inf"), max_events=DROP_EVENTS_PER_COMMIT)
-                changes.finish()
-            with self._file.write() as txn:
-                # LMDB reuses pages two commits after they were freed.
-                Changes(txn, self._file.tables, self._clock.now_s()).touch()
-        log.warning(
-            "the store is full: dropped the older half of its history", extra={"kv": {"revisions": n_revisions}}
-        )
-        return True
+        """Make room by forgetting the older half of the history; False when there is none, or no room even for that."""
+        try:
+            with self._file.reserve():
+                n_revisions = self._drop_half()
+        except lmdb.MapFullError:
+            return False
+        if n_revisions:
+            log.warning("the store is full: dropped history", extra={"kv": {"revisions": n_revisions}})
+        return n_revisions > 0
+
+    def _drop_half(self) -> int:
+        with self._file.write() as txn:
+            changes = Changes(txn, self._file.tables, self._clock.now_s())
+            n_revisions = changes.revision + 1 - changes.oldest
+            if n_revisions == 0:
+                return 0
+            keep_from = changes.oldest + (n_revisions + 1) // 2
+            changes.compact(keep_from=keep_from, keep_since_s=float("-inf"), max_events=DROP_EVENTS_PER_COMMIT)
+            changes.finish()
+            n_kept = changes.revision + 1 - changes.oldest
+        with self._file.write() as txn:  # LMDB reuses pages two commits after they were freed
+            Changes(txn, self._file.tables, self._clock.now_s()).touch()
+        return n_revisions - n_kept
 
     def _commit_in_reserve(self, batch: list[Request]) -> None:
         full = StoreFull(
