@@ -160,3 +160,21 @@ async def test_engine_that_ends_while_the_control_process_is_away_is_started_whe
     finally:
         await client.close()
         await server.stop(0)
+
+
+async def test_engines_end_on_request_while_the_control_process_is_away(bench: Bench, short_dir: Path) -> None:
+    target = f"unix:{short_dir}/m"
+    server = MetaServer(bench.store)
+    await server.start([target])
+    client = MetaClient(target, timeout_s=0.5)
+    bench.store_of_agent = client
+    try:
+        await bench.start_agent(lease_ttl=60.0)
+        await bench.place("m-1", engine="sim")
+        record = await bench.until_phase("m-1", Phase.READY)
+        await server.stop(0)
+        await bench.stop_agent(stop_engines=True)
+        assert bench.members(record) == ()
+        assert bench.directory("m-1").read_custody() is None
+    finally:
+        await client.close()

@@ -226,12 +226,12 @@ def test_stop_drains_then_terminates_then_kills(wish: Wish) -> None:
 
 
 def test_engine_that_loads_is_not_drained() -> None:
-    assert kinds(run(record(Phase.LOADING), running(status(Phase.LOADING)), Wish.STOP)) == [Write, Terminate, LookAgain]
+    assert kinds(run(record(Phase.LOADING), running(status(Phase.LOADING)), Wish.STOP)) == [Terminate, Write, LookAgain]
 
 
 def test_stopped_only_when_nothing_is_left() -> None:
     actions = run(record(Phase.DRAINING), ended(0), Wish.STOP)
-    assert kinds(actions) == [Write, Clean]
+    assert kinds(actions) == [Clean, Write]
     gone = written(actions)
     assert (gone.phase, gone.pid, gone.address) == (Phase.STOPPED, None, None)
     assert run(gone, Facts(), Wish.STOP) == []

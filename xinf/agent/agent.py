@@ -42,7 +42,7 @@ from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
-from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_port, start_guard
+from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
@@ -414,7 +414,7 @@ class Agent:
     def _address(self, id_: ReplicaId) -> str:
         """Where the shim is to listen: a socket file, or a port where other hosts are to reach it."""
         if self._config.agent.address:
-            return f"{self._config.agent.address}:{free_port(self._config.agent.address)}"
+            return free_endpoint(self._config.agent.address)
         self._config.paths.make_runtime_dir()
         return f"unix:{self._config.paths.socket(id_)}"
 

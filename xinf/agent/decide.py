@@ -213,12 +213,12 @@ def _stop(record: ReplicaRecord | None, wish: Wish, facts: Facts, config: AgentC
     stopping = facts.stopping
     is_serving = facts.status is not None and facts.status.phase in (Phase.READY, Phase.DRAINING)
     if stopping is None:
-        actions: list[Action] = []
+        # Act, then tell: engines must end on request also while the control process is away.
+        actions: list[Action] = [Drain(timeout_s=config.drain_timeout) if is_serving else Terminate()]
         if record is not None and record.phase is not Phase.DRAINING:
             since = {**record.phase_since_s, Phase.DRAINING: now_s}
             draining = msgspec.structs.replace(record, phase=Phase.DRAINING, phase_since_s=since)
             actions.append(Write(record=draining))
-        actions.append(Drain(timeout_s=config.drain_timeout) if is_serving else Terminate())
         return [*actions, look]
     if stopping.terminated_s is None:
         is_over = stopping.is_drained or now_s - stopping.since_s > config.drain_timeout
@@ -251,7 +251,7 @@ def _stopped(record: ReplicaRecord | None, wish: Wish, facts: Facts, now_s: floa
         address=None,
         retry_at_s=None,
     )
-    return [Write(record=ended), *cleaning]
+    return [*cleaning, Write(record=ended)]
 
 
 def _with_status(record: ReplicaRecord, status: ShimStatus | None) -> ReplicaRecord:

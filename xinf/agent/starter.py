@@ -107,13 +107,13 @@ def start_guard(
         )
 
 
-def free_port(address: str) -> int:
-    """Find a port that nobody listens on at `address`; somebody may take it before the shim does."""
+def free_endpoint(address: str) -> str:
+    """Find a port that nobody listens on: "10.0.0.2:40123", "[fd00::2]:40123". Somebody may take it before the shim."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as found:
         found.bind((address, 0))
         port: int = found.getsockname()[1]
-    return port
+    return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
 
 
 def _find(devices: Sequence[Device], uuid: str) -> Device | None:

@@ -1,0 +1,119 @@
+"""What a host says of itself, and the environment its engines get."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xinf.agent import describe_node, engines_dir
+from xinf.agent.node import node_name, parse_labels
+from xinf.agent.starter import choose_environment, engine_environ, free_endpoint
+from xinf.core.config import load
+from xinf.core.device import Device, Vendor
+from xinf.core.errors import ConfigError, EngineStartFailed, InvalidRequest
+from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaRecord
+
+CONFIG = load(environ={})
+CUDA = EngineEnvironment(name="vllm-cuda", python="/e/cuda/bin/python", engines=("vllm",), device_kinds=("cuda",))
+CPU = EngineEnvironment(name="vllm-cpu", python="/e/cpu/bin/python", engines=("vllm",), device_kinds=("cpu",))
+NODE = NodeRecord(
+    name=NodeName("a"),
+    address="",
+    devices=(
+        Device(vendor=Vendor.NVIDIA, index=0, uuid="GPU-0", name="card"),
+        Device(vendor=Vendor.NVIDIA, index=1, uuid="GPU-1", name="card"),
+        Device(vendor=Vendor.CPU, index=0, uuid="CPU-0", name="cpu"),
+    ),
+    environments=(CPU, CUDA),
+)
+
+
+def replica(*uuids: str, **spec: object) -> ReplicaRecord:
+    return ReplicaRecord(
+        id=ReplicaId("m-1"),
+        deployment=DeploymentName("m"),
+        generation=1,
+        spec=msgspec.structs.replace(EngineSpec(model="m"), **spec),
+        devices=tuple(f"cuda:{uuid[-1]}" for uuid in uuids) or ("cpu",),
+        device_uuids=uuids,
+    )
+
+
+async def test_node_is_described(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(CONFIG.agent, labels="zone=a, disk=ssd", engines_dir=str(tmp_path))
+    node = await describe_node(msgspec.structs.replace(CONFIG, agent=settings))
+    assert node.devices[-1].vendor is Vendor.CPU
+    assert [environment.engines for environment in node.environments] == [("sim",)]
+    assert node.labels == {"zone": "a", "disk": "ssd"}
+
+
+def test_name_comes_from_the_host_and_is_a_valid_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "My_Host.Local.")
+    assert node_name(CONFIG.agent) == "my-host.local"
+    monkeypatch.setattr(platform, "node", lambda: "")
+    assert node_name(CONFIG.agent) == "localhost"
+    with pytest.raises(InvalidRequest, match="node"):
+        node_name(msgspec.structs.replace(CONFIG.agent, node="a/b"))
+
+
+def test_label_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="zone"):
+        parse_labels("zone")
+
+
+def test_engines_directory_follows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
+    assert engines_dir(CONFIG.agent) == Path("/somewhere/xinf/engines")
+    assert engines_dir(msgspec.structs.replace(CONFIG.agent, engines_dir="/e")) == Path("/e")
+
+
+def test_environment_fits_engine_and_device() -> None:
+    assert choose_environment(replica(), NODE) is CPU
+    assert choose_environment(replica("GPU-1"), NODE) is CUDA
+    with pytest.raises(EngineStartFailed, match="no environment for sim on cuda; it has vllm-cpu, vllm-cuda"):
+        choose_environment(replica("GPU-1", engine="sim"), NODE)
+
+
+def test_device_that_went_away_is_named() -> None:
+    with pytest.raises(EngineStartFailed, match="GPU-9 is not on a any more") as raised:
+        choose_environment(replica("GPU-9"), NODE)
+    assert raised.value.fields["cause"] == "device_unavailable"
+
+
+def test_engine_environ_hides_other_devices_and_our_settings() -> None:
+    base = {
+        "HOME": "/h",
+        "PATH": "/bin",
+        "XINF_PORT": "1",
+        "PYTHONPATH": "/p",
+        "VIRTUAL_ENV": "/v",
+        "HF_TOKEN": "t",
+        "CUDA_VISIBLE_DEVICES": "3",
+    }
+    environ = engine_environ(base, CUDA, replica("GPU-1", "GPU-0", env={"A": "b"}), NODE)
+    assert environ == {
+        "HOME": "/h",
+        "PATH": "/e/cuda/bin:/bin",
+        "HF_TOKEN": "t",
+        "A": "b",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-0",
+    }
+    assert engine_environ(base, CPU, replica(), NODE)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_own_interpreter_keeps_its_path() -> None:
+    own = EngineEnvironment(name="builtin", python=sys.executable, engines=("sim",), device_kinds=())
+    assert engine_environ({"PYTHONPATH": "/p"}, own, replica(), NODE)["PYTHONPATH"] == "/p"
+
+
+def test_endpoint_names_a_free_port() -> None:
+    host, _, port = free_endpoint("127.0.0.1").rpartition(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 1023
