@@ -12,8 +12,8 @@ malloc'ed in slabs and bounded by an argument; a failed allocation raises Memory
 
 from importlib.util import find_spec
 
-__all__ = ["scan"]
+__all__ = ["ledger", "prefix", "scan"]
 
 for _name in __all__:
     if find_spec(f"{__name__}.{_name}") is None:
-        raise ImportError(f"xinf._fast.{_name} is not built: run `python setup.py build_ext --inplace` (or `make build`)")
+        raise ImportError(f"xinf._fast.{_name} is not built: run `make build` or `setup.py build_ext --inplace`")

@@ -1,0 +1,16 @@
+"""What an engine says of its load."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LoadView(msgspec.Struct, frozen=True, kw_only=True):
+    """One load report, as the Link's `Load` message carries it. `last_submit`: the last submit id it counts."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    last_submit: int = 0
