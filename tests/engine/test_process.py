@@ -105,32 +105,38 @@ async def test_dead_engine_ends_the_shim(short_dir: Path) -> None:
         assert failed.failure.cause == "engine_died"
 
 
-# An engine that blocks the shim's own event loop when it gets a request: nothing on the loop can notice that.
-BLOCKING = """
-import sys, threading
+# An engine whose requests do what their id says: `block` stops the shim's own event loop, so that nothing on it can
+# notice; `stubborn` does not let itself be cancelled.
+UNRULY = """
+import asyncio, sys, threading
 from pathlib import Path
 from xinf.core.shim import ShimSpec, read_file
 from xinf.engine.process import exit_now, serve
 from xinf.engine.sim_adapter import SimAdapter
 from xinf.engine.status import StatusFile
 
-class Blocking(SimAdapter):
+class Unruly(SimAdapter):
     async def handle(self, request, reply):
         if request.request_id == "block":
             threading.Event().wait()
+        while request.request_id == "stubborn":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
         return await super().handle(request, reply)
 
 if __name__ == "__main__":
     spec = read_file(Path(sys.argv[1]), ShimSpec)
-    adapter = Blocking(spec)
+    adapter = Unruly(spec)
     adapter.build(lambda _: None)
     exit_now(serve(spec, adapter, StatusFile(spec)))
 """
 
 
 async def test_blocked_event_loop_is_noticed_and_ended(short_dir: Path) -> None:
-    (short_dir / "blocking.py").write_text(BLOCKING)
-    with running_shim(shim_spec(short_dir, limits={"watchdog_timeout_s": 0.5}), module="blocking") as shim:
+    (short_dir / "unruly.py").write_text(UNRULY)
+    with running_shim(shim_spec(short_dir, limits={"watchdog_timeout_s": 0.5}), module="unruly") as shim:
         await shim.wait_phase(Phase.READY)
         async with LinkClient(shim.spec.listen) as link:
             await link.submit("POST", COMPLETIONS, prompt(), request_id="block")
@@ -139,6 +145,19 @@ async def test_blocked_event_loop_is_noticed_and_ended(short_dir: Path) -> None:
         assert failed.failure is not None
         assert failed.failure.cause == "hung"
         assert "event loop" in failed.failure.message
+
+
+async def test_request_that_ignores_its_cancellation_does_not_keep_the_process(short_dir: Path) -> None:
+    (short_dir / "unruly.py").write_text(UNRULY)
+    with running_shim(shim_spec(short_dir, limits={"drain_timeout_s": 0.1}), module="unruly") as shim:
+        await shim.wait_phase(Phase.READY)
+        async with LinkClient(shim.spec.listen) as link:
+            answer = await link.submit("POST", COMPLETIONS, prompt(), request_id="stubborn")
+            await link.ask("POST", COMPLETIONS, prompt())
+            shim.process.terminate()
+            await link.wait(lambda: answer.ends, "its end")
+            assert answer.end.error == "unavailable"
+        assert await shim.wait_exit() == EXIT_STOPPED
 
 
 @pytest.mark.parametrize(

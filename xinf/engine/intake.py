@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable
 
 from xinf._pb import engine_service_pb2 as pb
@@ -82,7 +83,16 @@ class Intake:
         except XinfError as error:
             call.fail(error)
         except Exception as error:
-            _log.exception("request failed", extra={"kv": {"request": call.request_id or call.id}})
+            # Neither message nor traceback: they can hold the prompt.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error(
+                "request failed: %s at %s:%d",
+                type(error).__name__,
+                where.filename,
+                where.lineno or 0,
+                extra={"kv": {"request": call.request_id or call.id}},
+            )
+            _log.debug("request failed", exc_info=error)
             call.fail(EngineError(f"the engine failed on this request: {type(error).__name__}"))
 
     def _expire(self, call: Call, timeout_ms: int) -> None:

@@ -80,9 +80,14 @@ def serve(spec: ShimSpec, adapter: Adapter, status: StatusFile) -> int:
     """Serve a built engine until told to stop or until it is lost. Returns the exit status."""
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        shim = Shim(spec, adapter, status)
-        return runner.run(shim.run())
+    # Never closed: that would wait for every task, also for one that ignores its cancellation. The process ends anyway.
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        return runner.run(Shim(spec, adapter, status).run())
+    except Exception as error:
+        _log.exception("the shim failed")
+        status.fail(failure_of(error))
+        return EXIT_ENGINE_LOST
 
 
 class Shim:
@@ -218,6 +223,10 @@ class Shim:
         exit_now(EXIT_ENGINE_LOST)
 
     async def _close_adapter(self) -> None:
+        # Closing may block the loop as well; then this ends the process.
+        backstop = threading.Timer(_CLOSE_S + 1.0, exit_now, [self._exit_status])
+        backstop.daemon = True
+        backstop.start()
         try:
             await asyncio.wait_for(self._adapter.close(), _CLOSE_S)
         except TimeoutError:
