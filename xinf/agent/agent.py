@@ -123,6 +123,11 @@ class Agent:
             await self._mirror.stop()
             os.close(lock)
 
+    @property
+    def has_engines(self) -> bool:
+        """Whether an engine process of this node is in our hands."""
+        return any(held.directory.read_custody() for held in self._held.values())
+
     async def stop(self, *, stop_engines: bool) -> None:
         """End `run`. With `stop_engines`, drain and end every engine of this node first, then leave the store."""
         if stop_engines:
@@ -131,7 +136,7 @@ class Agent:
             limit_s = self._config.agent.drain_timeout + _STOP_MARGIN_S
             try:
                 async with asyncio.timeout(limit_s):
-                    while any(held.directory.read_custody() for held in self._held.values()):
+                    while self.has_engines:
                         await asyncio.sleep(_POLL_S)
             except TimeoutError:
                 logger.error("engines are left after %g s: %s", limit_s, ", ".join(self._held))

@@ -1,0 +1,60 @@
+"""The command line as a whole: which commands there are, in which order and under which heading."""
+
+from __future__ import annotations
+
+import typer
+
+from xinf.cli import (
+    chat,
+    configuration,
+    deployments,
+    describe,
+    devices,
+    engine,
+    key,
+    launch,
+    logs,
+    meta,
+    ps,
+    serve,
+    up,
+    version,
+    worker,
+)
+from xinf.cli.failure import Commands
+
+_RUN = "Run"
+_DEPLOY = "Models"
+_LOOK = "Look"
+_ADMIN = "Administer"
+
+app = typer.Typer(
+    cls=Commands,
+    help="Serve language models: an OpenAI-compatible gateway, engines behind it, one machine or many.",
+    epilog="Start with `xinf up MODEL`, or with `xinf serve`, `xinf worker` and `xinf launch` in three terminals.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# A callback keeps `app` a group whatever the number of commands.
+app.callback()(lambda: None)
+app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf up Qwen/Qwen2.5-0.5B-Instruct --port 9000[/b]")(up.up)
+app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf serve --port 8080[/b]")(serve.serve)
+app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf worker[/b]")(worker.worker)
+app.command(
+    rich_help_panel=_DEPLOY,
+    epilog="Example: [b]xinf launch --model Qwen/Qwen2.5-7B-Instruct --engine vllm --device cuda:0[/b]",
+)(launch.launch)
+app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf ps[/b]")(ps.ps)
+app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf scale qwen2.5-7b-instruct 2[/b]")(deployments.scale)
+app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf stop qwen2.5-7b-instruct[/b]")(deployments.stop)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf describe qwen2.5-7b-instruct[/b]")(describe.describe)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf logs qwen2.5-7b-instruct -f[/b]")(logs.logs)
+app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-instruct -m "hello"[/b]')(chat.chat)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
+app.add_typer(key.app, name="key", rich_help_panel=_ADMIN)
+app.add_typer(meta.app, name="meta", rich_help_panel=_ADMIN)
+app.add_typer(engine.app, name="engine", rich_help_panel=_ADMIN)
+app.add_typer(configuration.app, name="config", rich_help_panel=_ADMIN)
+app.command(rich_help_panel=_ADMIN, epilog="Example: [b]xinf version --json[/b]")(version.version)

@@ -1,0 +1,118 @@
+"""`xinf describe`."""
+
+from __future__ import annotations
+
+import time
+
+from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
+from xinf.cli.ps import Everything, read_everything
+from xinf.cli.session import open_session, run
+from xinf.cli.table import print_json
+from xinf.core.errors import NotFound
+from xinf.core.records import DeploymentRecord, EngineSpec, ReplicaFailure, ReplicaRecord
+from xinf.core.units import format_seconds
+
+_LOG_LINES = 15
+
+
+def describe(
+    name: DeploymentArgument,
+    json: Json = False,
+    data_dir: DataDir = None,
+    server: Server = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show everything known about a deployment: the wish, where its engines are, phases with timings, failures."""
+    found = run(read_everything(open_session(config, data_dir, server)))
+    deployment, replicas = select(found, name)
+    if json:
+        print_json({"deployment": deployment, "replicas": replicas})
+        return
+    for line in deployment_lines(deployment, time.time()) if deployment is not None else ["removed; engines are left"]:
+        print(line)
+    for replica in replicas:
+        print()
+        for line in replica_lines(replica, time.time()):
+            print(line)
+
+
+def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[ReplicaRecord]]:
+    """The deployment of that name, or the one of the replica of that id. Raises: NotFound naming what exists."""
+    owner = next((replica.deployment for replica in found.replicas if replica.id == name), None)
+    deployment = next((record for record in found.deployments if record.name in (name, owner)), None)
+    replicas = [r for r in found.replicas if r.id == name or (owner is None and r.deployment == name)]
+    if deployment is None and not replicas:
+        names = ", ".join(record.name for record in found.deployments)
+        raise NotFound(f"there is no deployment {name!r}", remedy=f"these exist: {names}" if names else "none exists")
+    return deployment, replicas
+
+
+def deployment_lines(deployment: DeploymentRecord, now_s: float) -> list[str]:
+    """The wish, a line each."""
+    spec = deployment.spec
+    lines = [
+        f"{deployment.name}",
+        f"  replicas    {deployment.replicas}",
+        f"  generation  {deployment.generation}",
+        f"  policy      {deployment.policy}",
+        f"  age         {format_seconds(max(0.0, now_s - deployment.created_s))}",
+    ]
+    if deployment.owner is not None:
+        lines.append(f"  owner       xinf {deployment.owner}, which removes it when it ends")
+    return lines + _spec_lines(spec)
+
+
+def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
+    """One engine, a line each."""
+    from xinf.serve import describe_timings
+
+    lines = [
+        f"{replica.id}",
+        f"  phase       {replica.phase}{' (to be stopped)' * (replica.target == 'stop')}",
+        f"  generation  {replica.generation}",
+        f"  node        {replica.node or 'none'}",
+        f"  devices     {', '.join(replica.devices) or 'none'}",
+        f"  placement   {replica.placement_note or '-'}",
+        f"  restarts    {replica.restarts}",
+    ]
+    if timings := describe_timings(replica):
+        lines.append(f"  timings     {timings}")
+    optional = {
+        "address": replica.address,
+        "pid": replica.pid,
+        "log": replica.log_path,
+        "context": replica.max_model_len,
+        "kv blocks": replica.kv_blocks and f"{replica.kv_blocks} of {replica.block_tokens} tokens",
+    }
+    lines += [f"  {key:<10}  {value}" for key, value in optional.items() if value]
+    if replica.failure is not None:
+        lines += _failure_lines(replica.failure, replica.retry_at_s, now_s)
+    return lines
+
+
+def _spec_lines(spec: EngineSpec) -> list[str]:
+    values = {
+        "model": spec.model,
+        "engine": spec.engine,
+        "names": ", ".join(spec.served_names),
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "tp size": spec.tensor_parallel_size,
+        "context": spec.max_model_len,
+        "engine args": " ".join(f"{key}={value}" for key, value in spec.engine_args.items()),
+        # Values may be secrets; whoever must see them has --json.
+        "environment": " ".join(spec.env),
+    }
+    return [f"  {key:<11} {value}" for key, value in values.items() if value]
+
+
+def _failure_lines(failure: ReplicaFailure, retry_at_s: float | None, now_s: float) -> list[str]:
+    lines = [
+        f"  last failure, {format_seconds(max(0.0, now_s - failure.at_s))} ago: {failure.cause}",
+        f"    {failure.message}",
+        f"    {failure.remedy}",
+    ]
+    if retry_at_s is not None:
+        lines.append(f"    starts again in {format_seconds(max(0.0, retry_at_s - now_s))}")
+    return lines + [f"    | {line}" for line in failure.log_tail[-_LOG_LINES:]]

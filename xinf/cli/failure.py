@@ -1,0 +1,56 @@
+"""How commands fail: one sentence and what to do, in red on standard error, exit status 1; 2 when it was typed wrong.
+
+Standard output stays clean for scripts. A traceback is for those who set XINF_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from xinf.core.errors import EngineStartFailed, XinfError
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The outermost group: every error of a command passes here once."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except XinfError as error:
+            if os.environ.get("XINF_DEBUG"):
+                raise
+            print_error(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # `xinf logs | head`: the reader has enough. What is still buffered must not fail at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+def print_error(error: XinfError) -> None:
+    """Print an error for a person."""
+    if isinstance(error, EngineStartFailed):
+        _print_log_tail(error)
+    typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
+    if error.remedy:
+        typer.secho(f"  {error.remedy}", fg=typer.colors.RED, err=True)
+
+
+def _print_log_tail(error: EngineStartFailed) -> None:
+    tail = str(error.fields.get("log_tail") or "")
+    if not tail:
+        return
+    typer.secho("the engine's last lines:", dim=True, err=True)
+    for line in tail.splitlines():
+        typer.secho(f"  | {line}", dim=True, err=True)
+    if error.fields.get("log_path"):
+        typer.secho(f"  (all of it: xinf logs {error.fields.get('replica')})", dim=True, err=True)

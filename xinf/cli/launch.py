@@ -1,0 +1,125 @@
+"""`xinf launch`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xinf.cli.failure import INTERRUPTED
+from xinf.cli.options import (
+    ConfigFile,
+    DataDir,
+    DeviceOption,
+    DtypeOption,
+    Engine,
+    EngineArgs,
+    EngineEnv,
+    Json,
+    MaxModelLen,
+    Name,
+    Policy,
+    Quantization,
+    Replicas,
+    ServedNames,
+    Server,
+    Settings,
+    TensorParallelSize,
+    Timeout,
+    TrustRemoteCode,
+)
+from xinf.cli.screen import Screen
+from xinf.cli.session import Session, open_session, run
+from xinf.cli.table import print_json
+from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.records import DeploymentRecord, ReplicaRecord
+from xinf.core.units import parse_seconds
+
+if TYPE_CHECKING:
+    from xinf.serve import Applied
+
+
+def launch(
+    model: Annotated[str, typer.Option("--model", help="Hub id, directory, or `scripted`: a small model made here.")],
+    engine: Engine = "vllm",
+    device: DeviceOption = "auto",
+    replicas: Replicas = 1,
+    name: Name = None,
+    served_name: ServedNames = None,
+    max_model_len: MaxModelLen = None,
+    dtype: DtypeOption = "auto",
+    quantization: Quantization = None,
+    tensor_parallel_size: TensorParallelSize = 1,
+    trust_remote_code: TrustRemoteCode = False,
+    engine_arg: EngineArgs = None,
+    env: EngineEnv = None,
+    policy: Policy = "auto",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only write the deployment.")] = False,
+    timeout: Timeout = None,
+    json: Json = False,
+    data_dir: DataDir = None,
+    server: Server = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Deploy a model and watch it become ready.
+
+    Launching the same again changes nothing; launching it differently replaces its engines without a gap. Ctrl-C ends
+    the watching, not the deployment.
+    """
+    session = open_session(config, data_dir, server, settings=settings)
+    chosen = choose_name(name, model)
+    timeout_s = parse_seconds(timeout) if timeout else None
+    spec = make_spec(
+        session.config,
+        model=model,
+        engine=engine,
+        name=chosen,
+        served_names=served_name or (),
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        trust_remote_code=trust_remote_code,
+        engine_args=engine_arg or (),
+        env=env or (),
+    )
+    wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
+    screen = Screen(typer.get_text_stream("stderr") if json else None)
+    try:
+        applied, made = run(_launch(session, wish, screen, must_wait=not no_wait, timeout_s=timeout_s))
+    except KeyboardInterrupt:
+        screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        screen.close()
+    if json:
+        print_json({"outcome": applied.outcome, "deployment": applied.record, "replicas": made})
+
+
+async def _launch(
+    session: Session, wish: DeploymentRecord, screen: Screen, *, must_wait: bool, timeout_s: float | None
+) -> tuple[Applied, list[ReplicaRecord]]:
+    from xinf.core.records import NodeRecord
+    from xinf.meta import Records
+    from xinf.serve import Follower, apply_deployment
+
+    async with session.store() as store:
+        records = Records(store)
+        since_s = time.time()
+        applied = await apply_deployment(records, wish, since_s)
+        screen.applied(applied)
+        if not must_wait:
+            if not await records.list(NodeRecord):
+                screen.line("no worker is connected: start one with `xinf worker`")
+            return applied, []
+        async with Follower(store, applied.record, since_s=since_s) as follower:
+            async for step in follower.until_ready(timeout_s):
+                screen.step(step)
+                screen.status(f"{follower.phase} ...")
+            screen.status("")
+            url = (await store.status()).gateway_url
+            screen.line(f"{wish.name} is ready at {url}/v1: `xinf chat {wish.name}` talks to it")
+            return applied, follower.replicas

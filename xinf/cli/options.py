@@ -1,0 +1,90 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xinf.cli.names import complete_deployments
+
+_WHERE = "Which installation"
+_ENGINE = "Engine"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file (TOML).", envvar="XINF_CONFIG", rich_help_panel=_WHERE),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Where all state lives [default: $DATA_DIR or ~/.local/state/xinf].", rich_help_panel=_WHERE
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server", help="Control process on another host, host:port.", envvar="XINF_SERVER", rich_help_panel=_WHERE
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any configuration key: --set gateway.max_waiting=64.", rich_help_panel=_WHERE),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+DeploymentArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a deployment.", autocompletion=complete_deployments)
+]
+
+Engine = Annotated[str, typer.Option("--engine", help="vllm, or sim: a simulated engine.", rich_help_panel=_ENGINE)]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cuda:0, cuda, cpu, a UUID, several with commas, or auto.", rich_help_panel=_ENGINE),
+]
+Replicas = Annotated[int, typer.Option("--replicas", min=0, help="How many engines.", rich_help_panel=_ENGINE)]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Name of the deployment [default: from the model].", rich_help_panel=_ENGINE),
+]
+ServedNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-name",
+        help="Name that clients use; may be repeated [default: the deployment's].",
+        rich_help_panel=_ENGINE,
+    ),
+]
+MaxModelLen = Annotated[
+    int | None, typer.Option("--max-model-len", min=1, help="Longest context, in tokens.", rich_help_panel=_ENGINE)
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, ...", rich_help_panel=_ENGINE)]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", help="awq, gptq, fp8, ...", rich_help_panel=_ENGINE)
+]
+TensorParallelSize = Annotated[
+    int, typer.Option("--tensor-parallel-size", min=1, help="Devices per engine.", rich_help_panel=_ENGINE)
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model.", rich_help_panel=_ENGINE),
+]
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg", metavar="KEY=VALUE", help="Passed to the engine as it is; repeatable.", rich_help_panel=_ENGINE
+    ),
+]
+EngineEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="KEY=VALUE", help="Environment variable of the engine; repeatable.", rich_help_panel=_ENGINE
+    ),
+]
+Policy = Annotated[
+    str,
+    typer.Option("--policy", help="auto, least_load, round_robin, session or prefix.", rich_help_panel=_ENGINE),
+]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", help="Give up waiting after this time: 90s, 10m.", show_default="wait on")
+]

@@ -1,0 +1,106 @@
+"""`xinf up`: serve, worker and launch in one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from xinf.cli.options import (
+    ConfigFile,
+    DataDir,
+    DeviceOption,
+    DtypeOption,
+    Engine,
+    EngineArgs,
+    EngineEnv,
+    MaxModelLen,
+    Name,
+    Policy,
+    Quantization,
+    Replicas,
+    ServedNames,
+    Settings,
+    TensorParallelSize,
+    Timeout,
+    TrustRemoteCode,
+)
+from xinf.cli.screen import Screen
+from xinf.cli.session import open_session, run
+from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.units import parse_seconds
+
+
+def up(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id or directory [default: a small scripted model].")
+    ] = "scripted",
+    engine: Engine = "vllm",
+    device: DeviceOption = "auto",
+    replicas: Replicas = 1,
+    name: Name = None,
+    served_name: ServedNames = None,
+    max_model_len: MaxModelLen = None,
+    dtype: DtypeOption = "auto",
+    quantization: Quantization = None,
+    tensor_parallel_size: TensorParallelSize = 1,
+    trust_remote_code: TrustRemoteCode = False,
+    engine_arg: EngineArgs = None,
+    env: EngineEnv = None,
+    policy: Policy = "auto",
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port [default: 8080].")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes [default: by cores].")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
+    ] = None,
+    engines_dir: Annotated[str | None, typer.Option("--engines-dir", help="Where the engine environments are.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment in the store at the end.")] = False,
+    timeout: Timeout = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Serve one model from nothing: gateway, control process, agent and engine in one process tree.
+
+    Prints `ready: URL`, how to use it and one real reply. Ctrl-C stops all of it, engines too.
+    """
+    from xinf.core import log
+    from xinf.serve import Up
+
+    flags = {
+        "gateway.host": host,
+        "gateway.port": port,
+        "gateway.workers": workers,
+        "gateway.insecure": insecure,
+        "agent.engines_dir": engines_dir,
+        # What was started here ends here.
+        "agent.stop_engines": True,
+        "log_level": None if verbose else "warning",
+    }
+    session = open_session(config, data_dir, settings=settings, flags=flags)
+    log.configure("up", level=session.config.log_level)
+    chosen = choose_name(name, model)
+    spec = make_spec(
+        session.config,
+        model=model,
+        engine=engine,
+        name=chosen,
+        served_names=served_name or (),
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        trust_remote_code=trust_remote_code,
+        engine_args=engine_arg or (),
+        env=env or (),
+    )
+    wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
+    screen = Screen()
+    timeout_s = parse_seconds(timeout) if timeout else None
+    try:
+        run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))
+    finally:
+        screen.close()

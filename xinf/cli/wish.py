@@ -1,0 +1,98 @@
+"""From the options of `launch` and `up` to a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xinf.core.config import Config
+from xinf.core.device import check_selector
+from xinf.core.errors import InvalidRequest
+from xinf.core.ids import DeploymentName, check_name, name_from_model
+from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, RoutingPolicy
+
+ENGINES = ("vllm", "sim")
+
+
+def make_spec(
+    config: Config,
+    *,
+    model: str,
+    engine: str,
+    name: DeploymentName,
+    served_names: Sequence[str],
+    device: str,
+    dtype: str,
+    quantization: str | None,
+    tensor_parallel_size: int,
+    max_model_len: int | None,
+    trust_remote_code: bool,
+    engine_args: Sequence[str],
+    env: Sequence[str],
+) -> EngineSpec:
+    """Check and assemble. Raises: InvalidRequest, UnknownModel."""
+    if engine not in ENGINES:
+        raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
+    location = find_model(config, model, engine)
+    # Clients may use the hub id as well; a path on this host is nobody's business.
+    default_names = (name,) if Path(location).is_absolute() or model == name else (name, model)
+    return EngineSpec(
+        model=location,
+        engine=engine,
+        served_names=tuple(served_names) or default_names,
+        device=check_selector(device) if device != "auto" else device,
+        dtype=dtype,
+        quantization=quantization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        trust_remote_code=trust_remote_code,
+        engine_args={key.replace("-", "_"): _value(text) for key, text in _pairs("--engine-arg", engine_args)},
+        env=dict(_pairs("--env", env)),
+    )
+
+
+def make_deployment(spec: EngineSpec, *, name: DeploymentName, replicas: int, policy: str) -> DeploymentRecord:
+    """The wish itself. Raises: InvalidRequest."""
+    if policy not in tuple(RoutingPolicy):
+        raise InvalidRequest(f"policy {policy!r} is not known: use {', '.join(RoutingPolicy)}", param="policy")
+    return DeploymentRecord(name=name, spec=spec, replicas=replicas, policy=RoutingPolicy(policy))
+
+
+def choose_name(name: str | None, model: str) -> DeploymentName:
+    """The given name, or one made from the model. Raises: InvalidRequest."""
+    return DeploymentName(check_name(name, what="name")) if name else name_from_model(model)
+
+
+def find_model(config: Config, model: str, engine: str) -> str:
+    """What the engine is to load: an absolute path or a hub id; the scripted model is written if need be.
+
+    Raises: UnknownModel, InvalidRequest.
+    """
+    from xinf.registry import resolve_model
+
+    if engine == "sim" and not Path(model).expanduser().is_dir():
+        # It simulates; a name is enough.
+        return model
+    return resolve_model(model, models_dir=config.paths.models_dir).location
+
+
+def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise InvalidRequest(f"{option} {text!r} is not KEY=VALUE", param=option)
+        pairs.append((key.strip().removeprefix("--"), value))
+    return pairs
+
+
+def _value(text: str) -> ArgValue:
+    """`true`, `8` and `0.9` as what they look like, everything else as text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
