@@ -207,8 +207,14 @@ async def test_too_many_waiting_writes_are_refused(store: LmdbStore, monkeypatch
 
 
 async def test_write_cancelled_while_it_waits_is_not_made_and_harms_nobody(store: LmdbStore) -> None:
-    leave = threading.Event()
-    blocking = asyncio.wrap_future(store._writer.submit(writer.Request(lambda _: leave.wait(30))))
+    entered, leave = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        entered.set()
+        leave.wait(30)
+
+    blocking = asyncio.wrap_future(store._writer.submit(writer.Request(block)))
+    assert await asyncio.to_thread(entered.wait, 30)  # the writer has taken its batch: the next ones wait
     tasks = [asyncio.create_task(store.txn([], [Put(f"k{i}", b"v")])) for i in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
