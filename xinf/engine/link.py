@@ -29,6 +29,7 @@ OPEN_CALLS = 8192
 
 # A change of load rides on the next frame with tokens; this long it waits for one before it takes a frame of its own.
 LOAD_LINGER_S = 0.02
+_LAST_WRITE_S = 0.5
 
 Context = grpc.aio.ServicerContext[pb.GatewayFrame, pb.EngineFrame]
 
@@ -60,12 +61,16 @@ class Link:
             await asyncio.wait({reader, writer, self._over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             reader.cancel()
-            writer.cancel()
             if self._load_timer is not None:
                 self._load_timer.cancel()
             for call in list(self._calls.values()):
                 call.abandon()
             self._calls.clear()
+            # A write in flight is let end: cancelled halfway through the initial metadata, it would keep gRPC from
+            # sending the status (seen in grpcio 1.85). It cannot end when the gateway does not read.
+            self.close()
+            await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
+            writer.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
         for task in (reader, writer):
             if not task.cancelled() and (error := task.exception()) is not None:
