@@ -8,7 +8,18 @@ export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
 
 FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
 
-.PHONY: build test lint proto clean
+# `make up`: what to serve and where; empty means xinf's own default.
+MODEL ?=
+ENGINE ?=
+PORT ?=
+DATA_DIR ?=
+
+.PHONY: up build engine test lint proto clean
+
+up: build
+	@test "$(ENGINE)" = sim || $(MAKE) --no-print-directory engine
+	@exec $(VENV)/bin/xinf up $(MODEL) $(if $(ENGINE),--engine $(ENGINE)) $(if $(PORT),--port $(PORT)) \
+	  $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 build: $(VENV)/.built $(PROTO_TOOLS)
 
@@ -25,6 +36,10 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(FAST_SOURCES)
 $(PROTO_TOOLS): | $(VENV)/.installed
 	$(PY) -m pip install -q --no-deps --target $@ grpcio-tools==1.71.2 setuptools==78.1.1
 
+# The engine environment that fits this machine, with xinf's wheel in it; done at once when nothing changed.
+engine: build
+	@$(PY) -m xinf.agent.environment install vllm --device auto --engines-dir "$(XINF_AGENT_ENGINES_DIR)"
+
 proto: $(VENV)/.installed $(PROTO_TOOLS)
 	protos/generate.sh $(PY) $(PROTO_TOOLS)
 
@@ -33,7 +48,7 @@ lint: build
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: build lint
+test: build engine lint
 	$(PY) -m pytest
 
 clean:
