@@ -77,10 +77,10 @@ def up(
         "agent.engines_dir": engines_dir,
         # What was started here ends here.
         "agent.stop_engines": True,
-        "log_level": None if verbose else "warning",
+        "log_level": None if verbose else "error",
     }
     session = open_session(config, data_dir, settings=settings, flags=flags)
-    log.configure("up", level=session.config.log_level)
+    log.configure("up", level=session.config.log_level if verbose else "warning")
     chosen = choose_name(name, model)
     spec = make_spec(
         session.config,

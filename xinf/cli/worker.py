@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,11 +59,11 @@ def worker(
     }
     session = open_session(config, data_dir, server, settings=settings, flags=flags)
     log.configure("agent", level=session.config.log_level)
-    run(run_agent(session))
+    run(run_agent(session, _say))
 
 
-async def run_agent(session: Session) -> None:
-    """Run the agent until INT or TERM.
+async def run_agent(session: Session, say: Callable[[str], None]) -> None:
+    """Run the agent until INT or TERM. `say` takes what a person at a terminal wants to know.
 
     Raises: Unavailable when no control process comes, Conflict when another agent runs this node.
     """
@@ -73,14 +74,14 @@ async def run_agent(session: Session) -> None:
     node = await describe_node(session.config)
     devices = ", ".join(device.selector for device in node.devices) or "none"
     engines = ", ".join(f"{e.name} ({'/'.join(e.engines)})" for e in node.environments)
-    _say(f"node {node.name}: devices {devices}; engine environments {engines}")
-    store = await interrupts.cut(_connect(session))
+    say(f"node {node.name}: devices {devices}; engine environments {engines}")
+    store = await interrupts.cut(_connect(session, say))
     if store is None:
         return
     try:
         agent = Agent(store, session.config, node)
         running = asyncio.create_task(agent.run())
-        registered = asyncio.create_task(_announce(agent, node.name))
+        registered = asyncio.create_task(_announce(agent, node.name, say))
         interrupted = asyncio.create_task(interrupts.first.wait())
         await asyncio.wait({running, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         registered.cancel()
@@ -94,7 +95,7 @@ async def run_agent(session: Session) -> None:
         await store.close()
 
 
-async def _connect(session: Session) -> MetaClient:
+async def _connect(session: Session, say: Callable[[str], None]) -> MetaClient:
     from xinf.meta import connect
 
     deadline_s = time.monotonic() + CONTROL_WAIT_S
@@ -107,13 +108,13 @@ async def _connect(session: Session) -> MetaClient:
                 raise
         if not is_told:
             is_told = True
-            _say(f"waiting for the control process of {session.config.paths.data_dir} (`xinf serve`)")
+            say(f"waiting for the control process of {session.config.paths.data_dir} (`xinf serve`)")
         await asyncio.sleep(_POLL_S)
 
 
-async def _announce(agent: Agent, name: str) -> None:
+async def _announce(agent: Agent, name: str, say: Callable[[str], None]) -> None:
     await agent.is_ready.wait()
-    _say(f"node {name} is connected")
+    say(f"node {name} is connected")
 
 
 async def _wants_engines_stopped(session: Session, agent: Agent, interrupts: Interrupts) -> bool:
@@ -143,7 +144,7 @@ def main() -> int:
     config = from_environ(os.environ["XINF_EFFECTIVE_CONFIG"])
     log.configure("agent", level=config.log_level)
     try:
-        run(run_agent(Session(config)))
+        run(run_agent(Session(config), lambda _: None))
     except XinfError as error:
         print_error(error)
         return 1

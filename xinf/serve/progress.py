@@ -4,10 +4,10 @@
 
     0.0s  waiting      no worker is connected
     0.8s  placed       qwen-x7k2p on host: cpu
-    0.9s  starting
-    2.4s  loading
-    9.1s  warming up
-    9.6s  ready        starting 1.5s, loading 6.7s, warming up 0.5s
+    0.9s  starting     qwen-x7k2p
+    2.4s  loading      qwen-x7k2p
+    9.1s  warming up   qwen-x7k2p
+    9.6s  ready        qwen-x7k2p (starting 1.5s, loading 6.7s, warming up 0.5s)
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from itertools import pairwise
 import msgspec
 
 from xinf.core.errors import DeadlineExceeded, EngineStartFailed, NotFound, PlacementFailed
-from xinf.core.ids import NodeName, ReplicaId
+from xinf.core.ids import DeploymentName, NodeName, ReplicaId
 from xinf.core.records import (
     DEPLOYMENTS,
     NODES,
     REPLICAS,
     DeploymentRecord,
+    EngineSpec,
     NodeRecord,
     Phase,
     ReplicaFailure,
@@ -38,6 +39,8 @@ from xinf.scheduler import Refusal, claims_of, place
 PHASE_NAMES: dict[Phase, str] = {Phase.WARMING: "warming up"}
 _SHOWN = (Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY)
 LOG_LINES = 20
+_NO_NODES = place(EngineSpec(model=""), {}, claims_of(()), deployment=DeploymentName(""))
+assert isinstance(_NO_NODES, Refusal)
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +106,7 @@ class Progress:
             if phase is Phase.PLACED:
                 text = f"on {replica.node}: {', '.join(replica.devices)}"
             elif phase is Phase.READY:
-                text = describe_timings(replica)
+                text = f"({describe_timings(replica)})"
             at_s = max(0.0, replica.phase_since_s[phase] - self._since_s)
             steps.append(Step(at_s=at_s, title=_named(phase), text=text, replica=replica.id))
         return steps
@@ -129,7 +132,9 @@ class Progress:
                     f" `xinf stop {self._deployment.name}`",
                     deployment=self._deployment.name,
                 )
-            reason = pending.placement_note
+            # One from before the first worker came is answered by the next plan.
+            is_outdated = pending.placement_note == _NO_NODES.note
+            reason = None if is_outdated else pending.placement_note
         if reason is None or reason == self._waiting_for:
             return []
         self._waiting_for = reason
@@ -186,6 +191,11 @@ class Follower:
     def replicas(self) -> list[ReplicaRecord]:
         """All of this deployment, of every generation."""
         return [r for r, _ in self._replicas.items.values() if r.deployment == self._deployment.name]
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether any worker is connected."""
+        return bool(self._nodes.items)
 
     @property
     def phase(self) -> str:

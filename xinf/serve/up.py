@@ -85,7 +85,7 @@ class Up:
             self._voice.status("waiting for the agent")
             async for step in follower.until_ready(timeout_s):
                 # The agent is on its way; to ask for one would be wrong.
-                if step.title != "waiting" or follower.replicas:
+                if step.title != "waiting" or follower.has_nodes:
                     self._voice.step(step)
                 self._voice.status(follower.phase)
             model = names_of(applied.record)[0]
@@ -148,7 +148,8 @@ def describe(follower: Follower, deployment: DeploymentRecord, numbers: Numbers 
     n_ready = sum(replica.phase is Phase.READY for replica in follower.replicas)
     parts = [f"{deployment.name}: {n_ready} of {deployment.replicas} ready"]
     if numbers is not None:
-        parts.append(f"{numbers.requests} requests, {numbers.in_flight} open, {numbers.completion_tokens} tokens made")
+        requests = f"{numbers.requests} request{'s' * (numbers.requests != 1)}"
+        parts.append(f"{requests}, {numbers.in_flight} open, {numbers.completion_tokens} tokens made")
     failure = next((r.failure for r in follower.replicas if r.failure and r.phase is not Phase.READY), None)
     if failure is not None:
         parts.append(f"{failure.cause}: {failure.message[:80]}")

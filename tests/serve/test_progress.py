@@ -1,0 +1,127 @@
+"""What a person is told while a deployment becomes ready: pure, record by record."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from xinf.core.device import Device, Vendor
+from xinf.core.errors import EngineStartFailed, PlacementFailed
+from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.records import (
+    DeploymentRecord,
+    EngineEnvironment,
+    EngineSpec,
+    NodeRecord,
+    Phase,
+    ReplicaFailure,
+    ReplicaRecord,
+)
+from xinf.serve.progress import Progress
+
+SPEC = EngineSpec(model="m", engine="sim", device="cpu")
+DEPLOYMENT = DeploymentRecord(name=DeploymentName("a"), spec=SPEC, generation=2)
+NODE = NodeRecord(
+    name=NodeName("host"),
+    address="",
+    devices=(Device(vendor=Vendor.CPU, index=0, uuid="cpu-1", name="CPU"),),
+    environments=(EngineEnvironment(name="builtin", python="python", engines=("sim",), device_kinds=()),),
+)
+NODES = {NODE.name: NODE}
+PENDING = ReplicaRecord(id=ReplicaId("a-1"), deployment=DEPLOYMENT.name, generation=2, spec=SPEC)
+PLACED = replace(
+    PENDING, phase=Phase.PLACED, node=NODE.name, devices=("cpu",), phase_since_s={Phase.PENDING: 100.0, "placed": 100.5}
+)
+READY = replace(
+    PLACED,
+    phase=Phase.READY,
+    phase_since_s={**PLACED.phase_since_s, "starting": 101.0, "loading": 102.0, "warming": 105.0, "ready": 106.0},
+)
+FAILURE = ReplicaFailure(cause="out_of_memory", message="no room", remedy="less context", log_tail=("x", "y"), at_s=1.0)
+
+
+def progress(*present: ReplicaRecord, deployment: DeploymentRecord = DEPLOYMENT) -> Progress:
+    return Progress(deployment, present, since_s=100.0)
+
+
+def told(
+    made: Progress, *replicas: ReplicaRecord, nodes: dict[NodeName, NodeRecord] = NODES
+) -> list[tuple[float, str]]:
+    return [(step.at_s, step.title) for step in made.update(replicas, nodes, 100.0)]
+
+
+def test_phases_are_told_in_order_and_once() -> None:
+    made = progress()
+    assert told(made, PLACED) == [(0.5, "placed")]
+    assert not made.is_ready
+    assert told(made, READY) == [(1.0, "starting"), (2.0, "loading"), (5.0, "warming up"), (6.0, "ready")]
+    assert made.is_ready
+    assert told(made, READY) == []
+
+
+def test_ready_says_how_long_each_phase_took() -> None:
+    *_, last = progress().update([READY], NODES, 100.0)
+    assert last.text == "(starting 1.0s, loading 3.0s, warming up 1.0s)"
+
+
+def test_replica_that_was_ready_before_is_not_told() -> None:
+    made = progress(READY)
+    assert told(made, READY) == []
+    assert made.is_ready
+
+
+def test_old_generation_and_other_deployments_do_not_count() -> None:
+    made = progress()
+    assert told(made, replace(READY, generation=1), replace(READY, deployment=DeploymentName("b"))) == []
+    assert not made.is_ready
+
+
+def test_all_wished_for_replicas_must_be_ready() -> None:
+    made = progress(deployment=replace(DEPLOYMENT, replicas=2))
+    made.update([READY], NODES, 100.0)
+    assert not made.is_ready
+    made.update([READY, replace(READY, id=ReplicaId("a-2"))], NODES, 100.0)
+    assert made.is_ready
+
+
+def test_no_worker_is_said_once() -> None:
+    made = progress()
+    (step,) = made.update([], {}, 103.0)
+    assert step.title == "waiting"
+    assert "xinf worker" in step.text
+    assert made.update([PENDING], {}, 104.0) == []
+
+
+def test_place_that_is_taken_is_waited_for() -> None:
+    note = "1 cuda needed on host, 0 of 1 free (cuda:0 has b-1)"
+    (step,) = progress().update([replace(PENDING, placement_note=note)], NODES, 100.0)
+    assert step.text == note
+
+
+def test_place_that_cannot_be_is_an_error_with_the_reason() -> None:
+    deployment = replace(DEPLOYMENT, spec=replace(SPEC, device="cuda:0"))
+    made = progress(deployment=deployment)
+    with pytest.raises(PlacementFailed, match="host has no device cuda:0; it has cpu"):
+        made.update([PENDING], NODES, 100.0)
+
+
+def test_failure_carries_cause_log_and_remedy() -> None:
+    made = progress()
+    made.update([PLACED], NODES, 100.0)
+    with pytest.raises(EngineStartFailed, match="out_of_memory") as caught:
+        made.update([replace(PLACED, phase=Phase.FAILED, failure=FAILURE)], NODES, 100.0)
+    assert caught.value.remedy == "less context"
+    assert caught.value.fields["log_tail"] == "x\ny"
+
+
+def test_failure_of_a_start_that_is_being_repeated_is_told_too() -> None:
+    made = progress(PLACED)
+    with pytest.raises(EngineStartFailed):
+        made.update([replace(PLACED, phase=Phase.STARTING, restarts=1, failure=FAILURE)], NODES, 100.0)
+
+
+def test_failure_of_long_ago_is_not() -> None:
+    recovered = replace(READY, failure=FAILURE, restarts=1)
+    made = progress(recovered)
+    assert told(made, recovered) == []
+    assert made.is_ready
