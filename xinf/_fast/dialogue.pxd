@@ -13,7 +13,7 @@ from libc.string cimport memset
 
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.jsonread cimport (
-    ABSENT, ARRAY, NULL_VALUE, STRING, Reader, Span, enter, next_item, read_key, read_value, same_text,
+    ABSENT, ARRAY, NULL_VALUE, OBJECT, STRING, Reader, Span, enter, next_item, read_key, read_value, same_text,
 )
 
 cdef enum:
@@ -144,6 +144,7 @@ cdef inline bint read_part(Reader *r, Dialogue *d) noexcept nogil:
                     return 0
         elif value.kind != NULL_VALUE:
             raw = value
+            raw.kind = OBJECT  # a member: key, colon and value
             raw.start = key.start - 1
             raw.end = <uint32_t>(r.p - r.base)
             raw.n_bytes = raw.end - raw.start
@@ -221,6 +222,7 @@ cdef inline bint read_message(Reader *r, Dialogue *d) noexcept nogil:
                 return 0
             if value.kind != NULL_VALUE:
                 raw = value
+                raw.kind = OBJECT  # a member: key, colon and value
                 raw.start = key.start - 1
                 raw.end = <uint32_t>(r.p - r.base)
                 raw.n_bytes = raw.end - raw.start

@@ -35,7 +35,7 @@ from xinf._fast.jsonread cimport (
 from xinf._fast.sink cimport (
     KIND_CHAT, KIND_COMPLETION, KIND_EXTRA, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_PART, KIND_PAYLOAD,
     KIND_PROMPT, KIND_ROLE, KIND_SALT, KIND_TEXT, KIND_TOKENS, KIND_TOOLS, KIND_TOOLS_MARK, MAX_CHUNK_BYTES,
-    MIN_CHUNK_BYTES, Sink, emit, feed_json, feed_text, mix,
+    MIN_CHUNK_BYTES, Sink, emit, feed_json, feed_text, mix, mix_json, record,
 )
 
 # Where a chat template puts the tools. The shim probes its renderer and publishes one of these per model.
@@ -188,7 +188,7 @@ cdef bint read_prompt(Reader *r, Prompt *prompt, Span *out) noexcept nogil:
 
 
 cdef void feed_message(Sink *sink, Dialogue *d, const Message *message) noexcept nogil:
-    cdef uint32_t i, n_parts = 0
+    cdef uint32_t i, n_bytes, n_parts = 0
     cdef const Span *span
     # An absent role is an empty one. Escapes in a role change the hash, not the meaning: that can only miss a match.
     emit(sink, sink.body + message.role.start, message.role.end - message.role.start, KIND_ROLE, message.role.n_bytes)
@@ -203,15 +203,15 @@ cdef void feed_message(Sink *sink, Dialogue *d, const Message *message) noexcept
         elif span.tag == PART_TEXT:
             feed_text(sink, span, KIND_TEXT)
         else:
-            emit(sink, sink.body + span.start, span.end - span.start, KIND_PAYLOAD,
-                 span.n_bytes if span.n_bytes < MEDIA_BYTES else MEDIA_BYTES)
+            n_bytes = mix_json(sink, span, KIND_PAYLOAD)
+            record(sink, n_bytes if n_bytes < MEDIA_BYTES else MEDIA_BYTES)
     for i in range(message.extras_begin, message.extras_end):
         feed_json(sink, &d.extras.items[i], KIND_EXTRA)
 
 
 cdef void feed_tools(Sink *sink, const Span *tools, const Span *choice) noexcept nogil:
-    cdef bint has_choice = choice.kind != ABSENT and choice.kind != NULL_VALUE
-    emit(sink, sink.body + choice.start, choice.end - choice.start if has_choice else 0, KIND_TOOLS_MARK, 0)
+    mix(sink, choice, KIND_TOOLS_MARK)
+    emit(sink, NULL, 0, KIND_TOOLS_MARK, 0)
     feed_json(sink, tools, KIND_TOOLS)
 
 

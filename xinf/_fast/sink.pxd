@@ -1,11 +1,11 @@
 # Where canonical text becomes a chain of hashes. The kinds and cuts here define the chain; shim and gateway must agree.
 
-from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
-from xinf._fast.jsonread cimport ABSENT, NULL_VALUE, Span, unescape
+from xinf._fast.jsonread cimport ABSENT, NULL_VALUE, STRING, Span, plain_end, unescape
 
 cdef enum:
     MIN_CHUNK_BYTES = 16
@@ -29,6 +29,12 @@ cdef enum:
     KIND_INSTRUCTIONS = 14
     KIND_OPTION = 32  # + number of the field
 
+cdef struct Written:
+    const uint8_t *p
+    const uint8_t *end
+    bint is_string  # p is inside a string
+    bint is_escaped  # p is behind a backslash
+
 cdef struct Sink:
     const uint8_t *body
     uint64_t *hashes
@@ -43,8 +49,8 @@ cdef struct Sink:
     uint8_t[MAX_CHUNK_BYTES + 8] buffer
 
 
-cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, uint32_t counts_as) noexcept nogil:
-    """Close a chunk: chain its hash."""
+cdef inline void record(Sink *sink, uint32_t counts_as) noexcept nogil:
+    """Note the state as the hash of a chunk that counts as so many bytes of text."""
     cdef size_t capacity
     cdef void *grown
     if sink.has_failed:
@@ -60,17 +66,79 @@ cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, u
             return
         sink.ends = <uint32_t *>grown
         sink.capacity = capacity
-    sink.state = chunk_hash(sink.state, p, n, kind)
     sink.n_bytes += counts_as
     sink.hashes[sink.n] = sink.state
     sink.ends[sink.n] = <uint32_t>sink.n_bytes if sink.n_bytes < UINT32_MAX else UINT32_MAX
     sink.n += 1
 
 
+cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, uint32_t counts_as) noexcept nogil:
+    """Close a chunk: chain its hash."""
+    sink.state = chunk_hash(sink.state, p, n, kind)
+    record(sink, counts_as)
+
+
+cdef inline uint32_t fill_json(Written *json, uint8_t *out, uint32_t limit) noexcept nogil:
+    """Copy JSON as written, without the white space between its tokens, up to `limit` bytes. Gives how many."""
+    cdef const uint8_t *run_end
+    cdef uint32_t fill = 0, n
+    cdef uint8_t c
+    while fill < limit and json.p < json.end:
+        c = json.p[0]
+        if not json.is_string:
+            json.is_string = c == c'"'
+            if c == c' ' or c == c'\n' or c == c'\r' or c == c'\t':
+                json.p += 1
+                continue
+        elif json.is_escaped:
+            json.is_escaped = 0
+        elif c == c'\\':
+            json.is_escaped = 1
+        elif c == c'"':
+            json.is_string = 0
+        else:
+            run_end = plain_end(json.p, json.end)
+            n = <uint32_t>min(run_end - json.p, <int64_t>(limit - fill))
+            if n > 1:
+                memcpy(out + fill, json.p, n)
+                fill += n
+                json.p += n
+                continue
+        out[fill] = c
+        fill += 1
+        json.p += 1
+    return fill
+
+
+cdef inline void open_json(Sink *sink, const Span *span, Written *json) noexcept nogil:
+    json.p = sink.body + span.start
+    json.end = sink.body + span.end
+    json.is_string = span.kind == STRING  # its span is what stands between the quotes
+    json.is_escaped = 0
+
+
+cdef inline uint32_t mix_json(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
+    """Let a value of any length change the state, in blocks of MAX_CHUNK_BYTES, without a chunk of its own.
+
+    Gives the bytes hashed.
+    """
+    cdef Written json
+    cdef uint32_t n, total = 0
+    open_json(sink, span, &json)
+    while True:
+        n = fill_json(&json, sink.buffer, MAX_CHUNK_BYTES)
+        if n == 0 and total:
+            return total
+        sink.state = chunk_hash(sink.state, sink.buffer, n, kind)
+        total += n
+        if n < MAX_CHUNK_BYTES:
+            return total
+
+
 cdef inline void mix(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
-    """Let a field change the whole chain, without a chunk of its own."""
+    """Let a field change the whole chain, if it is there."""
     if span.kind != ABSENT and span.kind != NULL_VALUE:
-        sink.state = chunk_hash(sink.state, sink.body + span.start, span.end - span.start, kind)
+        mix_json(sink, span, kind)
 
 
 cdef inline void feed_text(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
@@ -102,29 +170,12 @@ cdef inline void feed_text(Sink *sink, const Span *span, uint32_t kind) noexcept
 
 
 cdef inline void feed_json(Sink *sink, const Span *span, uint32_t kind) noexcept nogil:
-    """Hash any JSON in chunks, as written but without white space between its tokens."""
-    cdef const uint8_t *p = sink.body + span.start
-    cdef const uint8_t *end = sink.body + span.end
-    cdef uint32_t fill = 0
-    cdef bint is_string = 0
-    while p < end:
-        if is_string:
-            sink.buffer[fill] = p[0]
-            fill += 1
-            if p[0] == c'"':
-                is_string = 0
-            elif p[0] == c'\\':  # the escaped byte cannot end the string
-                p += 1
-                sink.buffer[fill] = p[0]
-                fill += 1
-        elif p[0] != c' ' and p[0] != c'\n' and p[0] != c'\r' and p[0] != c'\t':
-            is_string = p[0] == c'"'
-            sink.buffer[fill] = p[0]
-            fill += 1
-        p += 1
-        if fill >= sink.chunk_bytes:
-            emit(sink, sink.buffer, sink.chunk_bytes, kind, sink.chunk_bytes)
-            fill -= sink.chunk_bytes
-            memcpy(sink.buffer, sink.buffer + sink.chunk_bytes, fill)
-    if fill:
-        emit(sink, sink.buffer, fill, kind, fill)
+    """Hash any JSON in chunks."""
+    cdef Written json
+    cdef uint32_t n
+    open_json(sink, span, &json)
+    while True:
+        n = fill_json(&json, sink.buffer, sink.chunk_bytes)
+        if n == 0:
+            return
+        emit(sink, sink.buffer, n, kind, n)

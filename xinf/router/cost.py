@@ -7,11 +7,11 @@
 
 `rate` is the replica's prefill rate in tokens per second, learnt from the time to the first token of streams and of
 one-token answers. `service` is how long a request stays, learnt from all answers: a slot of the engine is busy for
-`service` seconds with each request, so `requests x service / max_running` is the work there per slot. It needs no constant
-that somebody chose, and it is what keeps one hot prefix from piling up on one replica: what affinity can save is the
-prefill of the shared prefix, and as soon as the requests there weigh more than that, another replica is cheaper. A
-replica with a full pool makes a request wait until others end, or throws out requests that it must compute again: a
-whole `service`.
+`service` seconds with each request, so `requests x service / max_running` is the work there per slot. It needs no
+constant that somebody chose, and it is what keeps one hot prefix from piling up on one replica: what affinity can
+save is the prefill of the shared prefix, and as soon as the requests there weigh more than that, another replica is
+cheaper. A replica with a full pool makes a request wait until others end, or throws out requests that it must compute
+again: a whole `service`.
 
 `cached tokens` are what the index says, cut to whole blocks and never the last token, times the replica's trust: the
 share of such predictions that its answers confirmed (`cached_tokens` of their usage).

@@ -15,7 +15,7 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     chunk_bytes: int = 64
     prior_prefill_tokens_per_s: float = 8000.0
     prior_bytes_per_token: float = 4.0
-    # A request stays so long until its model's were measured; together with the next it makes the first decode pressure.
+    # How long a request stays and how many an engine runs at once, until known: the first decode pressure.
     prior_service_s: float = 0.5
     prior_max_running: int = 64
 
