@@ -231,6 +231,9 @@ async def test_relay_cancels_for_a_client_that_does_not_read() -> None:
     scene.client.gate = asyncio.get_running_loop().create_future()
     scene.frame(b"2")
     scene.frame(b"x" * 11)
+    scene.relay.tick(scene.relay._blocked_since_s + relay_module.SLOW_S - 0.1)
+    assert scene.link.cancelled == []
+    scene.relay.tick(scene.relay._blocked_since_s + relay_module.SLOW_S + 0.1)
     assert scene.link.cancelled == [5]
     scene.client.gate.set_result(None)
     scene.client.gate = None
@@ -240,6 +243,25 @@ async def test_relay_cancels_for_a_client_that_does_not_read() -> None:
     assert b"x" not in scene.client.body.replace(b"text", b"").split(b"data:")[0]
     assert scene.client.body.endswith(b"data: [DONE]\n\n")
     assert b"request_timeout" in scene.client.body
+
+
+async def test_relay_has_no_patience_beyond_its_bound() -> None:
+    scene = Scene(buffer_bytes=10)
+    scene.frame(b"1", start=SSE)
+    scene.client.gate = asyncio.get_running_loop().create_future()
+    scene.frame(b"2")
+    scene.frame(b"x" * (10 * relay_module.MAX_BUFFERS + 1))
+    assert scene.link.cancelled == [5]
+    scene.relay.close()
+
+
+async def test_relay_sends_a_long_stream_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "SEND_BYTES", 4)
+    scene = Scene()
+    scene.frame(b"012345", b"6789", start=SSE, end=Ending())
+    assert [m["body"] for m in scene.client.messages[1:]] == [b"0123", b"4567", b"89"]
+    assert scene.client.is_over
+    assert (await scene.verdict).outcome is Outcome.DONE
 
 
 async def test_relay_gives_a_client_up_that_never_reads_again() -> None:

@@ -36,6 +36,7 @@ MAX_CONNECTIONS = 65536
 KILL_AFTER_DRAIN_S = 5.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 10.0
+HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 STEADY_S = 10.0  # a worker that lived this long starts with the first back-off again
 
 
@@ -48,6 +49,20 @@ class Front(MPServer):
         self._backoffs = [0.0] * self.workers
         self._kill_after_s = drain_timeout_s + KILL_AFTER_DRAIN_S
         self.workers_kill_timeout = max(1, round(self._kill_after_s))
+
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        for idx in range(self.workers):
+            self.wrks.append(self._start_worker(idx, spawn_target, target_loader))
+
+    def _start_worker(self, idx: int, spawn_target: Any, target_loader: Any) -> Any:
+        worker: Any = self._spawn_worker(idx=idx, target=spawn_target, callback_loader=target_loader)
+        # The worker inherits the mask and lifts it when it serves (app.py); until then what comes waits for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        try:
+            worker.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return worker
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
         due: dict[int, float] = {}
@@ -67,7 +82,7 @@ class Front(MPServer):
                 due.setdefault(idx, now_s + self._next_backoff(idx, now_s))
             for idx in [idx for idx, at_s in due.items() if at_s <= now_s]:
                 del due[idx]
-                self._replace(idx, spawn_target, target_loader)
+                self.wrks[idx] = self._start_worker(idx, spawn_target, target_loader)
 
     def _next_backoff(self, idx: int, now_s: float) -> float:
         lived_s = now_s - self.wrks[idx].birth
@@ -79,11 +94,6 @@ class Front(MPServer):
             extra={"kv": {"worker": idx, "status": self.wrks[idx].inner.exitcode, "next_s": wait_s}},
         )
         return wait_s
-
-    def _replace(self, idx: int, spawn_target: Any, target_loader: Any) -> None:
-        worker: Any = self._spawn_worker(idx=idx, target=spawn_target, callback_loader=target_loader)
-        worker.start()
-        self.wrks[idx] = worker
 
     def _stop_workers(self) -> None:
         workers: list[Any] = self.wrks
@@ -98,8 +108,7 @@ def serve(config: Config, meta_target: str) -> None:
     gateway = config.gateway
     os.environ["XINF_EFFECTIVE_CONFIG"] = to_environ(config)
     os.environ["XINF_META_TARGET"] = meta_target
-    # Inherited: a worker that is told to drain before it listens must not die of it.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.environ["XINF_GATEWAY_MASTER"] = str(os.getpid())
     _raise_file_limit()
     Front(
         target=TARGET,
@@ -113,9 +122,8 @@ def serve(config: Config, meta_target: str) -> None:
         workers=worker_count(gateway.workers),
         backlog=gateway.backlog,
         backpressure=MAX_CONNECTIONS,
-        http1_settings=HTTP1Settings(
-            header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=READ_BUFFER_BYTES, pipeline_flush=True
-        ),
+        # pipeline_flush stays off: with it hyper buffers without bound for a client that does not read.
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=READ_BUFFER_BYTES),
         ssl_cert=Path(gateway.tls_cert) if gateway.tls_cert else None,
         ssl_key=Path(gateway.tls_key) if gateway.tls_key else None,
         ssl_protocol_min=SSLProtocols.tls12,

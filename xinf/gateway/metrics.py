@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from xinf.router import RouterView
+
 Snapshot = dict[str, float]
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -43,6 +45,10 @@ FAMILIES: dict[str, Family] = {
     "xinf_replica_in_flight": Family("gauge", "Requests that this gateway has on a replica."),
     "xinf_index_bytes": Family("gauge", "Memory of the prefix index, over all gateway processes."),
     "xinf_index_entries": Family("gauge", "Entries of the prefix index, over all gateway processes."),
+    "xinf_index_evictions_total": Family("counter", "Entries that the prefix index gave up to stay within its bound."),
+    "xinf_replica_view": Family("gauge", "Gateway processes that see a replica's cache as exact, approx or off."),
+    "xinf_predictions_total": Family("counter", "Answers whose cached tokens had been predicted."),
+    "xinf_predictions_within_block_total": Family("counter", "Of them, those predicted to within one block."),
     "xinf_store_read": Family("gauge", "Gateway processes that have read the store."),
     "xinf_worker_start_time_seconds": Family("gauge", "When a gateway process started, seconds since the epoch."),
 }
@@ -159,6 +165,18 @@ class Metrics:
         for name, counters in self._by_model.items():
             counters.fold(name, folded)
         return folded
+
+
+def fold_router(view: RouterView, into: Snapshot) -> None:
+    """Fold what the router knows of its index and of its own predictions."""
+    into["xinf_index_bytes"] = view.index_bytes
+    into["xinf_index_entries"] = view.index_entries
+    into["xinf_index_evictions_total"] = view.index_evictions
+    for replica in view.replicas:
+        label = f'replica="{escape(replica.replica_id)}"'
+        into[f'xinf_replica_view{{{label},view="{replica.index_state}"}}'] = 1
+        into[f"xinf_predictions_total{{{label}}}"] = replica.answers
+        into[f"xinf_predictions_within_block_total{{{label}}}"] = replica.answers_within_block
 
 
 def escape(value: str) -> str:

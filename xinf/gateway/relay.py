@@ -29,7 +29,13 @@ from xinf.gateway.link import Ending, Link
 
 # Of an answer that is no stream, held until it is complete; beyond it the client gets it as it comes.
 HOLD_BYTES = 16 << 20
-# A client that takes nothing for this long while bytes wait for it is given up.
+# Of a stream that goes out in one piece: the server holds a few pieces (Granian four), so their size is bounded too.
+SEND_BYTES = 256 << 10
+# A client is slow when more than its buffer waits and it has taken nothing for SLOW_S: an engine may hand over several
+# MiB at once, which a client that reads takes in milliseconds. Beyond MAX_BUFFERS buffers there is no such patience.
+SLOW_S = 1.0
+MAX_BUFFERS = 8
+# A client that takes nothing for this long while anything waits for it is given up.
 STALL_S = 60.0
 
 _HOP_BY_HOP = {
@@ -66,17 +72,18 @@ class Relay:
     """One request's way back. Attempts follow each other; `expect` begins one."""
 
     def __init__(
-        self, send: Send, receive: Receive, *, dialect: str, buffer_bytes: int, extra_headers: RawHeaders
+        self, send: Send, receive: Receive, *, buffer_bytes: int, extra_headers: RawHeaders, dialect: str = "openai"
     ) -> None:
         self.status = 0  # what the client got to see, 0 while nothing
         self.first_byte_s: float | None = None  # monotonic
         self.extra_headers = extra_headers
+        self.dialect = dialect  # how its stream ends: see answers.error_events
         self.deadline_s: float | None = None  # monotonic
         self.is_gone = False
         self.on_gone: Callable[[], None] | None = None  # told when the client leaves while no attempt is open
+        self.on_first_byte: Callable[[], None] | None = None  # told when a stream begins
         self._send = send
         self._receive = receive
-        self._dialect = dialect
         self._buffer_bytes = buffer_bytes
         self._link: Link | None = None
         self._submit_id = 0
@@ -124,7 +131,10 @@ class Relay:
 
     def tick(self, now_s: float) -> None:
         """Enforce the deadline and the patience with a client that reads nothing. `now_s`: monotonic."""
-        if self._blocked is not None and now_s - self._blocked_since_s > STALL_S:
+        blocked_s = 0.0 if self._blocked is None else now_s - self._blocked_since_s
+        if blocked_s > SLOW_S and self._outbox_bytes > self._buffer_bytes and self._error is None:
+            self._overflow()
+        elif blocked_s > STALL_S:
             self._end(Outcome.CUT, RequestTimeout(f"the client has read nothing for {STALL_S:.0f} s"))
         elif self.deadline_s is not None and now_s > self.deadline_s and self._error is None:
             self._cancel()
@@ -190,16 +200,27 @@ class Relay:
             if self.status == 0:
                 self._begin(is_complete=is_last and not self._is_stream)
                 continue
-            outbox = self._outbox
-            data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
-            if outbox:
-                self._tail = outbox[-1]
-            outbox.clear()
-            self._outbox_bytes = 0
-            self._is_last_sent = is_last
-            self._put({"type": "http.response.body", "body": data, "more_body": not is_last})
-        if self._blocked is not None and self._outbox_bytes > self._buffer_bytes and self._error is None:
+            data = self._take()
+            self._is_last_sent = is_last and not self._outbox
+            self._put({"type": "http.response.body", "body": data, "more_body": not self._is_last_sent})
+        if self._blocked is not None and self._outbox_bytes > MAX_BUFFERS * self._buffer_bytes and self._error is None:
             self._overflow()
+
+    def _take(self) -> bytes:
+        """Take everything that waits, of a long stream a piece of it."""
+        outbox = self._outbox
+        if self._outbox_bytes > SEND_BYTES and self._is_stream:
+            if len(outbox[0]) != SEND_BYTES:
+                joined = b"".join(outbox)
+                outbox[:] = [joined[at : at + SEND_BYTES] for at in range(0, len(joined), SEND_BYTES)]
+            data = outbox.pop(0)
+        else:
+            data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
+            outbox.clear()
+        self._outbox_bytes -= len(data)
+        if data:
+            self._tail = data
+        return data
 
     def _begin(self, *, is_complete: bool) -> None:
         headers = [pair for pair in self._engine_headers if pair[0] not in _HOP_BY_HOP]
@@ -208,6 +229,8 @@ class Relay:
         headers += self.extra_headers
         self.status = self._engine_status
         self.first_byte_s = time.monotonic()
+        if self._is_stream and self.on_first_byte is not None:
+            self.on_first_byte()
         self._put({"type": "http.response.start", "status": self.status, "headers": headers})
 
     def _put(self, message: dict[str, Any]) -> None:
@@ -242,7 +265,7 @@ class Relay:
         else:
             tail = self._outbox[-1] if self._outbox else self._tail
             self._error = error
-            self._outbox.append(error_events(error, dialect=self._dialect, tail=tail))
+            self.on_chunk(error_events(error, dialect=self.dialect, tail=tail))
             self._pump()
 
     def _end(self, outcome: Outcome, error: XinfError | None = None, *, may_retry: bool = False) -> None:

@@ -1,0 +1,320 @@
+"""What can be asked for and where it runs: deployments by served name, replicas with their Links.
+
+Fed by mirrors of the store, so it goes on with what it has while the control process is away. Level-triggered: a change
+of any record makes the state of that deployment or replica what the records say, whatever it was before.
+
+    replica record: phase ready, target run    Link open, gets new requests while the Link is up
+                    ready, target stop         Link stays for the requests on it, gets no new ones
+                    draining
+                    anything else, deleted     Link closed, what was on it is lost (and moves if it can)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+
+from xinf._fast.scan import SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
+from xinf.core.errors import Unavailable, UnknownModel
+from xinf.core.ids import ReplicaId
+from xinf.core.records import (
+    DEPLOYMENTS,
+    KEYS,
+    REPLICAS,
+    DeploymentRecord,
+    KeyRecord,
+    Phase,
+    ReplicaRecord,
+)
+from xinf.gateway.keys import KeyRing
+from xinf.gateway.link import Link
+from xinf.meta import Mirror, Store
+from xinf.router import LoadView, Router
+
+logger = logging.getLogger("xinf.gateway")
+
+TICK_S = 1.0
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A deployment as the hot path needs it."""
+
+    deployment: str
+    names: tuple[str, ...]  # what clients may call it, the canonical one first
+    seed: int  # of its prefix chains: equal chains of two models are not equal
+    max_waiting: int | None
+    created_s: float
+
+
+class _Place(msgspec.Struct):
+    """A Link with what it was made from: a change of it is another engine process with an empty cache."""
+
+    link: Link
+    process: tuple[str | None, int | None, int | None]
+    record: ReplicaRecord
+
+
+class Table:
+    """One per gateway process. `on_ready(deployment)` is called when a replica may take requests again."""
+
+    def __init__(
+        self,
+        store: Store,
+        router: Router,
+        keys: KeyRing,
+        *,
+        gateway: str,
+        on_ready: Callable[[str], None],
+    ) -> None:
+        self._router = router
+        self._keys = keys
+        self._gateway = gateway
+        self._on_ready = on_ready
+        self._deployments: Mirror[DeploymentRecord] = Mirror(store, DEPLOYMENTS, DeploymentRecord)
+        self._replicas: Mirror[ReplicaRecord] = Mirror(store, REPLICAS, ReplicaRecord)
+        self._key_records: Mirror[KeyRecord] = Mirror(store, KEYS, KeyRecord)
+        self._key_records.listen(lambda _: self._replace_keys())
+        self._deployments.listen(lambda _: self._replace_deployments())
+        self._replicas.listen(self._on_replica)
+        # Keys come first: no request may pass before they are known.
+        self._unread: list[Any] = [self._key_records, self._deployments, self._replicas]
+        self._by_name: dict[str, Model] = {}
+        self._by_deployment: dict[str, Model] = {}
+        self._places: dict[str, _Place] = {}
+        self._orders: dict[str, int] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+        self.is_read = False  # whether the store has been read once; before that nothing may be refused as unknown
+
+    async def start(self) -> None:
+        """Read the store and follow it; may be called again after it raised.
+
+        Raises: Unavailable, StoreError.
+        """
+        while self._unread:
+            await self._unread[0].start()
+            self._unread.pop(0)
+        self.is_read = True
+        self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="link ticks")
+
+    async def stop(self) -> None:
+        """Close every Link and stop following the store."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for mirror in (self._replicas, self._deployments, self._key_records):
+            await mirror.stop()
+        places, self._places = self._places, {}
+        await asyncio.gather(*(place.link.close("the gateway stops") for place in places.values()), *self._closing)
+
+    # ---- questions ---------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Model:
+        """Find the deployment that serves `name`. Raises: UnknownModel naming those that exist; Unavailable."""
+        model = self._by_name.get(name)
+        if model is not None:
+            return model
+        self.check_read()
+        names = self.names()
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UnknownModel(
+            f"model {name[:200]!r} does not exist",
+            remedy=f"these do: {shown}" if names else "none is deployed: `xinf launch --model ...`",
+            param="model",
+            models=shown,
+        )
+
+    def check_read(self) -> None:
+        """Raises: Unavailable until the store has been read."""
+        if not self.is_read:
+            raise Unavailable("the gateway has not read the store yet", remedy="is the control process running?")
+
+    def names(self) -> list[str]:
+        """All names that clients may use, sorted."""
+        return sorted(self._by_name)
+
+    def models(self) -> list[Model]:
+        """All deployments, sorted by name."""
+        return [self._by_deployment[name] for name in sorted(self._by_deployment)]
+
+    def link(self, replica: str) -> Link | None:
+        """The Link to a replica, None if it is gone meanwhile."""
+        place = self._places.get(replica)
+        return place.link if place is not None else None
+
+    def links(self) -> list[Link]:
+        return [place.link for place in self._places.values()]
+
+    def ready(self, deployment: str, *, exclude: Collection[str] = ()) -> list[str]:
+        """Ids of the replicas that may take requests of a deployment."""
+        return [
+            replica
+            for replica, place in self._places.items()
+            if place.record.deployment == deployment and replica not in exclude and _is_ready(place)
+        ]
+
+    def order(self, deployment: str) -> int:
+        """How the deployment's template orders a prompt, for `Scan.chain`: as its engines say, if one is connected."""
+        return self._orders.get(deployment, SYSTEM_TOOLS_REST)
+
+    def why_not_ready(self, deployment: str) -> str:
+        """Say in one sentence where the replicas of a deployment stand."""
+        records = [record for record, _ in self._replicas.items.values() if record.deployment == deployment]
+        if not records:
+            wish = self._deployments.get(deployment)
+            if wish is not None and wish.replicas == 0:
+                return f"{deployment} is scaled to 0 replicas"
+            return f"{deployment} has no replica yet"
+        return "; ".join(_standing(record, self._places.get(record.id)) for record in records[:8])
+
+    # ---- following the store -----------------------------------------------------------------------------------
+
+    def _replace_keys(self) -> None:
+        self._keys.replace(record for record, _ in self._key_records.items.values())
+
+    def _replace_deployments(self) -> None:
+        by_name: dict[str, Model] = {}
+        by_deployment: dict[str, Model] = {}
+        records = sorted(
+            (record for record, _ in self._deployments.items.values()), key=lambda r: (r.created_s, r.name)
+        )
+        for record in records:
+            model = Model(
+                deployment=record.name,
+                # What the engine itself answers to; it refuses other names.
+                names=record.spec.served_names or (record.spec.model,),
+                seed=_seed(record.name),
+                max_waiting=record.max_waiting,
+                created_s=record.created_s,
+            )
+            by_deployment[record.name] = model
+            for name in model.names:
+                # The oldest keeps a name that two claim: a new deployment must not take traffic by accident.
+                by_name.setdefault(name, model)
+        self._by_name, self._by_deployment = by_name, by_deployment
+        for replica in list(self._places):
+            self._aim(replica)
+
+    def _on_replica(self, name: str) -> None:
+        record = self._replicas.get(name)
+        place = self._places.get(name)
+        wants_link = record is not None and record.address is not None and record.phase in (Phase.READY, Phase.DRAINING)
+        if record is None or not wants_link:
+            if place is not None:
+                self._drop(name, "its replica was removed" if record is None else f"it is {record.phase}")
+            if record is None:
+                self._router.remove_replica(ReplicaId(name))
+            return
+        process = (record.address, record.pid, record.pid_start_ticks)
+        if place is not None and place.process != process:
+            self._drop(name, "it was restarted")
+            # A new process has an empty cache.
+            self._router.remove_replica(ReplicaId(name))
+            place = None
+        if place is None:
+            link = Link(name, record.address or "", gateway=self._gateway, listener=self)
+            self._places[name] = _Place(link, process, record)
+            link.start()
+        else:
+            place.record = record
+        self._aim(name)
+
+    def _drop(self, replica: str, reason: str) -> None:
+        place = self._places.pop(replica)
+        task = asyncio.get_running_loop().create_task(place.link.close(reason))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._tell_router(place, is_ready=False)
+
+    def _aim(self, replica: str) -> None:
+        """Tell the router what this replica is now."""
+        place = self._places[replica]
+        is_ready = _is_ready(place)
+        self._tell_router(place, is_ready=is_ready)
+        if is_ready:
+            self._on_ready(place.record.deployment)
+
+    def _tell_router(self, place: _Place, *, is_ready: bool) -> None:
+        record, info = place.record, place.link.info
+        wish = self._deployments.get(record.deployment)
+        if wish is None:
+            self._router.remove_replica(record.id)
+            return
+        self._router.set_replica(
+            record.id,
+            model=record.deployment,
+            policy=wish.policy,
+            block_tokens=record.block_tokens or (info.block_tokens if info is not None else 0) or 16,
+            is_ready=is_ready,
+            max_running=(info.max_running or None) if info is not None else None,
+        )
+
+    # ---- what Links tell ---------------------------------------------------------------------------------------
+
+    def on_link_up(self, link: Link) -> None:
+        place = self._places.get(link.replica)
+        if place is not None and link.info.segment_order:
+            self._orders[place.record.deployment] = _order(tuple(link.info.segment_order))
+        self._aim_link(link)
+
+    def on_link_down(self, link: Link) -> None:
+        self._aim_link(link)
+
+    def on_load(self, link: Link, load: Any) -> None:
+        place = self._places.get(link.replica)
+        if place is None or place.link is not link:
+            return
+        self._router.on_load(
+            ReplicaId(link.replica),
+            LoadView(
+                running=load.running,
+                waiting=load.waiting,
+                queued_prefill_tokens=load.queued_prefill_tokens,
+                kv_blocks_used=load.kv_blocks_used,
+                kv_blocks_total=load.kv_blocks_total,
+                last_submit=load.last_submit,
+            ),
+        )
+
+    def _aim_link(self, link: Link) -> None:
+        place = self._places.get(link.replica)
+        if place is not None and place.link is link:
+            self._aim(link.replica)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            for place in list(self._places.values()):
+                place.link.tick(now_s)
+
+
+def _is_ready(place: _Place) -> bool:
+    return place.link.is_up and place.record.phase == Phase.READY and place.record.target == "run"
+
+
+def _standing(record: ReplicaRecord, place: _Place | None) -> str:
+    if place is not None and record.phase == Phase.READY:
+        return f"{record.id} is ready" + ("" if place.link.is_up else " and cannot be reached")
+    text = f"{record.id} is {record.phase}"
+    if record.phase == Phase.FAILED and record.failure is not None:
+        text += f" ({record.failure.cause}: {record.failure.message})"
+    return text
+
+
+def _order(segments: tuple[str, ...]) -> int:
+    """The chain's name for an engine's segment order."""
+    if segments[0] == "tools":
+        return TOOLS_FIRST
+    if "last_user" in segments:
+        return TOOLS_BEFORE_LAST_USER
+    return SYSTEM_TOOLS_REST
+
+
+def _seed(deployment: str) -> int:
+    return int.from_bytes(hashlib.sha256(deployment.encode()).digest()[:8], "little")
