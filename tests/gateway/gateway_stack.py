@@ -26,7 +26,7 @@ import msgspec
 
 from xinf.core.config import Config, load, to_environ
 from xinf.core.ids import DeploymentName, ReplicaId
-from xinf.core.records import DeploymentRecord, EngineSpec, Phase, ReplicaRecord
+from xinf.core.records import DeploymentRecord, EngineSpec, Phase, ReplicaRecord, RoutingPolicy
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
 from xinf.meta import LmdbStore, MetaServer, Records
 
@@ -81,6 +81,8 @@ class StoreThread:
         await self._store.close()
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         self.call(self._shut())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE_S)
@@ -144,6 +146,10 @@ class GatewayStack:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def reopen_store(self) -> None:
+        """Bring a closed store back, as a restarted control process does."""
+        self.store = StoreThread(self.dir / "meta", self._meta_target)
 
     def start_process(self) -> None:
         """Start the gateway's master; it need not serve yet when this returns."""
@@ -220,6 +226,14 @@ class GatewayStack:
         self.set_phase(started, pid=started.process.pid, phase=Phase.STARTING)
         self._publish(started)
         return started
+
+    def set_policy(self, name: str, policy: RoutingPolicy) -> None:
+        """Change how a deployment is routed."""
+
+        def change(record: DeploymentRecord) -> DeploymentRecord:
+            return msgspec.structs.replace(record, policy=policy)
+
+        self.store.call(self.store.records.update(DeploymentRecord, name, change))
 
     def set_phase(self, engine: Engine, **changes: Any) -> None:
         """Change an engine's replica record, as agent and scheduler do."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.gateway.gateway_stack import GatewayStack, wait_for
 from xinf.core.ids import KeyId
-from xinf.core.records import DeploymentRecord, KeyRecord, Phase
+from xinf.core.records import DeploymentRecord, KeyRecord, Phase, RoutingPolicy
 from xinf.gateway.metrics import family_of
 
 
@@ -154,6 +154,20 @@ def test_identical_simultaneous_requests_spread_within_one(stack: GatewayStack) 
     assert counts == [3, 3, 4]
 
 
+def test_session_header_keeps_a_session_on_one_replica(stack: GatewayStack) -> None:
+    stack.deploy("chatty", replicas=3)
+    stack.set_policy("chatty", RoutingPolicy.SESSION)
+
+    def replica(session: str) -> str:
+        headers = {"x-xinf-decision": "1", "x-session-id": session}
+        return ask(stack, "chatty", **headers).headers["x-xinf-decision"]
+
+    wait_for(lambda: "reason=session" in replica("s"), what="the policy taking effect")
+    by_session = {session: {replica(session).partition(";")[0] for _ in range(5)} for session in "abcdefgh"}
+    assert all(len(replicas) == 1 for replicas in by_session.values())
+    assert len(set.union(*by_session.values())) > 1
+
+
 def test_model_without_a_replica_waits_then_says_why(stack: GatewayStack) -> None:
     stack.deploy("empty", replicas=0)
     answer = ask(stack, "empty", **{"x-request-timeout": "0.2"})
@@ -255,6 +269,43 @@ def test_keys_are_needed_once_one_exists() -> None:
         assert probe.status_code == 503
         assert probe.json()["error"]["message"] == "not ready"
         assert stack.client.get("/v1/models").status_code == 401
+
+
+def test_access_log_tells_the_request_and_not_the_prompt() -> None:
+    with GatewayStack(overrides={"gateway.access_log_sample": 1.0}) as stack:
+        stack.deploy("m")
+        body = {"model": "m", "messages": [{"role": "user", "content": "my secret"}], "max_tokens": 3}
+        answer = stack.client.post("/v1/chat/completions", json=body, headers={"x-request-id": "logged-1"})
+        assert answer.status_code == 200
+        line = wait_for(lambda: [e for e in stack.log().splitlines() if "id=logged-1" in e], what="the log line")[0]
+        assert "model=m replica=m-0 status=200" in line
+        assert "completion_tokens=3" in line
+        assert "secret" not in stack.log()
+        assert answer.json()["choices"][0]["message"]["content"].split()[0] not in line
+
+
+def test_gateway_goes_on_while_the_store_is_away() -> None:
+    with GatewayStack() as stack:
+        stack.deploy("m")
+        stack.store.close()
+        assert [ask(stack, "m").status_code for _ in range(3)] == [200, 200, 200]
+        stack.reopen_store()
+        stack.deploy("n")
+        assert ask(stack, "n").status_code == 200
+
+
+def test_gateway_without_a_store_refuses_until_there_is_one() -> None:
+    with GatewayStack() as stack:
+        stack.deploy("m")
+        stack.gateway.terminate()
+        stack.gateway.wait(30)
+        stack.store.close()
+        stack.start_gateway()
+        refused = ask(stack, "m")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "unavailable"
+        stack.reopen_store()
+        wait_for(lambda: ask(stack, "m").status_code == 200, what="the store read")
 
 
 def test_full_house_is_429_with_a_time_to_come_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -138,6 +139,23 @@ def test_drain_timeout_ends_what_takes_too_long_with_an_error() -> None:
         assert text.count(b'"error"') == 1
         assert b'"code":"unavailable"' in text
         assert stack.gateway.wait(30) == 0
+
+
+def test_thousands_of_idle_connections_do_not_keep_others_out() -> None:
+    n_idle = 3000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, n_idle + 2000), hard))
+    try:
+        with GatewayStack() as stack:
+            stack.deploy("m")
+            idle = [stack.connect() for _ in range(n_idle)]
+            for raw in idle[::10]:
+                raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")  # and never the rest
+            assert all(ask(stack).status_code == 200 for _ in range(20))
+            idle[5].sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200 OK" in idle[5].recv(4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tls(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ class HotPath:
             return choice
         ticket = Ticket(
             attempt=attempt,
-            refund=lambda unused: self._give_back(unused),
+            refund=lambda unused: self._give_back(unused, name),
             refusal=lambda: self._refusal(job, room),
             is_picky=bool(excluded),
         )
@@ -378,7 +378,7 @@ class HotPath:
         is_ok = verdict is not None and verdict.outcome is Outcome.DONE and verdict.error is None
         is_ok = is_ok and job.relay.status < 400
         if ending is None:
-            self._give_back(choice)
+            self._give_back(choice, job.model.deployment)
             return
         self._router.finished(
             choice,
@@ -396,10 +396,10 @@ class HotPath:
             )
         self._after(job.model.deployment)
 
-    def _give_back(self, choice: Choice) -> None:
+    def _give_back(self, choice: Choice, deployment: str) -> None:
         """Release a place that came to nothing."""
         self._router.finished(choice, prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
-        for room in self._rooms.values():
+        if room := self._rooms[deployment]:
             room.wake()
 
     def _after(self, deployment: str) -> None:
