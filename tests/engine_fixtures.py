@@ -5,6 +5,7 @@
     zygote             the fork server: `zygote.start(spec)` forks a shim, ready in 2-4 s
     vllm_engine        one engine with the scripted model for the whole session; tests must not harm it
     start_vllm         a function that starts an engine for one test alone: `start_vllm(engine_args={...})`
+    installed_python   as engine_python, with the xinf of this checkout installed there; fails if it is another
 
 A started engine is a `VllmEngine`: `.target` (gRPC address), `.pid` of the shim, `.core_pids()`, `.status`, `.log`.
 """
@@ -24,10 +25,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
-from xinf.agent.environment import MANIFEST, find_environments
+from xinf.agent.environment import MANIFEST, Manifest, find_environments
+from xinf.agent.wheel import package_digest
 from xinf.core.ids import ReplicaId
 from xinf.core.records import EngineSpec, Phase
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
@@ -82,14 +85,14 @@ class VllmEngine:
             return [child.pid for child in psutil.Process(self.pid).children(recursive=True) if is_alive(child.pid)]
         return []
 
-    def wait_ready(self) -> VllmEngine:
+    def wait_ready(self, deadline_s: float = START_S) -> VllmEngine:
         """Wait until it is ready; fails at once, with its log, when its start failed."""
 
         def is_over() -> bool:
             status = self.status
             return (status is not None and status.phase in (Phase.READY, Phase.FAILED)) or not self.is_alive
 
-        wait_until(is_over, "the engine being ready", START_S)
+        wait_until(is_over, "the engine being ready", deadline_s)
         assert self.status is not None, self.log
         assert self.status.phase is Phase.READY, f"{self.status.failure}\n{self.log}"
         return self
@@ -206,6 +209,38 @@ def engine_python() -> Path:
         if "vllm" in environment.engines and "cpu" in environment.device_kinds:
             return Path(environment.python)
     pytest.fail(f"there is no vLLM environment for CPU below {engines_dir()} ({MANIFEST}): run `make engine`")
+
+
+@pytest.fixture(scope="session")
+def installed_python(engine_python: Path) -> Path:
+    manifest = msgspec.json.decode((engine_python.parents[1] / MANIFEST).read_bytes(), type=Manifest)
+    if manifest.xinf_sha256 != package_digest():
+        pytest.fail(f"{engine_python.parents[1]} holds another xinf than this checkout: run `make engine`")
+    return engine_python
+
+
+@contextlib.contextmanager
+def production_shim(python: Path, spec: ShimSpec) -> Iterator[VllmEngine]:
+    """Start a shim with the interpreter's own packages only, as the guard does: vLLM's processes are spawned."""
+    directory = Path(spec.directory)
+    write_file(directory / "spec.json", spec)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (directory / "engine.log").open("ab") as output:
+        process = subprocess.Popen(
+            [str(python), "-m", "xinf.engine", str(directory / "spec.json")],
+            cwd=directory,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    engine = VllmEngine(spec, process.pid)
+    try:
+        yield engine
+    finally:
+        engine.kill()
+        process.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,7 @@ class VllmAdapter:
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         progress("reading the model's configuration")
+        _check_path(self._spec.engine.model)
         family = _read_family(self._spec)
         arguments = vllm_args.choose_arguments(self._spec.engine, is_cpu=self._is_cpu, family=family)
         self._args = vllm_args.parse(self._spec.engine, arguments)
@@ -287,6 +288,16 @@ class VllmAdapter:
 
     async def wake(self) -> None:
         await self._llm.wake_up()
+
+
+def _check_path(model: str) -> None:
+    """Refuse a path that is not there; vLLM would take it for a hub id and say that it is none."""
+    if model.startswith(("/", ".", "~")) and not Path(model).exists():
+        raise EngineStartFailed(
+            f"there is no model at {model} on this host",
+            remedy="check the path; it must exist on the host that runs the engine",
+            cause="model_not_found",
+        )
 
 
 def _raise_error(answer: Any) -> None:

@@ -74,10 +74,13 @@ def choose_arguments(spec: EngineSpec, *, is_cpu: bool, family: ModelFamily) -> 
     chosen: dict[str, ArgValue] = dict(_DEFAULTS)
     if is_cpu:
         chosen |= _CPU_DEFAULTS
-    if not any(is_about(name, ("enable-auto-tool-choice", "tool-call-parser")) for name in given):
-        chosen |= {name: value for name, value in family.parsers().items() if name != "reasoning-parser"}
-    if reasoning := family.parsers().get("reasoning-parser"):
-        chosen["reasoning-parser"] = reasoning
+    parsers = family.parsers()
+    if "tool-call-parser" in given:
+        # A parser alone does nothing in vLLM; whoever names one wants tools.
+        parsers["enable-auto-tool-choice"] = True
+    elif any(is_about(name, ("enable-auto-tool-choice",)) for name in given):
+        parsers.pop("tool-call-parser", None)
+    chosen |= parsers
     if spec.dtype != "auto":
         chosen["dtype"] = _DTYPES.get(spec.dtype, spec.dtype)
     if spec.quantization is not None:
@@ -152,11 +155,28 @@ def parse(spec: EngineSpec, arguments: Mapping[str, ArgValue]) -> Any:
     try:
         parsed = parser.parse_args(command_line(spec, arguments, options=options, lists=lists))
         validate_parsed_serve_args(parsed)
+        _check_parsers(parsed)
     except SystemExit as error:
         raise bad_arguments(f"vLLM ended with status {error.code} on its arguments", "see the engine's log") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise bad_arguments(f"vLLM refuses its arguments: {error}", "correct the --engine-arg it names") from error
     return parsed
+
+
+def _check_parsers(parsed: Any) -> None:
+    """Load the user's parser plugins and check the parsers' names, as `vllm serve` does when it makes its socket.
+
+    Source: vLLM 0.32, entrypoints/launchers/launcher.py, `setup_server`. Raises: KeyError.
+    """
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if parsed.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(parsed.tool_parser_plugin)
+    if parsed.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(parsed.reasoning_parser_plugin)
+    validate_api_server_args(parsed)
 
 
 def bad_arguments(message: str, remedy: str) -> EngineStartFailed:

@@ -13,6 +13,7 @@ _MAX_LOG_BYTES = 256 << 10
 # vLLM 0.32: "(EngineCore pid=7) ERROR 11-24 03:00:00 [core.py:900] ValueError: No available memory for the cache ..."
 _ERROR_LINE = re.compile(r"^(?:\(.*?\) )?(?:ERROR [^\]]*\] )?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)): (\S.*)$")
 _SEE_ABOVE = "Engine core initialization failed"
+_WRONG_VALUE = re.compile(r"^  (?:Value error|Assertion failed), (.*?)(?: \[type=|$)", re.MULTILINE)
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
 
 
@@ -54,4 +55,6 @@ def explain(error: BaseException, log: EngineLog) -> EngineStartFailed:
         found = failure_of(RuntimeError(cause))
         return EngineStartFailed(f"the engine failed to start: {cause}", remedy=found.remedy, cause=found.cause)
     found = failure_of(error)
-    return EngineStartFailed(found.message, remedy=found.remedy, cause=found.cause)
+    # pydantic says in its first line only how many values are wrong.
+    wrong = _WRONG_VALUE.search(str(error))
+    return EngineStartFailed(wrong[1] if wrong else found.message, remedy=found.remedy, cause=found.cause)

@@ -1,0 +1,231 @@
+"""Engine environments: what is found, what is chosen, what an install does and leaves when it fails or is cut off.
+
+pip and venv are real; the packages are wheels made here, so nothing comes from a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xinf.agent import environment, wheel
+from xinf.agent.environment import (
+    MANIFEST,
+    EngineRelease,
+    Manifest,
+    choose_release,
+    find_environments,
+    install_environment,
+    read_releases,
+)
+from xinf.core.errors import ConfigError, InvalidRequest, Unavailable
+from xinf.core.records import EngineEnvironment
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def make_manifest(engines_dir: Path, name: str, *, python: str | None = None) -> Path:
+    directory = engines_dir / name
+    (directory / "bin").mkdir(parents=True)
+    (directory / "bin" / "python").symlink_to(sys.executable)
+    found = EngineEnvironment(
+        name=name,
+        python=python or str(directory / "bin" / "python"),
+        engines=("vllm",),
+        device_kinds=("cpu",),
+        version="1",
+    )
+    manifest = Manifest(environment=found, requirements_sha256="a", xinf_sha256="b")
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return directory
+
+
+def test_find_gives_the_builtin_one_and_what_is_installed(tmp_path: Path) -> None:
+    make_manifest(tmp_path, "vllm-cpu")
+    (tmp_path / "half-installed").mkdir()
+    builtin, installed = find_environments(tmp_path)
+    assert (builtin.name, builtin.python, builtin.engines) == ("builtin", sys.executable, ("sim",))
+    assert (installed.name, installed.engines) == ("vllm-cpu", ("vllm",))
+
+
+def test_find_in_a_directory_that_is_not_there_gives_the_builtin_one(tmp_path: Path) -> None:
+    assert [found.name for found in find_environments(tmp_path / "none")] == ["builtin"]
+
+
+@pytest.mark.parametrize("damage", ["not-json", "no-python", "moved"])
+def test_find_leaves_out_what_would_not_work(tmp_path: Path, damage: str) -> None:
+    directory = make_manifest(tmp_path, "vllm-cpu", python="/elsewhere/bin/python" if damage == "moved" else None)
+    if damage == "not-json":
+        (directory / MANIFEST).write_text("{")
+    if damage == "no-python":
+        (directory / "bin" / "python").unlink()
+    assert [found.name for found in find_environments(tmp_path)] == ["builtin"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cpu", "vllm-cpu"), ("cuda", "vllm-cuda")])
+def test_release_is_chosen_by_the_kind_of_device(kind: str, name: str) -> None:
+    assert choose_release(read_releases(), "vllm", kind).environment == name
+
+
+def test_release_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InvalidRequest, match="vllm on cpu"):
+        choose_release(read_releases(), "vllm", "npu")
+
+
+def test_release_for_another_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = msgspec.structs.replace(read_releases()[0], python=("3.7",))
+    monkeypatch.setattr(environment, "read_releases", lambda: (other,))
+    with pytest.raises(ConfigError, match=r"needs Python 3\.7"):
+        install_environment("vllm", device="cpu", engines_dir=tmp_path, progress=lambda _: None)
+
+
+def test_wheel_holds_the_package_its_configs_and_the_plugin(tmp_path: Path, checkout: Path) -> None:
+    with zipfile.ZipFile(wheel.write_wheel(tmp_path)) as archive:
+        names = set(archive.namelist())
+        assert {"xinf/engine/deathsig.py", "xinf/_pb/engine_service_pb2.py", "xinf/_data/configs/default.toml"} <= names
+        assert not [name for name in names if "__pycache__" in name or name.endswith((".c", ".pyx"))]
+        (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+        text = archive.read(entry_points).decode()
+        record = archive.read(next(name for name in names if name.endswith("RECORD"))).decode()
+        for line in record.splitlines():
+            name, digest, _ = line.rsplit(",", 2)
+            if digest:
+                sha256 = base64.urlsafe_b64encode(hashlib.sha256(archive.read(name)).digest()).rstrip(b"=").decode()
+                assert digest == f"sha256={sha256}"
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    for name, target in project["entry-points"]["vllm.general_plugins"].items():
+        assert f"[vllm.general_plugins]\n{name} = {target}\n" in text
+
+
+# ---- installing ---------------------------------------------------------------------------------------------------
+
+
+def make_package(directory: Path, name: str, version: str) -> None:
+    """A wheel with one module of that name."""
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+class Site:
+    """A place to install into: one release with a lock, packages in a directory, what was said."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engines_dir = root / "engines"
+        self.packages = root / "packages"
+        self.packages.mkdir()
+        self.lock = root / "toy.lock"
+        self.said: list[str] = []
+        make_package(self.packages, "toyengine", "1")
+        self.lock.write_text("toyengine==1\n")
+        release = EngineRelease(
+            name="toy",
+            environment="toy-cpu",
+            version="1",
+            device_kinds=("cpu",),
+            distribution="toyengine",
+            python=(PYTHON,),
+            seen="run",
+            lock=str(self.lock),
+        )
+        monkeypatch.setattr(environment, "read_releases", lambda: (release,))
+        # The checkout may be worked on while its tests run.
+        monkeypatch.setattr(environment, "package_digest", lambda: "the same")
+        # Importing xinf there would need grpc and more, which a test without a network cannot install.
+        monkeypatch.setattr(environment._Installation, "_check", lambda _: None)
+        monkeypatch.setattr(environment, "_TORCH_CPU_INDEX", self.packages.as_uri())
+        for name in ("PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(self.packages))
+
+    @property
+    def directory(self) -> Path:
+        return self.engines_dir / "toy-cpu"
+
+    def install(self) -> EngineEnvironment:
+        self.said = []
+        return install_environment("toy", device="cpu", engines_dir=self.engines_dir, progress=self.said.append)
+
+    def version_there(self) -> str:
+        code = "import toyengine; print(toyengine.VERSION)"
+        command = [str(self.directory / "bin" / "python"), "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(tmp_path, monkeypatch)
+
+
+def test_install_makes_it_and_twice_does_nothing(site: Site) -> None:
+    made = site.install()
+    assert made in find_environments(site.engines_dir)
+    assert site.version_there() == "1"
+    assert any("installing 1 packages" in sentence for sentence in site.said)
+    assert site.install() == made
+    assert site.said == []
+
+
+def test_install_takes_up_what_changed_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install()
+    monkeypatch.setattr(environment, "package_digest", lambda: "another")
+    site.install()
+    assert [sentence.partition(": ")[2].split()[0] for sentence in site.said] == ["installing", "ready"]
+    make_package(site.packages, "toyengine", "2")
+    site.lock.write_text("toyengine==2\n")
+    site.install()
+    assert site.version_there() == "2"
+
+
+def test_install_that_fails_says_what_pip_said_and_is_not_found(site: Site) -> None:
+    site.lock.write_text("toyengine==7\n")
+    with pytest.raises(Unavailable, match="toyengine==7"):
+        site.install()
+    assert [found.name for found in find_environments(site.engines_dir)] == ["builtin"]
+    # The sources that pip is configured with are asked first, then torch's own.
+    assert any("trying" in sentence for sentence in site.said)
+    site.lock.write_text("toyengine==1\n")
+    site.install()
+    assert not any("anew" in sentence for sentence in site.said)
+
+
+def test_install_begins_anew_after_it_was_cut_off(site: Site) -> None:
+    site.install()
+    (site.directory / MANIFEST).unlink()
+    (site.directory / "xinf-installing").touch()
+    (site.directory / "half-written").touch()
+    site.install()
+    assert any("anew" in sentence for sentence in site.said)
+    assert not (site.directory / "half-written").exists()
+    assert site.version_there() == "1"
+
+
+@pytest.mark.engine
+def test_engine_environment_imports_the_shim(installed_python: Path) -> None:
+    """Two environments, one wheel: what the shim needs is there, and what only the gateway needs is not asked for."""
+    code = (
+        "import xinf.engine.process, xinf.engine.server, xinf.engine.vllm_adapter, xinf.engine.sim_adapter;"
+        "import xinf.engine.guard;"
+        "from xinf._pb import engine_service_pb2_grpc, meta_service_pb2_grpc;"
+        "import sys, xinf; print(xinf.__file__); print([m for m in ('orjson', 'lmdb', 'granian') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [str(installed_python), "-c", code], capture_output=True, text=True, check=False, timeout=120, cwd="/", env={}
+    )
+    assert done.returncode == 0, done.stderr
+    where, heavy = done.stdout.splitlines()
+    assert Path(where).is_relative_to(installed_python.parents[1])
+    assert heavy == "[]"
