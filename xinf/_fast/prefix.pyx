@@ -622,7 +622,7 @@ cdef class PrefixIndex:
             assert len(ids) == len(set(ids)), "holders are distinct"
             for id in ids:
                 counts[id] = counts.get(id, 0) + 1
-            n_more += -(-(len(ids) - N_INLINE) // N_MORE) if len(ids) > N_INLINE else 0
+            n_more += (len(ids) - N_INLINE + N_MORE - 1) // N_MORE if len(ids) > N_INLINE else 0
         assert {id: self.held[id] for id in range(self.n_ids) if self.held[id]} == counts, "held counts nodes"
         n_free = 0
         handle = self.free_cell

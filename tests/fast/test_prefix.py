@@ -1,0 +1,287 @@
+"""The prefix index against the naive one, its bounds, eviction and failing allocations."""
+
+from __future__ import annotations
+
+import random
+from array import array
+
+import pytest
+
+from tests.model.chunk_hash import chunk_hash
+from tests.model.index_model import IndexModel
+from xinf._fast import prefix
+from xinf._fast.prefix import MIN_BYTES, PrefixIndex, chain_bytes, hash_bytes, token_positions
+
+N_REPLICAS = 40
+
+
+def q(chain: list[int]) -> array[int]:
+    return array("Q", chain)
+
+
+def matched(index: PrefixIndex, chain: list[int], n_replicas: int = N_REPLICAS) -> tuple[list[int], list[int], int]:
+    lengths, hits = array("I", [9] * n_replicas), array("I", [9] * n_replicas)
+    best = index.match(q(chain), lengths, hits)
+    return lengths.tolist(), hits.tolist(), best
+
+
+def random_chain(rng: random.Random) -> list[int]:
+    """Chains of a small tree: equal prefixes are common; the bits of the hashes are bad on purpose."""
+    family = rng.randrange(6)
+    return [family << 32 | (i if i < 12 else i + rng.randrange(3) * 100) for i in range(rng.randrange(1, 40))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_index_agrees_with_the_naive_one(seed: int) -> None:
+    print("seed", seed)
+    rng = random.Random(seed)
+    index, model = PrefixIndex(1 << 20), IndexModel()
+    for step in range(400):
+        replica, chain = rng.randrange(N_REPLICAS), random_chain(rng)
+        pick = rng.random()
+        if pick < 0.5:
+            positions = None if rng.random() < 0.5 else [rng.randrange(1000) for _ in chain]
+            index.insert(replica, q(chain), None if positions is None else array("I", positions))
+            model.insert(replica, chain, positions)
+        elif pick < 0.65:
+            part = [chunk for chunk in chain if rng.random() < 0.7]
+            index.remove(replica, q(part))
+            model.remove(replica, part)
+        elif pick < 0.7:
+            index.drop(replica)
+            model.drop(replica)
+        n_replicas = rng.choice([0, 1, 7, N_REPLICAS])
+        lengths, hits = model.match(chain, n_replicas)
+        assert matched(index, chain, n_replicas) == (lengths, hits, max(lengths, default=0))
+        assert len(index) == len(model)
+        if step % 50 == 0:
+            index._check()
+    index._check()
+    held = [sum(replica in replicas for replicas in model.holders.values()) for replica in range(N_REPLICAS)]
+    assert [index.held_by(replica) for replica in range(N_REPLICAS)] == held
+    assert index.evictions == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_full_index_stays_within_its_bytes_and_never_invents_a_match(seed: int) -> None:
+    print("seed", seed)
+    rng = random.Random(seed)
+    index, model = PrefixIndex(MIN_BYTES), IndexModel()
+    for step in range(3000):
+        replica = rng.randrange(30)
+        chain = (
+            [rng.getrandbits(64) | 1 for _ in range(rng.randrange(1, 60))] if rng.random() < 0.6 else random_chain(rng)
+        )
+        if rng.random() < 0.05:
+            index.drop(replica)
+            model.drop(replica)
+        elif rng.random() < 0.05:
+            index.remove(replica, q(chain))
+            model.remove(replica, chain)
+        else:
+            index.insert(replica, q(chain))
+            model.insert(replica, chain)
+        assert index.nbytes <= index.max_bytes == MIN_BYTES
+        lengths, _, _ = matched(index, chain, 30)
+        allowed, _ = model.match(chain, 30)
+        # Eviction makes holes, so each length is one that some chunk of the chain gives this replica.
+        assert all(got <= most for got, most in zip(lengths, allowed, strict=True))
+        if step % 300 == 0:
+            index._check()
+    assert index.evictions > 1000
+    index._check()
+
+
+def test_what_was_inserted_lately_outlives_what_was_not() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    hot = list(range(1, 65))
+    rng = random.Random(1)
+    for _ in range(400):
+        index.insert(0, q(hot))
+        index.insert(1, q([rng.getrandbits(64) for _ in range(64)]))
+    assert index.evictions > 10_000
+    assert matched(index, hot)[0][0] == 64
+    assert index.held_by(0) == 64
+
+
+def test_a_chain_longer_than_the_index_holds_does_no_harm() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    chain = list(range(1, 50_000))
+    index.insert(3, q(chain))
+    index._check()
+    assert matched(index, chain)[2] == len(chain)  # its end was inserted last
+
+
+def test_the_furthest_hit_counts_despite_holes() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    index.insert(0, q([1, 2, 3, 4, 5]))
+    index.remove(0, q([1, 2, 4]))
+    index.insert(1, q([1]))
+    lengths, hits, best = matched(index, [1, 2, 3, 4, 9], 2)
+    assert (lengths, hits, best) == ([3, 1], [3, 1], 3)
+
+
+def test_positions_are_given_back_and_the_last_one_counts() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    index.insert(0, q([1, 2, 3]), array("I", [10, 20, 30]))
+    index.insert(1, q([1, 2]), array("I", [11, 21]))
+    lengths, hits, best = matched(index, [1, 2], 2)
+    assert (lengths, hits, best) == ([21, 21], [2, 2], 21)
+
+
+def test_drop_is_forgotten_at_once_and_scrubbed_later() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    for replica in range(20):
+        index.insert(replica, q(list(range(1, 101))))
+    for replica in range(19):
+        index.drop(replica)
+    assert len(index) == 100
+    assert matched(index, [100])[0][:20] == [0] * 19 + [100]
+    index.insert(5, q([7]))
+    assert matched(index, list(range(1, 101)))[1][5] == 7
+    for step in range(200):
+        index.insert(19, q([10_000 + step]))
+    index._check()
+    assert len(index) == 301
+
+
+def test_replicas_can_come_and_go_more_often_than_there_are_ids() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    for step in range(5 * index.max_replicas):
+        index.drop(step % index.max_replicas)
+        index.insert(step % index.max_replicas, q([1, 2, 3]))
+    index._check()
+    assert len(index) == 3 * index.max_replicas
+
+
+def test_bytes_work_as_chains() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    chain = chain_bytes(b"x" * 1000, 5)
+    index.insert(2, chain)
+    lengths = array("I", [0] * 3)
+    assert index.match(chain_bytes(b"x" * 640 + b"y" * 300, 5), lengths) == 10
+    assert lengths.tolist() == [0, 0, 10]
+
+
+@pytest.mark.parametrize("k", range(1, 40))
+def test_failed_allocations_leave_the_index_right(k: int) -> None:
+    prefix._fail_allocation(k)
+    try:
+        index = PrefixIndex(1 << 20)
+    except MemoryError:
+        assert k <= 6
+        return
+    finally:
+        if k <= 6:
+            prefix._fail_allocation(0)
+    model, rng = IndexModel(), random.Random(k)
+    try:
+        for _ in range(300):
+            chain = [rng.getrandbits(64) for _ in range(64)]
+            try:
+                index.insert(1, q(chain))
+            except MemoryError:
+                index._check()
+                continue
+            model.insert(1, chain)
+            best = matched(index, chain, 2)[2]
+            assert best == 64  # what was inserted last is there, whatever failed
+    finally:
+        prefix._fail_allocation(0)
+    index._check()
+    assert len(index) <= len(model)
+
+
+def test_a_failed_growth_of_the_slots_evicts_instead() -> None:
+    index = PrefixIndex(1 << 20)
+    rng = random.Random(0)
+    for step in range(200):
+        chain = [rng.getrandbits(64) for _ in range(64)]
+        prefix._fail_allocation(1 if step >= 10 else 0)  # whatever the insert allocates, once
+        try:
+            index.insert(0, q(chain))
+        finally:
+            prefix._fail_allocation(0)
+        index._check()
+        assert matched(index, chain, 1)[2] == 64
+    assert index.evictions > 0
+
+
+@pytest.mark.parametrize("replica", [-1, 1 << 20, 10**30])
+def test_replica_numbers_out_of_range_are_refused(replica: int) -> None:
+    index = PrefixIndex(MIN_BYTES)
+    for call in (
+        lambda: index.insert(replica, q([1])),
+        lambda: index.drop(replica),
+        lambda: index.remove(replica, q([1])),
+    ):
+        with pytest.raises(ValueError, match="must be 0 to"):
+            call()
+
+
+def test_buffers_of_the_wrong_size_are_refused() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    with pytest.raises(ValueError, match="chain must be items of 8 bytes"):
+        index.insert(0, b"1234567")
+    with pytest.raises(ValueError, match="chain must be items of 8 bytes"):
+        index.insert(0, array("I", [1, 2]))
+    with pytest.raises(ValueError, match="1 positions for 2 chunks"):
+        index.insert(0, q([1, 2]), array("I", [1]))
+    with pytest.raises(ValueError, match="lengths must be items of 4 bytes"):
+        index.match(q([1]), array("Q", [0]))
+    with pytest.raises(ValueError, match="hits has 1 items"):
+        index.match(q([1]), array("I", [0, 0]), array("I", [0]))
+    with pytest.raises((BufferError, ValueError)):
+        index.match(q([1]), bytes(8))
+    with pytest.raises(ValueError, match="max_bytes"):
+        PrefixIndex(MIN_BYTES - 1)
+
+
+def test_sizes_of_the_layout() -> None:
+    assert prefix._cell_bytes() == 32
+    assert PrefixIndex(64 << 20).max_replicas == 16_384
+    assert PrefixIndex(64 << 20).nbytes < 1 << 20  # grows as it fills
+
+
+def test_memory_per_entry_is_bounded_when_full() -> None:
+    index = PrefixIndex(2 << 20)
+    rng = random.Random(3)
+    for _ in range(1200):
+        index.insert(0, q([rng.getrandbits(64) for _ in range(64)]))
+    assert index.evictions > 0
+    assert index.nbytes / len(index) < 48
+
+
+def test_chain_bytes_and_hash_bytes_are_the_chunk_hash() -> None:
+    data, state, expected = bytes(range(256)) * 2 + b"tail", 77, []
+    for at in range(0, len(data), 48):
+        state = chunk_hash(state, data[at : at + 48], 6)
+        expected.append(state)
+    assert array("Q", chain_bytes(data, 77, 48)).tolist() == expected
+    assert hash_bytes(b"model", 3) == chunk_hash(3, b"model", 0)
+    assert chain_bytes(b"", 1) == b""
+    with pytest.raises(ValueError, match="chunk_bytes"):
+        chain_bytes(b"x", 1, 8)
+
+
+def test_hashes_spread_and_flip() -> None:
+    """Not a proof of quality: a mixing that loses bits or treats lanes alike would fail."""
+    seen = {hash_bytes(i.to_bytes(4, "little") * 16) for i in range(50_000)}
+    assert len(seen) == 50_000
+    swapped = b"A" * 16 + b"B" * 16
+    assert hash_bytes(swapped) != hash_bytes(swapped[16:] + swapped[:16])
+    assert hash_bytes(b"\0" * 31) != hash_bytes(b"\0" * 32)
+    flips = [(hash_bytes(bytes(64)) ^ hash_bytes((1 << bit).to_bytes(64, "little"))).bit_count() for bit in range(512)]
+    assert 30 < sum(flips) / len(flips) < 34
+    assert min(flips) > 12
+
+
+def test_token_positions_run_through_what_is_known() -> None:
+    ends = array("I", [10, 20, 40, 80]).tobytes()
+    assert array("I", token_positions(ends, 40)).tolist() == [5, 10, 20, 40]
+    assert array("I", token_positions(ends, 40, 2, 20)).tolist() == [10, 20, 26, 40]
+    assert array("I", token_positions(ends, 5, 2, 20)).tolist() == [10, 20, 20, 20]  # never backwards
+    assert array("I", token_positions(array("I", [0, 0]).tobytes(), 3)).tolist() == [3, 3]
+    assert token_positions(b"", 3) == b""
+    with pytest.raises(ValueError, match="chunks known"):
+        token_positions(ends, 3, 5)
