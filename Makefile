@@ -14,7 +14,7 @@ ENGINE ?=
 PORT ?=
 DATA_DIR ?=
 
-.PHONY: up build engine test lint proto clean
+.PHONY: up build engine test lint proto docs clean
 
 up: build
 	@test "$(ENGINE)" = sim || $(MAKE) --no-print-directory engine
@@ -42,6 +42,9 @@ engine: build
 
 proto: $(VENV)/.installed $(PROTO_TOOLS)
 	protos/generate.sh $(PY) $(PROTO_TOOLS)
+
+docs: build
+	$(PY) docs/reference/render.py
 
 lint: build
 	$(VENV)/bin/ruff check .

@@ -10,15 +10,21 @@ from openai import OpenAI
 from tests.e2e.stack import Stack
 
 MODEL = "scripted"
+EMBEDDER = "embedder"
 
 
 @pytest.fixture(scope="session")
 def vllm_stack() -> Iterator[Stack]:
-    """serve, worker and one vLLM replica, started the way production does (spawn), behind two gateway processes."""
+    """serve, worker, two vLLM replicas of a chat model and one of an embedding model, behind two gateway processes.
+
+    Engines are started the way production does (spawn); all three at once, because that takes as long as two.
+    """
     with Stack(workers=2) as stack:
-        stack.run(
-            "launch", "--model", "scripted", "--name", MODEL, "--engine", "vllm", "--device", "cpu", timeout_s=240
-        )
+        common = ("--model", "scripted", "--engine", "vllm", "--device", "cpu")
+        pooling = ("--engine-arg", "runner=pooling", "--engine-arg", "convert=embed")
+        stack.run("launch", *common, "--name", EMBEDDER, *pooling, "--no-wait")
+        stack.run("launch", *common, "--name", MODEL, "--replicas", "2", timeout_s=300)
+        stack.run("launch", *common, "--name", EMBEDDER, *pooling, timeout_s=300)
         yield stack
 
 

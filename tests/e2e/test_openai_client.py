@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.e2e.conftest import MODEL
+from tests.e2e.conftest import EMBEDDER, MODEL
 from tests.e2e.stack import Stack
 from xinf.registry import scripted
 
@@ -140,8 +140,31 @@ def test_chat_keeps_to_a_json_schema(client: OpenAI) -> None:
     assert made["b"] in ("x", "y")
 
 
+def test_chat_template_arguments_reach_the_engine(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HELLO, extra_body={"chat_template_kwargs": {"enable_thinking": True}}
+    )
+    text = answer.choices[0].message.content or ""
+    assert text == f"<think>{scripted.REASONING}</think>{scripted.ANSWER}"
+
+
+def test_embeddings_have_one_width_and_tell_texts_apart(client: OpenAI) -> None:
+    answer = client.embeddings.create(model=EMBEDDER, input=["hello world", "hello world", "quick brown fox"])
+    first, same, other = (item.embedding for item in answer.data)
+    assert len(first) == len(other) > 1
+    assert first == pytest.approx(same, abs=1e-3)
+    assert sum(a * b for a, b in zip(first, other, strict=True)) < 0.99
+    assert answer.usage.prompt_tokens > 0
+
+
+def test_chat_with_an_embedding_model_is_refused_by_the_engine(client: OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model=EMBEDDER, messages=HELLO)
+    assert 400 <= caught.value.status_code < 500
+
+
 def test_models_lists_what_is_deployed(client: OpenAI) -> None:
-    assert MODEL in [model.id for model in client.models.list()]
+    assert sorted(model.id for model in client.models.list()) == [EMBEDDER, MODEL]
 
 
 def test_engine_route_beyond_openai_passes_through(vllm_stack: Stack) -> None:

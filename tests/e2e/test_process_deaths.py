@@ -7,38 +7,29 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from tests.e2e.conftest import MODEL
 from tests.e2e.stack import Stack, is_alive, wait_until
 from xinf.registry import scripted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.crash, pytest.mark.timeout(400)]
 
-NAME = "pair"
+N_TOKENS = 4000  # some seconds of work: the kill must come before the end
 FOREVER: dict[str, Any] = {
-    "model": NAME,
+    "model": MODEL,
     "messages": [{"role": "user", "content": "go forever"}],
-    "max_tokens": 900,
+    "max_tokens": N_TOKENS,
     "ignore_eos": True,
 }
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Stack]:
-    """Two replicas of one model behind one gateway process."""
-    with Stack() as stack:
-        args = ("--model", "scripted", "--name", NAME, "--engine", "vllm", "--device", "cpu", "--replicas", "2")
-        stack.run("launch", *args, timeout_s=300)
-        yield stack
-
-
 def ready_replicas(stack: Stack) -> list[dict[str, Any]]:
-    return [replica for replica in stack.replicas(NAME) if replica["phase"] == "ready"]
+    return [replica for replica in stack.replicas(MODEL) if replica["phase"] == "ready"]
 
 
 def wait_for_pair(stack: Stack) -> list[dict[str, Any]]:
@@ -76,11 +67,11 @@ def kill_shim(replica: dict[str, Any]) -> list[int]:
     return pids
 
 
-def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(pair: Stack) -> None:
-    wait_for_pair(pair)
+def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(vllm_stack: Stack) -> None:
+    wait_for_pair(vllm_stack)
     events: list[str] = []
     with httpx.stream(
-        "POST", f"{pair.url}/v1/chat/completions", json={**FOREVER, "stream": True}, timeout=60
+        "POST", f"{vllm_stack.url}/v1/chat/completions", json={**FOREVER, "stream": True}, timeout=60
     ) as answer:
         assert answer.status_code == 200
         gone: list[int] = []
@@ -88,7 +79,7 @@ def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(pair: Stack)
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
             if len(events) == 5:
-                gone = kill_shim(busy_replica(pair))
+                gone = kill_shim(busy_replica(vllm_stack))
     assert events[-1] == "[DONE]"
     errors = [event for event in events[:-1] if "error" in json.loads(event)]
     assert len(errors) == 1
@@ -96,68 +87,71 @@ def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(pair: Stack)
     wait_until(lambda: not any(is_alive(pid) for pid in gone), deadline_s=20, what="the end of the engine's processes")
 
 
-def test_engine_killed_before_the_first_byte_is_answered_by_the_other(pair: Stack) -> None:
-    wait_for_pair(pair)
+def test_engine_killed_before_the_first_byte_is_answered_by_the_other(vllm_stack: Stack) -> None:
+    wait_for_pair(vllm_stack)
     answers: list[httpx.Response] = []
 
     def ask() -> None:
         # Not streaming: the first byte is the last, so a kill at any time is before it.
-        answers.append(httpx.post(f"{pair.url}/v1/chat/completions", json=FOREVER, timeout=120))
+        answers.append(httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=FOREVER, timeout=120))
 
     thread = threading.Thread(target=ask)
     thread.start()
-    kill_shim(busy_replica(pair))
+    kill_shim(busy_replica(vllm_stack))
     thread.join(120)
     assert [answer.status_code for answer in answers] == [200]
-    assert answers[0].json()["usage"]["completion_tokens"] == 900
+    assert answers[0].json()["usage"]["completion_tokens"] == N_TOKENS
 
 
-def test_killed_engine_comes_back_with_its_failure_kept(pair: Stack) -> None:
-    replicas = wait_for_pair(pair)
+def test_killed_engine_comes_back_with_its_failure_kept(vllm_stack: Stack) -> None:
+    replicas = wait_for_pair(vllm_stack)
     restarted = [replica for replica in replicas if replica.get("restarts", 0) > 0]
     assert restarted
     assert all(replica["failure"]["cause"] == "killed" for replica in restarted)
-    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
     for _ in range(4):
-        answer = httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["choices"][0]["message"]["content"] == scripted.ANSWER
 
 
-def test_engine_core_killed_alone_is_noticed_and_replaced(pair: Stack) -> None:
-    replica = wait_for_pair(pair)[0]
+def test_engine_core_killed_alone_is_noticed_and_replaced(vllm_stack: Stack) -> None:
+    replica = wait_for_pair(vllm_stack)[0]
     core = next(p for p in tree_of(replica) if "EngineCor" in p.name())
     core.kill()
 
     def is_replaced() -> bool:
         return any(
-            r["id"] == replica["id"] and r.get("restarts", 0) > replica.get("restarts", 0) for r in pair.replicas(NAME)
+            r["id"] == replica["id"] and r.get("restarts", 0) > replica.get("restarts", 0)
+            for r in vllm_stack.replicas(MODEL)
         )
 
     wait_until(is_replaced, deadline_s=60, what="a restart of the replica")
-    wait_for_pair(pair)
+    wait_for_pair(vllm_stack)
 
 
-def test_agent_killed_and_started_again_adopts_the_engines(pair: Stack) -> None:
-    before = {replica["id"]: replica["pid"] for replica in wait_for_pair(pair)}
-    worker = pair.process("worker")
+def test_agent_killed_and_started_again_adopts_the_engines(vllm_stack: Stack) -> None:
+    before = {replica["id"]: replica["pid"] for replica in wait_for_pair(vllm_stack)}
+    worker = vllm_stack.process("worker")
     worker.kill()
     worker.wait(10)
-    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
-    assert httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
-    pair.start("worker", "worker")
-    wait_until(lambda: pair.json("ps")["nodes"], deadline_s=30, what="the node's return")
-    assert {replica["id"]: replica["pid"] for replica in wait_for_pair(pair)} == before
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+    assert httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    vllm_stack.start("worker", "worker")
+    wait_until(lambda: vllm_stack.json("ps")["nodes"], deadline_s=30, what="the node's return")
+    assert {replica["id"]: replica["pid"] for replica in wait_for_pair(vllm_stack)} == before
 
 
-def test_control_process_killed_loses_no_request(pair: Stack) -> None:
-    wait_for_pair(pair)
-    serve = psutil.Process(pair.process("serve").pid)
+def test_control_process_killed_loses_no_request(vllm_stack: Stack) -> None:
+    wait_for_pair(vllm_stack)
+    serve = psutil.Process(vllm_stack.process("serve").pid)
     control = next(child for child in serve.children() if "xinf.serve.control" in " ".join(child.cmdline()))
-    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
     control.kill()
     for _ in range(20):
-        assert httpx.post(f"{pair.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
     wait_until(
-        lambda: pair.run("ps", check=False).returncode == 0, deadline_s=20, what="the return of the control process"
+        lambda: vllm_stack.run("ps", check=False).returncode == 0,
+        deadline_s=20,
+        what="the return of the control process",
     )
-    assert len(ready_replicas(pair)) == 2
+    assert len(ready_replicas(vllm_stack)) == 2
