@@ -35,7 +35,7 @@ async def describe_node(config: Config) -> NodeRecord:
 def engines_dir(settings: AgentConfig) -> Path:
     """Where the engine environments of this host are."""
     if settings.engines_dir:
-        return Path(settings.engines_dir).expanduser()
+        return Path(settings.engines_dir).expanduser().absolute()
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "xinf" / "engines"
 

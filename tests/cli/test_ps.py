@@ -1,0 +1,110 @@
+"""What `xinf ps` and `xinf describe` say of the records that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from typer.testing import Result
+
+from tests.cli.conftest import Control
+from tests.cli.records import DEPLOYMENT, FAILED, NODE, READY, changed
+from xinf.cli.ps import Everything, deployment_rows, notes
+from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
+
+
+def everything(*replicas: ReplicaRecord, nodes: tuple[NodeRecord, ...] = (NODE,)) -> Everything:
+    return Everything(deployments=(DEPLOYMENT,), replicas=replicas, nodes=nodes)
+
+
+def fill(control: Control, replica: ReplicaRecord) -> None:
+    control.run(control.records.create(DeploymentRecord, DEPLOYMENT.name, DEPLOYMENT))
+    control.run(control.records.create(ReplicaRecord, replica.id, replica))
+    control.run(control.records.create(NodeRecord, NODE.name, NODE))
+
+
+def test_row_says_what_is_there_of_what_is_wished_for() -> None:
+    (row,) = deployment_rows(everything(READY), 1065.0)
+    assert row == ("demo", "m", "sim", "1/1", "host:cpu", "ready", "0", "1m 5s")
+
+
+def test_row_counts_phases_when_they_differ() -> None:
+    loading = changed(READY, id="demo-bbbbb", phase=Phase.LOADING, restarts=2)
+    (row,) = deployment_rows(everything(READY, loading), 1001.0)
+    assert row[3:7] == ("1/1", "host:cpu x2", "1 loading, 1 ready", "2")
+
+
+def test_engines_of_a_removed_deployment_are_shown() -> None:
+    draining = changed(READY, deployment="gone", phase=Phase.DRAINING)
+    rows = deployment_rows(everything(draining), 1001.0)
+    assert [row[0] for row in rows] == ["demo", "gone"]
+    assert rows[1][5] == "removed"
+
+
+def test_note_gives_cause_time_to_the_next_start_and_remedy() -> None:
+    (note,) = notes(everything(FAILED), 1020.0)
+    assert note == (
+        "demo-aaaaa: failed (out_of_memory), again in 12s: the engine needs 17.9 GiB; lower --max-model-len"
+    )
+
+
+def test_note_says_why_nothing_is_placed() -> None:
+    pending = changed(READY, phase=Phase.PENDING, node=None, placement_note="host has no device cuda:0")
+    assert notes(everything(pending), 0.0) == ["demo-aaaaa: not placed: host has no device cuda:0"]
+
+
+def test_note_says_that_no_worker_is_there() -> None:
+    assert any("xinf worker" in note for note in notes(everything(nodes=()), 0.0))
+
+
+def test_ps_prints_a_table(control: Control, xinf: Callable[..., Result]) -> None:
+    fill(control, READY)
+    done = xinf("ps", "-r")
+    assert done.exit_code == 0
+    head, row, _, _, replica = done.stdout.splitlines()
+    assert head.split() == ["NAME", "MODEL", "ENGINE", "READY", "DEVICE", "PHASE", "RESTARTS", "AGE"]
+    assert row.split()[:6] == ["demo", "m", "sim", "1/1", "host:cpu", "ready"]
+    assert replica.split()[0] == "demo-aaaaa"
+
+
+def test_ps_json_has_all_records_with_all_fields(control: Control, xinf_json: Callable[..., Any]) -> None:
+    fill(control, READY)
+    found = xinf_json("ps")
+    assert set(found) == {"deployments", "replicas", "nodes"}
+    assert found["replicas"][0]["restarts"] == 0  # a default is written too
+    assert found["replicas"][0]["phase"] == "ready"
+
+
+def test_ps_of_an_empty_store(control: Control, xinf: Callable[..., Result]) -> None:
+    done = xinf("ps")
+    assert done.stdout.splitlines() == [
+        "nothing is deployed: `xinf launch --model MODEL`",
+        "no worker is connected: start one with `xinf worker`",
+    ]
+
+
+def test_describe_shows_placement_timings_and_failure(control: Control, xinf: Callable[..., Result]) -> None:
+    fill(control, FAILED)
+    said = xinf("describe", "demo").stdout
+    assert "placement   host has cpu free" in said
+    assert "timings     starting 1.0s, loading 3.0s, warming up 1.0s" in said
+    assert "out_of_memory" in said
+    assert "lower --max-model-len" in said
+    assert "| line two" in said
+    assert xinf("describe", "demo-aaaaa").stdout == said
+
+
+def test_describe_json_has_the_replicas(control: Control, xinf_json: Callable[..., Any]) -> None:
+    fill(control, FAILED)
+    found = xinf_json("describe", "demo")
+    assert found["deployment"]["name"] == "demo"
+    assert found["replicas"][0]["failure"]["cause"] == "out_of_memory"
+
+
+def test_describe_of_nothing_names_what_exists(control: Control, xinf: Callable[..., Result]) -> None:
+    fill(control, READY)
+    done = xinf("describe", "other")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "there is no deployment 'other'" in done.stderr
+    assert "these exist: demo" in done.stderr
