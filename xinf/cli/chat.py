@@ -29,7 +29,7 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Gateway [default: of this installation].")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Gateway (default: of this installation).")] = None,
     api_key: Annotated[str | None, typer.Option("--api-key", envvar="XINF_API_KEY", help="API key.")] = None,
     json: Json = False,
     data_dir: DataDir = None,

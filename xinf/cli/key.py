@@ -21,7 +21,7 @@ app = typer.Typer(help="API keys. Once one exists, every request needs one.", no
 def create(
     label: Annotated[str, typer.Option("--label", help="What it is for.")] = "",
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Model that it may use; repeatable [default: all].")
+        list[str] | None, typer.Option("--model", help="Model that it may use; repeatable (default: all).")
     ] = None,
     expires: Annotated[str | None, typer.Option("--expires", help="Lifetime: 12h, 30d.", show_default="never")] = None,
     json: Json = False,

@@ -19,7 +19,7 @@ ConfigFile = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Where all state lives [default: $DATA_DIR or ~/.local/state/xinf].", rich_help_panel=_WHERE
+        "--data-dir", help="Where all state lives (default: $DATA_DIR or ~/.local/state/xinf).", rich_help_panel=_WHERE
     ),
 ]
 Server = Annotated[
@@ -45,13 +45,13 @@ DeviceOption = Annotated[
 Replicas = Annotated[int, typer.Option("--replicas", min=0, help="How many engines.", rich_help_panel=_ENGINE)]
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="Name of the deployment [default: from the model].", rich_help_panel=_ENGINE),
+    typer.Option("--name", help="Name of the deployment (default: from the model).", rich_help_panel=_ENGINE),
 ]
 ServedNames = Annotated[
     list[str] | None,
     typer.Option(
         "--served-name",
-        help="Name that clients use; may be repeated [default: the deployment's].",
+        help="Name that clients use; may be repeated (default: the deployment's).",
         rich_help_panel=_ENGINE,
     ),
 ]

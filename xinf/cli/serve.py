@@ -11,9 +11,9 @@ from xinf.cli.session import open_session, run
 
 
 def serve(
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Port [default: 8080].")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes [default: by cores].")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
     ] = None,

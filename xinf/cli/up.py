@@ -33,7 +33,7 @@ from xinf.core.units import parse_seconds
 
 def up(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub id or directory [default: a small scripted model].")
+        str, typer.Argument(metavar="MODEL", help="Hub id or directory (default: a small scripted model).")
     ] = "scripted",
     engine: Engine = "vllm",
     device: DeviceOption = "auto",
@@ -48,9 +48,9 @@ def up(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Port [default: 8080].")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes [default: by cores].")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
     ] = None,

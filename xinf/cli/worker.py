@@ -28,7 +28,7 @@ _POLL_S = 0.1
 
 
 def worker(
-    node: Annotated[str | None, typer.Option("--node", help="Name of this node [default: the host's].")] = None,
+    node: Annotated[str | None, typer.Option("--node", help="Name of this node (default: the host's).")] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Address that other hosts reach this one by.")
     ] = None,
