@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
 from xinf.engine.adapter import RawHeader, Request
 from xinf.engine.vllm_app import CollectedReply, Exchange
@@ -19,6 +20,7 @@ from xinf.engine.vllm_cpu import free_memory_bytes, kv_cache_bytes
 from xinf.engine.vllm_failure import EngineLog, explain
 from xinf.engine.vllm_load import StepMonitor
 from xinf.engine.vllm_scratch import Scratch
+from xinf.engine.vllm_segments import segment_order
 from xinf.engine.vllm_usage import EngineProxy, RequestRecord
 
 SEEN = Path(__file__).parent.parent / "fixtures" / "vllm-0.32.0-kv-too-small.txt"
@@ -299,6 +301,36 @@ def test_wrong_value_is_named_and_not_only_counted(tmp_path: Path) -> None:
     failure = explain(ValueError(text), EngineLog(tmp_path / "none"))
     assert failure.message == "the length is too much"
     assert failure.fields["cause"] == "bad_arguments"
+
+
+# ---- segments -----------------------------------------------------------------------------------------------------
+
+
+def template(source: str) -> Any:
+    return lambda messages, tools: (
+        Environment(autoescape=False).from_string(source).render(messages=messages, tools=tools)
+    )
+
+
+REST = "{% for m in messages %}{{ m.content }}{% endfor %}"
+TOOLS = "{{ tools | tojson }}"
+
+
+@pytest.mark.parametrize(
+    ("source", "order"),
+    [
+        (TOOLS + REST, ("tools", "messages")),
+        ("{% for m in messages %}{{ m.content }}{% if loop.first %}" + TOOLS + "{% endif %}{% endfor %}",
+         ("system", "tools", "messages")),
+        ("{% for m in messages %}{% if loop.last %}" + TOOLS + "{% endif %}{{ m.content }}{% endfor %}",
+         ("system", "messages", "tools", "last_user")),
+        (REST, ("system", "messages")),
+        ("{% if messages[0].role == 'system' %}{{ no.such.thing }}{% endif %}" + TOOLS + REST, ("tools", "messages")),
+        ("{{ no.such.thing }}", ()),
+    ],
+)  # fmt: skip
+def test_order_of_segments_is_read_from_a_rendered_prompt(source: str, order: tuple[str, ...]) -> None:
+    assert segment_order(template(source)) == order
 
 
 # ---- scratch directory --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,7 @@ from xinf.engine.vllm_app import AsgiApp, CollectedReply, Exchange
 from xinf.engine.vllm_failure import EngineLog, explain
 from xinf.engine.vllm_load import StepMonitor
 from xinf.engine.vllm_scratch import Scratch
+from xinf.engine.vllm_segments import segment_order
 from xinf.engine.vllm_usage import EngineProxy, RequestRecord
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class VllmAdapter:
         self._spec = spec
         self._is_cpu = (spec.devices or ("cpu",))[0].partition(":")[0] == "cpu"
         self._monitor = StepMonitor()
+        self._log: EngineLog
         self._scratch: Scratch
         self._args: Any
         self._llm: Any
@@ -67,16 +69,17 @@ class VllmAdapter:
         self._models: Any  # vLLM's OpenAIServingModels: names, LoRA adapters
         self._tasks: tuple[str, ...] = ()
         self._has_priorities = False
+        self._death: str | None = None
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
     def build(self, progress: Callable[[str], None]) -> None:
-        log = EngineLog(Path(self._spec.directory) / "engine.log")
+        self._log = EngineLog(Path(self._spec.directory) / "engine.log")
         try:
             self._set_variables()
             self._build(progress)
         except (Exception, SystemExit) as error:
-            explained = explain(error, log)
+            explained = explain(error, self._log)
             if explained is error:
                 raise
             raise explained from error
@@ -157,9 +160,17 @@ class VllmAdapter:
             kv_blocks=config.cache_config.num_gpu_blocks or 0,
             max_model_len=config.model_config.max_model_len,
             max_running=config.scheduler_config.max_num_seqs,
+            segment_order=segment_order(self._render) if "generate" in self._tasks else (),
             routes=_routes(app),
             tasks=self._tasks,
         )
+
+    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+        from vllm.renderers.chat_utils import load_chat_template
+
+        tokenizer = self._llm.get_tokenizer()
+        template = load_chat_template(self._args.chat_template)
+        return str(tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False))
 
     async def warm_up(self) -> None:
         warm_up = next((found for found in _WARM_UPS if found[0] in self._tasks), None)
@@ -172,8 +183,9 @@ class VllmAdapter:
         try:
             await self.handle(Request(method="POST", path=path, body=body, request_id="warm-up"), reply)
         except EngineError as error:
+            cause = self._log.root_cause() or error.message
             raise EngineStartFailed(
-                f"the engine was built but its first request failed: {error.message}",
+                f"the engine was built but its first request failed: {cause}",
                 remedy="see the engine's log; a head size that vLLM's attention does not know does this",
                 cause="warmup_failed",
             ) from error
@@ -253,9 +265,10 @@ class VllmAdapter:
         return self._monitor.age_s() if self._llm.get_num_unfinished_requests() else None
 
     def dead_reason(self) -> str | None:
-        if not self._llm.errored:
-            return None
-        return "vLLM's EngineCore process ended; the engine's log may say why"
+        if self._death is None and self._llm.errored:
+            cause = self._log.root_cause()
+            self._death = f"vLLM's EngineCore process ended: {cause or 'it wrote no error, so it was killed'}"
+        return self._death
 
     # ---- control --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,10 @@ _MAX_LOG_BYTES = 256 << 10
 # vLLM 0.32: "(EngineCore pid=7) ERROR 11-24 03:00:00 [core.py:900] ValueError: No available memory for the cache ..."
 _ERROR_LINE = re.compile(r"^(?:\(.*?\) )?(?:ERROR [^\]]*\] )?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)): (\S.*)$")
 _SEE_ABOVE = "Engine core initialization failed"
+# Consequences, written by those who met them.
+_NO_CAUSE = re.compile(
+    _SEE_ABOVE + r"|EngineDeadError|EngineGenerateError|EngineStartFailed|EngineDied|BrokenPipeError"
+)
 _WRONG_VALUE = re.compile(r"^  (?:Value error|Assertion failed), (.*?)(?: \[type=|$)", re.MULTILINE)
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
 
@@ -35,7 +39,7 @@ class EngineLog:
             return None
         for line in reversed(lines):
             match = _ERROR_LINE.match(line.strip())
-            if match and _SEE_ABOVE not in line:
+            if match and not _NO_CAUSE.search(line):
                 return f"{match[1].rpartition('.')[2]}: {match[2]}"
         return None
 

@@ -1,0 +1,51 @@
+"""In which order a model's chat template puts the parts of a prompt, found by rendering one with a mark in each part.
+
+The gateway chains hashes over the text of a request; it must walk the parts in the order in which the engine will see
+them, or equal chains would not mean equal prefixes. Rendering once here spares it to know any template.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+_log = logging.getLogger(__name__)
+
+Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], str]
+
+_TOOL, _SYSTEM, _FIRST, _ANSWER, _LAST = ("xinfmark" + letter for letter in "tsfal")
+
+
+def segment_order(render: Render) -> tuple[str, ...]:
+    """Find the order: of "system", "tools", "messages" and, if tools stand right before it, "last_user".
+
+    Empty if the template cannot render a conversation with tools. `render` takes messages and tools.
+    """
+    turns = [
+        {"role": "user", "content": _FIRST},
+        {"role": "assistant", "content": _ANSWER},
+        {"role": "user", "content": _LAST},
+    ]
+    tool = {"name": _TOOL, "description": "d", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": tool}]
+    # Some templates refuse a system message.
+    for messages in ([{"role": "system", "content": _SYSTEM}, *turns], turns):
+        try:
+            return _order_of(render(messages, tools))
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            _log.info("the chat template did not render the probe: %s", error)
+    return ()
+
+
+def _order_of(text: str) -> tuple[str, ...]:
+    tool, system, first, last = (text.find(mark) for mark in (_TOOL, _SYSTEM, _FIRST, _LAST))
+    if tool < 0:
+        return ("system", "messages")
+    if first < tool < last:
+        return ("system", "messages", "tools", "last_user")
+    if system < tool and system >= 0:
+        return ("system", "tools", "messages")
+    return ("tools", "messages")
