@@ -366,12 +366,13 @@ cdef inline bint read_value(Reader *r, Span *out) noexcept nogil:
         # At the first byte of a value.
         is_first = r.p[0] == c'{' or r.p[0] == c'['
         if is_first:
-            if r.p[0] == c'{':
+            closer = r.p[0]
+            if not enter(r):  # before the bit is set: there is one for each level that the limit allows
+                return 0
+            if closer == c'{':
                 is_object[depth >> 6] |= <uint64_t>1 << (depth & 63)
             else:
                 is_object[depth >> 6] &= ~(<uint64_t>1 << (depth & 63))
-            if not enter(r):
-                return 0
             depth += 1
         elif not read_scalar(r, &ignored):
             return 0

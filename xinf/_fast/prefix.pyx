@@ -88,6 +88,8 @@ cdef class Buffer:
         if self.view.itemsize not in (1, item_bytes) or self.view.len % item_bytes:
             size, length = self.view.itemsize, self.view.len
             raise ValueError(f"{name} must be items of {item_bytes} bytes, got {length} bytes in items of {size}")
+        if is_writable and self.view.len and <size_t>self.view.buf % <size_t>item_bytes:
+            raise ValueError(f"{name} must be aligned to {item_bytes} bytes")
         self.n = self.view.len // item_bytes
 
     def __dealloc__(self):
