@@ -90,7 +90,7 @@ class Fleet:
         return self.outcome
 
     def submit(self, prompt: str, n_answer: int) -> None:
-        choice = self.router.choose(MODEL, scan(orjson.dumps({"prompt": prompt})), seed=1)
+        choice = self.router.choose(MODEL, scan(orjson.dumps({"prompt": prompt, "stream": True})), seed=1)
         assert choice is not None
         name = choice.replica_id
         sequence = SimSequence(prompt.encode(), b"x" * 4 * n_answer, arrived_s=self.clock.now_s(), owner=choice)

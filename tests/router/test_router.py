@@ -119,7 +119,7 @@ def test_a_prediction_that_does_not_come_true_loses_trust() -> None:
 
 def test_rates_are_learnt() -> None:
     router, clock = router_of(1)
-    choice = choose(router, request("w" * 8000))
+    choice = choose(router, request("w" * 8000, stream=True))
     clock.advance(0.5)
     router.started(choice)
     clock.advance(1.5)
@@ -129,10 +129,19 @@ def test_rates_are_learnt() -> None:
     assert view.service_s == pytest.approx(2.0)
 
 
+def test_the_first_byte_of_a_whole_answer_teaches_no_rate() -> None:
+    router, clock = router_of(1)
+    choice = choose(router, request("w" * 8000))
+    clock.advance(5.0)
+    router.started(choice)
+    router.finished(choice, prompt_tokens=2000, cached_tokens=0, completion_tokens=100, is_ok=True)
+    assert router.snapshot().replicas[0].prefill_tokens_per_s == 8000
+
+
 def test_queued_tokens_of_others_count_in_the_rate() -> None:
     router, clock = router_of(1)
     router.on_load("r0", LoadView(waiting=1, queued_prefill_tokens=6000))
-    choice = choose(router, request("w" * 8000))
+    choice = choose(router, request("w" * 8000, stream=True))
     clock.advance(1.0)
     router.started(choice)
     router.finished(choice, prompt_tokens=2000, cached_tokens=0, completion_tokens=100, is_ok=True)

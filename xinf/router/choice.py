@@ -13,6 +13,7 @@ class Choice:
         "ends",
         "handle",
         "is_done",
+        "is_stream",
         "matched_bytes",
         "matched_tokens",
         "n_hits",
@@ -40,6 +41,7 @@ class Choice:
         self.prompt_tokens = 1  # estimated
         self.queued_tokens = 0  # before it on the replica
         self.can_learn = False  # the answer's usage says something about the prompt's text
+        self.is_stream = False
         self.started_s: float | None = None
         self.is_done = False
 

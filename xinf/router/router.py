@@ -175,6 +175,7 @@ class Router:
         """Fill in the chain and the estimate of the prompt; fill `_lengths` and `_hits`. True if anyone holds any."""
         if scan is None:
             return False
+        choice.is_stream = scan.stream
         density = pool.density.bytes_per_token
         if self._index is None or pool.policy not in _USES_PREFIX:
             choice.prompt_tokens = max(1, int(scan.n_text_bytes / density))
@@ -260,8 +261,8 @@ class Router:
         self._ledger.submitted(choice.handle, submit_id)
 
     def started(self, choice: Choice) -> None:
-        """Say that the first token of a stream came. Optional: the prefill rate is learnt from it."""
-        if choice.started_s is None:
+        """Say that the first byte of an answer came. Optional: of streams, the prefill rate is learnt from it."""
+        if choice.is_stream and choice.started_s is None:  # the first byte of any other answer is its last one
             choice.started_s = self._clock.monotonic_s()
 
     def finished(
