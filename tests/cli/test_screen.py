@@ -36,6 +36,17 @@ def test_status_is_silent_in_a_file_until_it_serves() -> None:
     assert stream.getvalue().endswith("Hello!\n1 of 1 ready\n")
 
 
+def test_terminal_that_was_closed_ends_nothing() -> None:
+    class Closed(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    screen = Screen(Closed())
+    screen.status("stopping")
+    screen.line("stopped")
+    screen.close()
+
+
 def test_ready_stands_on_a_line_of_its_own() -> None:
     stream = io.StringIO()
     Screen(stream).ready("http://127.0.0.1:1", "m", TRIAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import ssl
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +101,9 @@ class Conversation:
         import httpx
 
         timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        return httpx.Client(base_url=self._url, headers=self._headers, timeout=timeout, trust_env=False)
+        # Proxies are for other hosts' services; certificates come from where the system (or SSL_CERT_FILE) says.
+        verify = ssl.create_default_context() if self._url.startswith("https:") else False
+        return httpx.Client(base_url=self._url, headers=self._headers, timeout=timeout, trust_env=False, verify=verify)
 
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(

@@ -115,8 +115,7 @@ async def _scale(
         screen.line(f"{name} is to have {replicas} replica{'s' * (replicas != 1)}")
         if must_wait:
             async with Follower(store, record, since_s=since_s) as follower:
-                async for step in follower.until_ready(timeout_s):
+                async for step in follower.until_ready(timeout_s, screen.status):
                     screen.step(step)
-                    screen.status(f"{follower.phase} ...")
             screen.status("")
         return record

@@ -116,9 +116,8 @@ async def _launch(
                 screen.line("no worker is connected: start one with `xinf worker`")
             return applied, []
         async with Follower(store, applied.record, since_s=since_s) as follower:
-            async for step in follower.until_ready(timeout_s):
+            async for step in follower.until_ready(timeout_s, screen.status):
                 screen.step(step)
-                screen.status(f"{follower.phase} ...")
             screen.status("")
             url = (await store.status()).gateway_url
             screen.line(f"{wish.name} is ready at {url}/v1: `xinf chat {wish.name}` talks to it")

@@ -88,8 +88,12 @@ class Screen:
         return text[: shutil.get_terminal_size().columns - 1]
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            # The terminal was closed or the pipe's reader left: what we look after must still be ended in order.
+            pass
 
 
 def _example_body(path: str, model: str, prompt: str) -> dict[str, object]:

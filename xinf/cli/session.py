@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from xinf.core import log
 from xinf.core.config import Config, load
 from xinf.core.errors import ConfigError
 
@@ -84,4 +86,7 @@ def open_session(
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    if not logging.getLogger().handlers:
+        # A command that only watches says what matters itself; `serve` and `worker` have configured their own.
+        log.configure("xinf", level="error")
     return asyncio.run(work)

@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from itertools import pairwise
 
 import msgspec
@@ -39,6 +40,7 @@ from xinf.scheduler import Refusal, claims_of, place
 PHASE_NAMES: dict[Phase, str] = {Phase.WARMING: "warming up"}
 _SHOWN = (Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY)
 LOG_LINES = 20
+TICK_S = 0.5
 _NO_NODES = place(EngineSpec(model=""), {}, claims_of(()), deployment=DeploymentName(""))
 assert isinstance(_NO_NODES, Refusal)
 
@@ -128,8 +130,8 @@ class Progress:
             if isinstance(found, Refusal):
                 raise PlacementFailed(
                     f"{self._deployment.name} cannot be placed: {found.note}",
-                    remedy=f"the deployment stays and is placed when a worker that fits joins; change --device, or"
-                    f" `xinf stop {self._deployment.name}`",
+                    remedy="change --device, or install the engine with `xinf engine install`; the deployment stays"
+                    f" until `xinf stop {self._deployment.name}`",
                     deployment=self._deployment.name,
                 )
             # One from before the first worker came is answered by the next plan.
@@ -207,26 +209,36 @@ class Follower:
         await self._changed.wait()
         self._changed.clear()
 
-    async def until_ready(self, timeout_s: float | None) -> AsyncIterator[Step]:
+    async def until_ready(
+        self, timeout_s: float | None, on_tick: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[Step]:
         """Yield what happens, and end when all wished-for replicas of the generation are ready.
+
+        `on_tick` hears twice a second how long the present phase takes: `loading, 12s`.
 
         Raises: EngineStartFailed, PlacementFailed, DeadlineExceeded, NotFound when the deployment was removed.
         """
         assert self._progress is not None, "entered"
-        deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        loop = asyncio.get_running_loop()
+        deadline_s = math.inf if timeout_s is None else loop.time() + timeout_s
+        told_s = loop.time()
         while True:
             for step in self._look():
+                told_s = loop.time()
                 yield step
             if self._progress.is_ready:
                 return
-            try:
-                async with asyncio.timeout_at(deadline_s):
-                    await self.changed()
-            except TimeoutError:
+            if loop.time() >= deadline_s:
                 raise DeadlineExceeded(
                     f"{self._deployment.name} was not ready within {timeout_s:g} s; it is {self.phase}",
                     remedy=f"it goes on starting: see `xinf describe {self._deployment.name}`",
-                ) from None
+                )
+            on_tick(f"{self.phase}, {loop.time() - told_s:.0f}s")
+            try:
+                async with asyncio.timeout_at(min(deadline_s, loop.time() + TICK_S)):
+                    await self.changed()
+            except TimeoutError:
+                continue
 
     def _look(self) -> list[Step]:
         assert self._progress is not None

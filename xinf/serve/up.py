@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from xinf.core.config import Config
-from xinf.core.errors import XinfError
+from xinf.core.errors import PlacementFailed, XinfError
 from xinf.core.records import DeploymentRecord, Phase
 from xinf.core.units import format_seconds
 from xinf.meta import MetaClient, Records
@@ -83,15 +83,24 @@ class Up:
         self._voice.applied(applied)
         async with Follower(self._store, applied.record, since_s=since_s) as follower:
             self._voice.status("waiting for the agent")
-            async for step in follower.until_ready(timeout_s):
+            await self._show_steps(follower, timeout_s)
+            model = names_of(applied.record)[0]
+            self._voice.status("asking it something")
+            trial = await try_model(self._supervisor.url, model, records, verify=self._verify)
+            self._voice.status("")
+            self._voice.ready(self._supervisor.url, model, trial)
+            await self._show_status(follower, applied.record)
+
+    async def _show_steps(self, follower: Follower, timeout_s: float | None) -> None:
+        try:
+            async for step in follower.until_ready(timeout_s, self._voice.status):
                 # The agent is on its way; to ask for one would be wrong.
                 if step.title != "waiting" or follower.has_nodes:
                     self._voice.step(step)
-                self._voice.status(follower.phase)
-            model = names_of(applied.record)[0]
-            trial = await try_model(self._supervisor.url, model, records, verify=self._verify)
-            self._voice.ready(self._supervisor.url, model, trial)
-            await self._show_status(follower, applied.record)
+        except PlacementFailed as error:
+            # The deployment ends with us: nothing stays that could be placed later.
+            error.remedy = "change --device, or install the engine with `xinf engine install`"
+            raise
 
     async def _show_status(self, follower: Follower, deployment: DeploymentRecord) -> None:
         since_s = time.monotonic()
