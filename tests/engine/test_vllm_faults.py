@@ -18,7 +18,9 @@ from tests.engine_fixtures import (
     is_alive,
     production_shim,
     vllm_spec,
+    wait_until,
 )
+from xinf.core.records import Phase
 from xinf.registry import scripted
 
 pytestmark = [pytest.mark.engine, pytest.mark.crash]
@@ -82,6 +84,16 @@ async def test_engine_core_that_hangs_is_noticed_by_the_watchdog(start_vllm: Sta
     failure = engine.wait_failed().failure
     assert failure is not None
     assert failure.cause == "hung"
+
+
+def test_term_ends_the_engine_and_is_no_failure(start_vllm: StartVllm) -> None:
+    engine = start_vllm()
+    below = engine.core_pids()
+    os.kill(engine.pid, signal.SIGTERM)
+    wait_until(lambda: not any(map(is_alive, (engine.pid, *below))), "the end of shim and EngineCore", 30)
+    assert engine.status is not None
+    assert (engine.status.phase, engine.status.failure) == (Phase.DRAINING, None)
+    assert not (engine.directory / "tmp").exists()
 
 
 @pytest.mark.parametrize(

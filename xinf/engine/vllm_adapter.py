@@ -70,6 +70,7 @@ class VllmAdapter:
         self._tasks: tuple[str, ...] = ()
         self._has_priorities = False
         self._death: str | None = None
+        self._is_closed = False
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
@@ -198,6 +199,7 @@ class VllmAdapter:
             )
 
     async def close(self) -> None:
+        self._is_closed = True
         if hasattr(self, "_llm"):
             self._llm.shutdown(timeout=_SHUTDOWN_S)
         self._scratch.remove()
@@ -265,6 +267,8 @@ class VllmAdapter:
         return self._monitor.age_s() if self._llm.get_num_unfinished_requests() else None
 
     def dead_reason(self) -> str | None:
+        if self._is_closed:
+            return None  # it ends because it was told to
         if self._death is None and self._llm.errored:
             cause = self._log.root_cause()
             self._death = f"vLLM's EngineCore process ended: {cause or 'it wrote no error, so it was killed'}"
