@@ -19,6 +19,7 @@ import pytest
 from xinf.agent import environment, wheel
 from xinf.agent.environment import (
     MANIFEST,
+    SHIM_REQUIREMENTS,
     EngineRelease,
     Manifest,
     choose_release,
@@ -26,6 +27,7 @@ from xinf.agent.environment import (
     install_environment,
     read_releases,
 )
+from xinf.core.config import configs_dir
 from xinf.core.errors import ConfigError, InvalidRequest, Unavailable
 from xinf.core.records import EngineEnvironment
 
@@ -73,6 +75,38 @@ def test_find_leaves_out_what_would_not_work(tmp_path: Path, damage: str) -> Non
 @pytest.mark.parametrize(("kind", "name"), [("cpu", "vllm-cpu"), ("cuda", "vllm-cuda")])
 def test_release_is_chosen_by_the_kind_of_device(kind: str, name: str) -> None:
     assert choose_release(read_releases(), "vllm", kind).environment == name
+
+
+def test_locks_hold_what_the_shim_imports() -> None:
+    for release in read_releases():
+        if release.lock is not None:
+            lines = (configs_dir() / release.lock).read_text().splitlines()
+            names = {line.partition("==")[0] for line in lines}
+            assert {requirement.partition(">=")[0] for requirement in SHIM_REQUIREMENTS} <= names
+            assert f"{release.distribution}=={release.version}" in lines
+
+
+def test_shim_requirements_are_those_of_the_project(checkout: Path) -> None:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    assert set(SHIM_REQUIREMENTS) <= set(project["dependencies"])
+
+
+def test_release_without_a_lock_is_installed_with_what_the_shim_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pip is told for CUDA; nothing is installed, no machine here could run it."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(
+        environment._Installation, "_run", lambda self, command, *, is_checked=True: commands.append(list(command))
+    )
+    monkeypatch.setattr(environment, "package_digest", lambda: "the same")
+    (tmp_path / "vllm-cuda" / "bin").mkdir(parents=True)
+    (tmp_path / "vllm-cuda" / "bin" / "python").symlink_to(sys.executable)
+    made = install_environment("vllm", device="cuda:0", engines_dir=tmp_path, progress=lambda _: None)
+    assert (made.name, made.device_kinds) == ("vllm-cuda", ("cuda",))
+    pip = next(command for command in commands if "pip" in command)
+    assert {"vllm==0.32.0", *SHIM_REQUIREMENTS} <= set(pip)
+    assert "--no-deps" not in pip
 
 
 def test_release_that_is_not_known_is_refused_with_those_that_are() -> None:

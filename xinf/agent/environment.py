@@ -41,6 +41,11 @@ MANIFEST = "xinf-engine.json"
 
 # torch's builds for CPU are not on PyPI. Asked only if the sources that pip is configured with do not have them.
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# What the shim imports besides vLLM and its dependencies; a lock holds them already.
+SHIM_REQUIREMENTS = (
+    "grpcio>=1.71", "grpcio-health-checking>=1.71", "grpcio-reflection>=1.71", "jinja2>=3.1.6", "msgspec>=0.19",
+    "protobuf>=5.29.6", "uvloop>=0.21",
+)  # fmt: skip
 _LOG_LINES = 15  # of pip, shown when it fails
 _FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PIP_REQUIRE_VIRTUALENV")
 
@@ -174,8 +179,12 @@ class _Installation:
         return wanted.environment
 
     def _requirements_digest(self) -> str:
-        content = self._lock_path.read_bytes() if self._lock_path else str(self._release.requirement).encode()
+        content = self._lock_path.read_bytes() if self._lock_path else " ".join(self._requirements()).encode()
         return hashlib.sha256(content + sys.version.encode()).hexdigest()
+
+    def _requirements(self) -> tuple[str, ...]:
+        """What pip is to install where there is no lock."""
+        return (str(self._release.requirement), *SHIM_REQUIREMENTS)
 
     def _make_venv(self) -> None:
         was_killed = self._marker.exists()
@@ -202,7 +211,7 @@ class _Installation:
         self._marker.touch()
         if self._lock_path is None:
             self._say(f"installing {self._release.requirement}, several GB; this takes minutes")
-            self._pip(str(self._release.requirement))
+            self._pip(*self._requirements())
         else:
             n_packages = sum(1 for line in self._lock_path.read_text().splitlines() if "==" in line)
             self._say(
