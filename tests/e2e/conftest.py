@@ -20,7 +20,9 @@ def vllm_stack() -> Iterator[Stack]:
     Engines are started the way production does (spawn); all three at once, because that takes as long as two.
     """
     with Stack(workers=2) as stack:
-        common = ("--model", "scripted", "--engine", "vllm", "--device", "cpu")
+        # Engines on the CPU wait for each other's threads in busy loops: several on two cores need one thread each.
+        threads = ("--env", "OMP_NUM_THREADS=1", "--env", "VLLM_CPU_OMP_THREADS_BIND=nobind")
+        common = ("--model", "scripted", "--engine", "vllm", "--device", "cpu", *threads)
         pooling = ("--engine-arg", "runner=pooling", "--engine-arg", "convert=embed")
         stack.run("launch", *common, "--name", EMBEDDER, *pooling, "--no-wait")
         stack.run("launch", *common, "--name", MODEL, "--replicas", "2", timeout_s=300)

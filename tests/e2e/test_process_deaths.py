@@ -93,12 +93,12 @@ def test_engine_killed_before_the_first_byte_is_answered_by_the_other(vllm_stack
 
     def ask() -> None:
         # Not streaming: the first byte is the last, so a kill at any time is before it.
-        answers.append(httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=FOREVER, timeout=120))
+        answers.append(httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=FOREVER, timeout=150))
 
     thread = threading.Thread(target=ask)
     thread.start()
     kill_shim(busy_replica(vllm_stack))
-    thread.join(120)
+    thread.join(160)
     assert [answer.status_code for answer in answers] == [200]
     assert answers[0].json()["usage"]["completion_tokens"] == N_TOKENS
 
