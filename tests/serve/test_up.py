@@ -55,6 +55,37 @@ def test_up_drains_what_is_open_at_its_end(place: Place) -> None:
     assert place.processes() == []
 
 
+def test_second_interrupt_waits_for_nothing_and_leaves_nothing(place: Place) -> None:
+    process = up(place, "demo", "--engine-arg", "step_ms=100", "--set", "agent.drain_timeout=1h")
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2000, "stream": True}
+    with httpx.stream("POST", f"{place.url}/v1/chat/completions", json=body, timeout=30, trust_env=False) as answer:
+        lines = answer.iter_lines()  # kept: the response is closed with its iterator
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: place.ok("ps", "--json").count('"draining"'), what="the drain")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert place.processes() == []
+    assert place.sockets() == []
+
+
+def test_up_of_an_engine_that_cannot_start_says_why_and_ends(place: Place) -> None:
+    done = place.run("up", "demo", "--engine", "sim", "--engine-arg", "no_such_argument=1")
+    assert done.returncode == 1
+    assert "bad_arguments" in done.stderr
+    assert "no_such_argument" in done.stderr
+    assert "ready:" not in done.stdout
+    assert place.processes() == []
+    assert place.sockets() == []
+
+
+def test_closed_terminal_ends_it_like_an_interrupt(place: Place) -> None:
+    process = up(place, "demo")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert place.processes() == []
+
+
 def test_second_up_with_another_model_serves_just_that(place: Place) -> None:
     first = up(place, "first")
     first.kill()

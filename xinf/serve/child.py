@@ -39,6 +39,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     death_signal: Literal["TERM", "KILL"] = "TERM"
     stop_timeout_s: float
+    hurry_timeout_s: float = 1.0  # what is left of the stop timeout once somebody is in a hurry
     has_report: bool = False
 
 
@@ -76,7 +77,7 @@ class Child:
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.spec.name}")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """TERM it and wait; KILL what is left of its group after the stop timeout or when `hurry` is set."""
+        """TERM it and wait; KILL what is left of its group after the stop timeout, the shorter one in a `hurry`."""
         self.is_stopping = True
         if self._keeper is not None:
             self._keeper.cancel()
@@ -89,6 +90,8 @@ class Child:
         hurried = asyncio.ensure_future(hurry.wait())
         await asyncio.wait({ended, hurried}, timeout=self.spec.stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
+        if hurry.is_set():
+            await asyncio.wait({ended}, timeout=self.spec.hurry_timeout_s)
         if not ended.done():
             logger.warning("%s did not end and is killed", self.spec.name, extra={"kv": {"pid": process.pid}})
         # Its own children end with it; whatever does not is in its group.

@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import xinf
 from xinf.core import log
@@ -27,6 +26,7 @@ from xinf.gateway import check_exposure
 from xinf.meta import Discovery, LmdbStore, MetaServer, Store, remove_discovery, write_discovery
 from xinf.scheduler import SchedulerLoop
 from xinf.serve.address import gateway_url
+from xinf.serve.process import start_ticks
 from xinf.serve.report import Report
 
 logger = logging.getLogger("xinf.serve")
@@ -90,21 +90,13 @@ async def _serve_store(config: Config, store: Store, report: Report, stopping: a
 def _describe(config: Config) -> Discovery:
     return Discovery(
         pid=os.getpid(),
-        pid_start_ticks=_start_ticks(),
+        pid_start_ticks=start_ticks(os.getpid()),
         target=f"unix:{config.paths.control_socket}",
         gateway_url=gateway_url(config.gateway),
         data_dir=str(config.paths.data_dir),
         version=xinf.__version__,
         started_s=time.time(),
     )
-
-
-def _start_ticks() -> int | None:
-    try:
-        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _check_listen(config: Config) -> None:

@@ -25,6 +25,8 @@ from xinf.serve.interrupts import Interrupts
 START_TIMEOUT_S = 60.0
 CONTROL_STOP_TIMEOUT_S = 15.0
 GATEWAY_STOP_MARGIN_S = 10.0  # above its own drain timeout
+AGENT_STOP_MARGIN_S = 40.0  # above the drain timeout of its engines
+AGENT_HURRY_S = 10.0  # to clean up after engines that were killed
 _POLL_S = 0.05
 
 
@@ -59,6 +61,7 @@ class Supervisor:
                 first_arguments=("--first",),
                 environ=self.environ,
                 stop_timeout_s=CONTROL_STOP_TIMEOUT_S,
+                hurry_timeout_s=CONTROL_STOP_TIMEOUT_S,  # it has nothing to wait for
                 has_report=True,
             )
         )
@@ -85,7 +88,8 @@ class Supervisor:
                 environ=self.environ,
                 # Engines outlive an agent that is killed, as they do elsewhere; TERM would end them here.
                 death_signal="KILL",
-                stop_timeout_s=self.config.agent.drain_timeout + 40.0,
+                stop_timeout_s=self.config.agent.drain_timeout + AGENT_STOP_MARGIN_S,
+                hurry_timeout_s=AGENT_HURRY_S,
             )
         )
         await agent.start(START_TIMEOUT_S)

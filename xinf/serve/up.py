@@ -10,6 +10,7 @@ killed leaves nothing that a later one would serve by surprise.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Protocol
 
@@ -17,14 +18,17 @@ import msgspec
 
 from xinf.core.config import Config
 from xinf.core.errors import PlacementFailed, XinfError
-from xinf.core.records import DeploymentRecord, Phase
+from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
 from xinf.core.units import format_seconds
 from xinf.meta import MetaClient, Records
 from xinf.serve.deployment import UP_OWNER, Applied, apply_deployment, names_of
 from xinf.serve.interrupts import Interrupts
+from xinf.serve.process import kill_group
 from xinf.serve.progress import Follower, Step
 from xinf.serve.supervisor import Supervisor
 from xinf.serve.trial import Numbers, Trial, read_numbers, try_model
+
+logger = logging.getLogger("xinf.serve")
 
 STATUS_INTERVAL_S = 2.0
 _STOP_MARGIN_S = 15.0
@@ -117,14 +121,19 @@ class Up:
 
     async def _stop(self, hurry: asyncio.Event) -> None:
         self._voice.status("stopping: open requests may end; Ctrl-C again to stop at once")
+        killer: asyncio.Task[None] | None = None
         try:
             if self._store is not None:
+                killer = asyncio.create_task(_kill_engines(self._store, hurry))
                 await self._take_down(self._store, hurry)
         except (XinfError, TimeoutError) as error:
             # The agent ends its engines all the same, and the mark lets the next `up` remove the record.
             self._voice.line(f"the deployment could not be removed in order: {error}")
         finally:
             await self._supervisor.stop(hurry)
+            if killer is not None:
+                killer.cancel()
+                await asyncio.wait({killer})
             if self._store is not None:
                 await self._store.close()
         self._voice.status("")
@@ -150,6 +159,19 @@ class Up:
         async with Follower(store, deployment, since_s=time.time()) as follower:
             async for replica in follower.until_gone(timeout_s):
                 self._voice.status(f"stopping: {replica.id} is {replica.phase}")
+
+
+async def _kill_engines(store: MetaClient, hurry: asyncio.Event) -> None:
+    """Once somebody is in a hurry, do not wait for drains. The agent cleans up behind it."""
+    await hurry.wait()
+    try:
+        replicas = await Records(store).list(ReplicaRecord)
+    except XinfError as error:
+        logger.warning("engines cannot be killed: %s", error)
+        return
+    for replica, _ in replicas:
+        if replica.pid is not None and replica.pid_start_ticks is not None:
+            kill_group(replica.pid, replica.pid_start_ticks)
 
 
 def describe(follower: Follower, deployment: DeploymentRecord, numbers: Numbers | None, up_s: float) -> str:
