@@ -212,6 +212,14 @@ def test_engine_refusals_pass_through_as_400(client: OpenAI, body: Any) -> None:
     assert client.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message.content == scripted.ANSWER
 
 
+def test_json_is_json_whatever_curl_calls_it(vllm_stack: Stack) -> None:
+    body = json.dumps({"model": MODEL, "messages": HELLO})
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # what `curl -d` says unasked
+    answer = httpx.post(f"{vllm_stack.url}/v1/chat/completions", content=body, headers=headers, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == scripted.ANSWER
+
+
 def test_malformed_json_names_the_byte(vllm_stack: Stack) -> None:
     answer = httpx.post(f"{vllm_stack.url}/v1/chat/completions", content=b'{"model": "scripted",, }', timeout=30)
     assert answer.status_code == 400

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 import msgspec
@@ -52,6 +52,16 @@ MAX_TIMEOUT_S = 7 * 86400.0
 
 # Headers of the client that an engine may see; keys and cookies are not among them.
 _FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta")
+
+
+_JSON_TYPE = (b"content-type", b"application/json")
+
+
+def _engine_headers(headers: Mapping[bytes, bytes], *, is_json: bool) -> RawHeaders:
+    """What the engine is told. A body that was read as JSON is JSON whatever the client calls it (`curl -d`: a form)."""
+    if not is_json:
+        return [(name, headers[name]) for name in _FORWARDED if name in headers]
+    return [_JSON_TYPE, *((name, headers[name]) for name in _FORWARDED[1:] if name in headers)]
 
 
 class _Job(msgspec.Struct, kw_only=True):
@@ -183,7 +193,7 @@ class HotPath:
             submission=Submission(
                 method="POST",
                 path=route.path + ("?" + query.decode("latin-1") if query else ""),
-                headers=[(name, headers[name]) for name in _FORWARDED if name in headers],
+                headers=_engine_headers(headers, is_json=route.is_json),
                 body=body,
                 timeout_ms=0 if deadline_s is None else min(int((deadline_s - begun_s) * 1000), 2**32 - 1),
                 trace=headers.get(b"traceparent", b"").decode("latin-1"),
