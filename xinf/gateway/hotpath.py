@@ -58,7 +58,7 @@ _JSON_TYPE = (b"content-type", b"application/json")
 
 
 def _engine_headers(headers: Mapping[bytes, bytes], *, is_json: bool) -> RawHeaders:
-    """What the engine is told. A body that was read as JSON is JSON whatever the client calls it (`curl -d`: a form)."""
+    """What the engine is told. A body read as JSON is JSON whatever the client calls it (`curl -d`: a form)."""
     if not is_json:
         return [(name, headers[name]) for name in _FORWARDED if name in headers]
     return [_JSON_TYPE, *((name, headers[name]) for name in _FORWARDED[1:] if name in headers)]
