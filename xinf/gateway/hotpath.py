@@ -183,6 +183,7 @@ class HotPath:
         scanned = self._scan(body) if route.is_json else None
         model = self._table.find(self._model_name(route, scanned, headers))
         check_model(key, model.names)
+        self._table.check_path(model, route.path)
         relay.deadline_s = deadline_s
         relay.dialect = route.dialect
         query = scope.get("query_string") or b""

@@ -66,6 +66,11 @@ class Route(msgspec.Struct, frozen=True):
 _PLAIN = {path: Route(path) for path in _ENGINE_ROUTES}
 
 
+def is_engine_path(path: str) -> bool:
+    """Whether clients may reach this path of an engine, if the engine has it."""
+    return path in _PLAIN or path.startswith(_AUDIO)
+
+
 def match(method: str, path: str) -> Route:
     """Find the engine route of a request.
 

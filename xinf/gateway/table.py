@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from xinf._fast.scan import SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
-from xinf.core.errors import Unavailable, UnknownModel
+from xinf.core.errors import NotFound, Unavailable, UnknownModel
 from xinf.core.ids import ReplicaId
 from xinf.core.records import (
     DEPLOYMENTS,
@@ -34,6 +34,7 @@ from xinf.core.records import (
 )
 from xinf.gateway.keys import KeyRing
 from xinf.gateway.link import Link
+from xinf.gateway.routes import is_engine_path
 from xinf.meta import Mirror, Store
 from xinf.router import LoadView, Router
 
@@ -88,6 +89,7 @@ class Table:
         self._by_deployment: dict[str, Model] = {}
         self._places: dict[str, _Place] = {}
         self._orders: dict[str, int] = {}
+        self._paths: dict[str, frozenset[str]] = {}  # deployment -> paths that its engines answer to a POST
         self._closing: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self.is_read = False  # whether the store has been read once; before that nothing may be refused as unknown
@@ -162,6 +164,17 @@ class Table:
         """How the deployment's template orders a prompt, for `Scan.chain`: as its engines say, if one is connected."""
         return self._orders.get(deployment, SYSTEM_TOOLS_REST)
 
+    def check_path(self, model: Model, path: str) -> None:
+        """Raises: NotFound when the model's engines have told their routes and `path` is not one of them."""
+        paths = self._paths.get(model.deployment)
+        if paths and path not in paths:
+            open_paths = sorted(known for known in paths if is_engine_path(known))
+            raise NotFound(
+                f"model {model.names[0]!r} has no route POST {path}",
+                remedy=f"it serves {', '.join(open_paths) or 'nothing that clients may use'}",
+                param="model",
+            )
+
     def why_not_ready(self, deployment: str) -> str:
         """Say in one sentence where the replicas of a deployment stand."""
         records = [record for record, _ in self._replicas.items.values() if record.deployment == deployment]
@@ -197,6 +210,9 @@ class Table:
                 # The oldest keeps a name that two claim: a new deployment must not take traffic by accident.
                 by_name.setdefault(name, model)
         self._by_name, self._by_deployment = by_name, by_deployment
+        for told in (self._orders, self._paths):
+            for name in [name for name in told if name not in by_deployment]:
+                del told[name]
         for replica in list(self._places):
             self._aim(replica)
 
@@ -258,8 +274,11 @@ class Table:
 
     def on_link_up(self, link: Link) -> None:
         place = self._places.get(link.replica)
-        if place is not None and link.info.segment_order:
-            self._orders[place.record.deployment] = _order(tuple(link.info.segment_order))
+        if place is not None:
+            if link.info.segment_order:
+                self._orders[place.record.deployment] = _order(tuple(link.info.segment_order))
+            posts = (route.removeprefix("POST ") for route in link.info.routes if route.startswith("POST "))
+            self._paths[place.record.deployment] = frozenset(posts)
         self._aim_link(link)
 
     def on_link_down(self, link: Link) -> None:
