@@ -8,6 +8,9 @@ export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
 
 FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
 
+# Test processes. Most tests wait for processes to start and to end, so two halve the time even on two cores.
+JOBS ?= 2
+
 # `make up`: what to serve and where; empty means xinf's own default.
 MODEL ?=
 ENGINE ?=
@@ -52,7 +55,7 @@ lint: build
 	$(VENV)/bin/mypy
 
 test: build engine lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup
 
 clean:
 	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.children import command_of, living_children
 from tests.e2e.conftest import MODEL
 from tests.e2e.stack import Stack, is_alive, wait_until
 from xinf.registry import scripted
@@ -38,8 +39,7 @@ def wait_for_pair(stack: Stack) -> list[dict[str, Any]]:
 
 
 def tree_of(replica: dict[str, Any]) -> list[psutil.Process]:
-    guard = psutil.Process(replica["pid"])
-    return [guard, *guard.children(recursive=True)]
+    return [psutil.Process(replica["pid"]), *living_children(replica["pid"], recursive=True)]
 
 
 def busy_replica(stack: Stack) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def busy_replica(stack: Stack) -> dict[str, Any]:
 def kill_shim(replica: dict[str, Any]) -> list[int]:
     """Kill -9 the shim, the guard's child; return the pids of everything that must be gone then."""
     pids = [process.pid for process in tree_of(replica)]
-    shim = psutil.Process(replica["pid"]).children()[0]
+    shim = living_children(replica["pid"])[0]
     os.kill(shim.pid, signal.SIGKILL)
     return pids
 
@@ -143,8 +143,8 @@ def test_agent_killed_and_started_again_adopts_the_engines(vllm_stack: Stack) ->
 
 def test_control_process_killed_loses_no_request(vllm_stack: Stack) -> None:
     wait_for_pair(vllm_stack)
-    serve = psutil.Process(vllm_stack.process("serve").pid)
-    control = next(child for child in serve.children() if "xinf.serve.control" in " ".join(child.cmdline()))
+    serve = living_children(vllm_stack.process("serve").pid)
+    control = next(child for child in serve if "xinf.serve.control" in command_of(child))
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
     control.kill()
     for _ in range(20):

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.children import living_children
 from tests.gateway.gateway_stack import GatewayStack, wait_for
 from tests.gateway.raw_http import chat, post, read_until
 
@@ -30,9 +31,7 @@ def stack() -> Iterator[GatewayStack]:
 
 
 def workers(stack: GatewayStack) -> set[int]:
-    return {
-        child.pid for child in psutil.Process(stack.gateway.pid).children() if child.status() != psutil.STATUS_ZOMBIE
-    }
+    return {child.pid for child in living_children(stack.gateway.pid)}
 
 
 def ask(stack: GatewayStack) -> httpx.Response:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from tests.children import command_of, living_children
 from xinf.core.paths import Paths
 
 T = TypeVar("T")
@@ -115,8 +116,7 @@ class Place:
 
     def child(self, supervisor: subprocess.Popen[bytes], module: str) -> psutil.Process:
         """The child of a supervisor that runs a module."""
-        children = psutil.Process(supervisor.pid).children()
-        return next(child for child in children if module in child.cmdline())
+        return next(child for child in living_children(supervisor.pid) if module in command_of(child))
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that was started here, however deep."""

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.children import command_of, living_children
 from tests.serve.processes import XINF, Place, wait_for
 
 pytestmark = pytest.mark.crash
@@ -92,7 +93,7 @@ def test_killed_control_process_is_back_and_keeps_the_store(place: Place) -> Non
     first = place.child(serve, "xinf.serve.control")
     first.kill()
     wait_for(
-        lambda: any("xinf.serve.control" in c.cmdline() and c.pid != first.pid for c in _children(serve.pid)),
+        lambda: any("xinf.serve.control" in command_of(c) and c.pid != first.pid for c in living_children(serve.pid)),
         what="a new control process",
     )
     wait_for(lambda: place.run("ps").returncode == 0, what="an answer of the new control process")
@@ -135,10 +136,6 @@ def test_interrupt_reaches_the_supervisor_even_if_the_shell_ignores_it(place: Pl
     serve.send_signal(signal.SIGINT)
     assert serve.wait(20) == 0
     assert place.processes() == []
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_no_request_fails_while_the_control_process_is_killed(place: Place) -> None:
