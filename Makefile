@@ -8,9 +8,6 @@ export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
 
 FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
 
-# Test processes. Most tests wait for processes to start and to end, so two halve the time even on two cores.
-JOBS ?= 2
-
 # `make up`: what to serve and where; empty means xinf's own default.
 MODEL ?=
 ENGINE ?=
@@ -55,7 +52,7 @@ lint: build
 	$(VENV)/bin/mypy
 
 test: build engine lint
-	$(PY) -m pytest -n $(JOBS) --dist loadgroup
+	$(PY) -m pytest
 
 clean:
 	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so

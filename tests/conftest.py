@@ -26,21 +26,3 @@ def short_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="xi", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
-
-
-# What shares one real engine runs in one process; these take longest, so they begin.
-_ENGINE_GROUPS = {"e2e": 0, "vllm": 1}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests among processes (`-n`) by file, and by engine where there is one."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item.path)))
-    items.sort(key=lambda item: _ENGINE_GROUPS.get(_group(item.path), len(_ENGINE_GROUPS)))
-
-
-def _group(path: Path) -> str:
-    if path.parent.name == "e2e":
-        return "e2e"
-    return "vllm" if path.name.startswith("test_vllm") else str(path.relative_to(ROOT))

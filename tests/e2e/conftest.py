@@ -17,12 +17,14 @@ EMBEDDER = "embedder"
 def vllm_stack() -> Iterator[Stack]:
     """serve, worker, two vLLM replicas of a chat model and one of an embedding model, behind two gateway processes.
 
-    Engines are started the way production does (spawn); all three at once, because that takes as long as two.
+    EngineCore is forked here, which saves its imports; tests/engine/test_vllm_faults.py starts one the way production
+    does (spawn). All three are started at once, because that takes as long as two.
     """
     with Stack(workers=2) as stack:
         # Engines on the CPU wait for each other's threads in busy loops: several on two cores need one thread each.
         threads = ("--env", "OMP_NUM_THREADS=1", "--env", "VLLM_CPU_OMP_THREADS_BIND=nobind")
-        common = ("--model", "scripted", "--engine", "vllm", "--device", "cpu", *threads)
+        fork = ("--env", "VLLM_WORKER_MULTIPROC_METHOD=fork")
+        common = ("--model", "scripted", "--engine", "vllm", "--device", "cpu", *threads, *fork)
         pooling = ("--engine-arg", "runner=pooling", "--engine-arg", "convert=embed")
         stack.run("launch", *common, "--name", EMBEDDER, *pooling, "--no-wait")
         stack.run("launch", *common, "--name", MODEL, "--replicas", "2", timeout_s=300)

@@ -159,18 +159,15 @@ class Stack:
 
     def close(self) -> None:
         """End everything this stack started, by pid, and remove its directory."""
-        worker = self._processes.get("worker")
-        if worker is not None and worker.poll() is None:
-            # The second INT tells an agent to end its engines too.
-            for _ in range(2):
-                worker.send_signal(signal.SIGINT)
-                time.sleep(0.3)
-        for process in reversed(list(self._processes.values())):
+        # The worker first: it needs the control process to end its engines in order.
+        for name, process in sorted(self._processes.items(), key=lambda item: item[0] == "serve"):
             if process.poll() is None:
-                process.terminate()
-        for process in self._processes.values():
+                process.send_signal(signal.SIGINT)
+            if name == "worker" and process.poll() is None:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)  # the second tells an agent to end its engines too
             try:
-                process.wait(30)
+                process.wait(40)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)

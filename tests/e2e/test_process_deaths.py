@@ -67,7 +67,14 @@ def kill_shim(replica: dict[str, Any]) -> list[int]:
     return pids
 
 
-def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(vllm_stack: Stack) -> None:
+def kill_engine_core(replica: dict[str, Any]) -> list[int]:
+    """Kill -9 vLLM's own process alone; return the pids of everything that must be gone then."""
+    pids = [process.pid for process in tree_of(replica)]
+    next(process for process in tree_of(replica) if "EngineCor" in process.name()).kill()
+    return pids
+
+
+def test_engine_core_killed_in_mid_stream_gives_one_error_event_and_done(vllm_stack: Stack) -> None:
     wait_for_pair(vllm_stack)
     events: list[str] = []
     with httpx.stream(
@@ -79,7 +86,7 @@ def test_engine_killed_in_mid_stream_gives_one_error_event_and_done(vllm_stack: 
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
             if len(events) == 5:
-                gone = kill_shim(busy_replica(vllm_stack))
+                gone = kill_engine_core(busy_replica(vllm_stack))
     assert events[-1] == "[DONE]"
     errors = [event for event in events[:-1] if "error" in json.loads(event)]
     assert len(errors) == 1
@@ -107,26 +114,11 @@ def test_killed_engine_comes_back_with_its_failure_kept(vllm_stack: Stack) -> No
     replicas = wait_for_pair(vllm_stack)
     restarted = [replica for replica in replicas if replica.get("restarts", 0) > 0]
     assert restarted
-    assert all(replica["failure"]["cause"] == "killed" for replica in restarted)
+    assert {replica["failure"]["cause"] for replica in restarted} <= {"killed", "engine_died"}
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
     for _ in range(4):
         answer = httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["choices"][0]["message"]["content"] == scripted.ANSWER
-
-
-def test_engine_core_killed_alone_is_noticed_and_replaced(vllm_stack: Stack) -> None:
-    replica = wait_for_pair(vllm_stack)[0]
-    core = next(p for p in tree_of(replica) if "EngineCor" in p.name())
-    core.kill()
-
-    def is_replaced() -> bool:
-        return any(
-            r["id"] == replica["id"] and r.get("restarts", 0) > replica.get("restarts", 0)
-            for r in vllm_stack.replicas(MODEL)
-        )
-
-    wait_until(is_replaced, deadline_s=60, what="a restart of the replica")
-    wait_for_pair(vllm_stack)
 
 
 def test_agent_killed_and_started_again_adopts_the_engines(vllm_stack: Stack) -> None:

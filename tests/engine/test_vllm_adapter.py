@@ -155,7 +155,7 @@ async def test_reasoning_is_apart_from_the_answer(link: LinkClient) -> None:
 async def test_json_schema_is_kept(link: LinkClient, schema: dict[str, Any]) -> None:
     whole = {"type": "object", "additionalProperties": False, **schema}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": whole}}
-    answer = await chat(link, response_format=wanted, max_tokens=64)
+    answer = await chat(link, response_format=wanted, max_tokens=64, temperature=0)
     assert set(json.loads(message(answer)["content"])) == set(schema["properties"])
 
 
