@@ -54,7 +54,7 @@ def list_keys(json: Json = False, data_dir: DataDir = None, server: Server = Non
     keys = run(_read(open_session(config, data_dir, server)))
     now_s = time.time()
     if json:
-        fields = ("id", "label", "models", "admin", "created_s", "expires_s")
+        fields = ("id", "label", "models", "created_s", "expires_s")
         print_json([{name: getattr(key, name) for name in fields} for key in keys])
         return
     if not keys:

@@ -1,10 +1,9 @@
 """The records of the store: what is wished for, what is placed, what runs. msgspec structs, JSON in the store.
 
     nodes/<node>         NodeRecord        written by the agent, kept alive by its lease
-    deployments/<name>   DeploymentRecord  the wish; written by the CLI and the admin API
+    deployments/<name>   DeploymentRecord  the wish; written by the command line
     replicas/<id>        ReplicaRecord     made and aimed by the scheduler, moved through its phases by the agent
     keys/<id>            KeyRecord         API keys, hashed
-    measured/<digest>    MeasuredRecord    what a load really took
 
 Life of a replica (`phase`), and who moves it:
 
@@ -34,8 +33,6 @@ NODES = "nodes/"
 DEPLOYMENTS = "deployments/"
 REPLICAS = "replicas/"
 KEYS = "keys/"
-MEASURED = "measured/"
-LEADER = "leader"
 
 ArgValue = str | int | float | bool
 
@@ -167,26 +164,13 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: str  # hex digest of the whole key; keys carry 160 random bits, so no salt or slow hash is needed
     label: str = ""
     models: tuple[str, ...] = ()  # empty: all
-    admin: bool = False
     created_s: float = 0.0
     expires_s: float | None = None
     schema: int = SCHEMA_VERSION
 
 
-class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one load of an engine spec really took on a kind of device."""
-
-    model: str
-    engine: str
-    device_arch: str
-    bytes_after_load: int | None = None
-    kv_blocks: int | None = None
-    start_s: float | None = None
-    schema: int = SCHEMA_VERSION
-
-
-Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord
-R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord)
+Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord
+R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord)
 
 
 def encode_record(record: Record) -> bytes:

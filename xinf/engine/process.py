@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from xinf.core import log
-from xinf.core.errors import EngineDied, EngineStartFailed, Unavailable
+from xinf.core.errors import EngineDied, EngineStartFailed, Unavailable, XinfError
 from xinf.core.records import Phase
 from xinf.core.shim import ShimSpec, read_file
 from xinf.engine.adapter import Adapter
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
         status.enter(Phase.LOADING)
         adapter.build(status.detail)
     except (Exception, SystemExit) as error:
-        _log.error("the engine could not be built", exc_info=error)
+        # What we raised on purpose says all there is to say; its sentence is logged by `fail`.
+        _log.error("the engine could not be built", exc_info=None if isinstance(error, XinfError) else error)
         status.fail(failure_of(error))
         return EXIT_START_FAILED
     return serve(spec, adapter, status)

@@ -14,12 +14,10 @@ from xinf.core.ids import LeaseId, Revision
 from xinf.core.records import (
     DEPLOYMENTS,
     KEYS,
-    MEASURED,
     NODES,
     REPLICAS,
     DeploymentRecord,
     KeyRecord,
-    MeasuredRecord,
     NodeRecord,
     R,
     Record,
@@ -37,7 +35,6 @@ PREFIXES: dict[type[Record], str] = {
     DeploymentRecord: DEPLOYMENTS,
     ReplicaRecord: REPLICAS,
     KeyRecord: KEYS,
-    MeasuredRecord: MEASURED,
 }
 MAX_UPDATE_TRIES = 32
 

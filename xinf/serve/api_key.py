@@ -17,7 +17,6 @@ def make_key(
     now_s: float,
     label: str = "",
     models: tuple[str, ...] = (),
-    admin: bool = False,
     lifetime_s: float | None = None,
 ) -> tuple[KeyRecord, str]:
     """Make a key: its record for the store, and the key itself for its user."""
@@ -27,7 +26,6 @@ def make_key(
         sha256=hashlib.sha256(secret.encode()).hexdigest(),
         label=label,
         models=models,
-        admin=admin,
         created_s=now_s,
         expires_s=None if lifetime_s is None else now_s + lifetime_s,
     )
