@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from xinf.gateway.metrics import FAMILIES, MAX_REASONS, Metrics, add, family_of, render
+from xinf.gateway.metrics import FAMILIES, Metrics, add, family_of, render
 
 
 def counted() -> Metrics:
@@ -53,14 +53,6 @@ def test_add_sums_over_processes() -> None:
     assert add([one, other])["xinf_index_bytes"] == 5
     read = values(render(add([one, other])))
     assert read["xinf_requests_total", (("code", "2xx"), ("model", 'a"b\\c\n'))] == 4
-
-
-def test_reasons_are_bounded() -> None:
-    counters = Metrics().model("m")
-    for n in range(MAX_REASONS * 2):
-        counters.count_decision(f"reason {n}")
-    assert len(counters.reasons) == MAX_REASONS + 1
-    assert counters.reasons["other"] == MAX_REASONS
 
 
 def test_family_of_refuses_what_is_not_documented() -> None:

@@ -1,7 +1,8 @@
 """The hot path's leaves in Cython: buffers in, numbers out.
 
-Owns the JSON scanner with the prefix chain (`scan`), the prefix index (`prefix`) and the in-flight ledger with the
-picker (`ledger`). Knows nothing of asyncio, gRPC, records or policies: those are xinf/gateway and xinf/router.
+Owns the JSON scanner with the prefix chain (`scan`), the prefix index (`prefix`), the in-flight ledger with the picker
+(`ledger`) and the counters of requests (`counters`). Knows nothing of asyncio, gRPC, records or policies: those are
+xinf/gateway and xinf/router.
 
 The extensions are the surface: import them as modules (`from xinf._fast.scan import scan`). There is no pure-Python
 fallback; the naive models that they are compared with live in tests/model/.
@@ -12,7 +13,7 @@ malloc'ed in slabs and bounded by an argument; a failed allocation raises Memory
 
 from importlib.util import find_spec
 
-__all__ = ["ledger", "prefix", "scan"]
+__all__ = ["counters", "ledger", "prefix", "scan"]
 
 for _name in __all__:
     if find_spec(f"{__name__}.{_name}") is None:

@@ -1,23 +1,23 @@
 """What one gateway process counts, and how the counts of all of them become one page.
 
-Counters are plain integers on the hot path; a `snapshot` folds them into `{"xinf_name{labels}": value}`, which is also
-what workers tell each other, because sums of such dictionaries are all that a page over several workers needs. Label
-values are bounded: models are deployments that exist, status classes and reasons are closed sets.
+Counters are C integers on the hot path (`_fast.counters`); a `snapshot` folds them into
+`{"xinf_name{labels}": value}` when somebody asks. That is also what workers tell each other, because sums of such
+dictionaries are all that a page over several workers needs. Label values are bounded: models are deployments that
+exist, status classes and reasons are closed sets.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from xinf._fast.counters import BUCKETS_S, Histogram
+from xinf._fast.counters import ModelCounters as ModelCounters
 from xinf.router import RouterView
 
 Snapshot = dict[str, float]
 
-BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-MAX_REASONS = 32
 NO_MODEL = "-"
 
 
@@ -54,96 +54,34 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-class Histogram:
-    """Counts per bucket of BUCKETS_S; the last is for everything longer."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
-
-    def fold(self, name: str, labels: str, into: Snapshot) -> None:
-        total = 0
-        for bound, count in zip((*BUCKETS_S, "+Inf"), self.counts, strict=True):
-            total += count
-            into[f'{name}_bucket{{{labels},le="{bound}"}}'] = total
-        into[f"{name}_sum{{{labels}}}"] = self.sum_s
-        into[f"{name}_count{{{labels}}}"] = total
+def fold_histogram(histogram: Histogram, name: str, labels: str, into: Snapshot) -> None:
+    """Fold a histogram into its cumulated buckets, sum and count. `labels`: as they stand between the braces."""
+    total = 0
+    for bound, count in zip((*BUCKETS_S, "+Inf"), histogram.counts, strict=True):
+        total += count
+        into[f'{name}_bucket{{{labels},le="{bound}"}}'] = total
+    into[f"{name}_sum{{{labels}}}"] = histogram.sum_s
+    into[f"{name}_count{{{labels}}}"] = total
 
 
-class ModelCounters:
-    """The counters of one deployment."""
-
-    __slots__ = (
-        "cached_error",
-        "cached_tokens",
-        "completion_tokens",
-        "duration",
-        "first_byte",
-        "in_flight",
-        "predicted_tokens",
-        "prompt_tokens",
-        "reasons",
-        "requests",
-        "retries",
-        "slow_readers",
-        "stream_errors",
-    )
-
-    def __init__(self) -> None:
-        self.requests: dict[str, int] = {}
-        self.reasons: dict[str, int] = {}
-        self.in_flight = 0
-        self.retries = 0
-        self.stream_errors = 0
-        self.slow_readers = 0
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.completion_tokens = 0
-        self.predicted_tokens = 0
-        self.cached_error = 0
-        self.first_byte = Histogram()
-        self.duration = Histogram()
-
-    def count_request(self, status: int) -> None:
-        """Count a request that ended. `status`: 499 when the client went away."""
-        name = "499" if status == 499 else f"{status // 100}xx"
-        self.requests[name] = self.requests.get(name, 0) + 1
-
-    def count_decision(self, reason: str) -> None:
-        if reason not in self.reasons and len(self.reasons) >= MAX_REASONS:
-            reason = "other"
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
-
-    def count_tokens(self, *, prompt: int, cached: int, completion: int, predicted: int) -> None:
-        self.prompt_tokens += prompt
-        self.cached_tokens += cached
-        self.completion_tokens += completion
-        self.predicted_tokens += predicted
-        self.cached_error += abs(predicted - cached)
-
-    def fold(self, model: str, into: Snapshot) -> None:
-        label = f'model="{escape(model)}"'
-        for code, count in self.requests.items():
-            into[f'xinf_requests_total{{{label},code="{code}"}}'] = count
-        for reason, count in self.reasons.items():
-            into[f'xinf_routing_decisions_total{{{label},reason="{escape(reason)}"}}'] = count
-        into[f"xinf_requests_in_flight{{{label}}}"] = self.in_flight
-        into[f"xinf_retries_total{{{label}}}"] = self.retries
-        into[f"xinf_stream_errors_total{{{label}}}"] = self.stream_errors
-        into[f"xinf_slow_readers_total{{{label}}}"] = self.slow_readers
-        into[f"xinf_prompt_tokens_total{{{label}}}"] = self.prompt_tokens
-        into[f"xinf_cached_tokens_total{{{label}}}"] = self.cached_tokens
-        into[f"xinf_completion_tokens_total{{{label}}}"] = self.completion_tokens
-        into[f"xinf_predicted_cached_tokens_total{{{label}}}"] = self.predicted_tokens
-        into[f"xinf_cached_tokens_error_total{{{label}}}"] = self.cached_error
-        self.first_byte.fold("xinf_time_to_first_byte_seconds", label, into)
-        self.duration.fold("xinf_request_duration_seconds", label, into)
+def fold_model(counters: ModelCounters, model: str, into: Snapshot) -> None:
+    """Fold the counters of one deployment. What never happened has no sample, where a label would tell it."""
+    label = f'model="{escape(model)}"'
+    for code, count in counters.requests.items():
+        into[f'xinf_requests_total{{{label},code="{code}"}}'] = count
+    for reason, count in counters.reasons.items():
+        into[f'xinf_routing_decisions_total{{{label},reason="{escape(reason)}"}}'] = count
+    into[f"xinf_requests_in_flight{{{label}}}"] = counters.in_flight
+    into[f"xinf_retries_total{{{label}}}"] = counters.retries
+    into[f"xinf_stream_errors_total{{{label}}}"] = counters.stream_errors
+    into[f"xinf_slow_readers_total{{{label}}}"] = counters.slow_readers
+    into[f"xinf_prompt_tokens_total{{{label}}}"] = counters.prompt_tokens
+    into[f"xinf_cached_tokens_total{{{label}}}"] = counters.cached_tokens
+    into[f"xinf_completion_tokens_total{{{label}}}"] = counters.completion_tokens
+    into[f"xinf_predicted_cached_tokens_total{{{label}}}"] = counters.predicted_tokens
+    into[f"xinf_cached_tokens_error_total{{{label}}}"] = counters.cached_error
+    fold_histogram(counters.first_byte, "xinf_time_to_first_byte_seconds", label, into)
+    fold_histogram(counters.duration, "xinf_request_duration_seconds", label, into)
 
 
 class Metrics:
@@ -163,7 +101,7 @@ class Metrics:
         """Fold everything counted here."""
         folded: Snapshot = {}
         for name, counters in self._by_model.items():
-            counters.fold(name, folded)
+            fold_model(counters, name, folded)
         return folded
 
 
