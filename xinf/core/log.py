@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -22,14 +23,21 @@ class KeyValueFormatter(logging.Formatter):
         self._component = component
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        line = f"{stamp}.{int(record.msecs):03d} {record.levelname:<7} {self._component:<9} {record.getMessage()}"
-        values: dict[str, object] | None = getattr(record, "kv", None)
-        if values:
-            line += "  " + " ".join(f"{key}={_quote(value)}" for key, value in values.items())
+        line = format_line(
+            record.created, record.levelname, self._component, record.getMessage(), getattr(record, "kv", None) or {}
+        )
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def format_line(at_s: float, level: str, component: str, sentence: str, values: Mapping[str, object]) -> str:
+    """Write one line, without its end. For what does not go through `logging`, whose handlers may block."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+    line = f"{stamp}.{int(at_s % 1 * 1000):03d} {level:<7} {component:<9} {sentence}"
+    if values:
+        line += "  " + " ".join(f"{key}={_quote(value)}" for key, value in values.items())
+    return line
 
 
 def _quote(value: object) -> str:
