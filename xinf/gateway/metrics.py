@@ -49,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     "xinf_replica_view": Family("gauge", "Gateway processes that see a replica's cache as exact, approx or off."),
     "xinf_predictions_total": Family("counter", "Answers whose cached tokens had been predicted."),
     "xinf_predictions_within_block_total": Family("counter", "Of them, those predicted to within one block."),
+    "xinf_access_log_dropped_total": Family("counter", "Access-log lines lost because their target blocked or failed."),
     "xinf_store_read": Family("gauge", "Gateway processes that have read the store."),
     "xinf_worker_start_time_seconds": Family("gauge", "When a gateway process started, seconds since the epoch."),
 }
