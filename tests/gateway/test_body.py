@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from xinf.core.errors import BodyTooLarge, InvalidRequest
-from xinf.gateway.body import ClientGone, declared_length, read_body
+from xinf.core.errors import BodyTooLarge, InvalidRequest, RequestTimeout
+from xinf.gateway.body import BodyReader, ClientGone, declared_length, read_body
 
 
 class Messages:
@@ -59,3 +60,22 @@ async def test_read_body_stops_a_chunked_body_at_the_limit() -> None:
 async def test_read_body_notices_that_the_client_left() -> None:
     with pytest.raises(ClientGone):
         await read_body(Messages(part(b"ab", more=True), {"type": "http.disconnect"}).receive, 5, 10)
+
+
+async def never() -> dict[str, Any]:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def test_body_reader_gives_up_on_a_body_that_does_not_come() -> None:
+    with pytest.raises(RequestTimeout, match=r"0\.05 s"):
+        await BodyReader(0.05).read(never, 5, 10)
+
+
+async def test_body_reader_leaves_a_cancellation_that_is_not_its_own_alone() -> None:
+    reader = BodyReader(30.0)
+    reading = asyncio.ensure_future(reader.read(never, 5, 10))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from tests.gateway.scripted_engine import ScriptedEngine, eventually
+from xinf._fast.wire import encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, XinfError
 from xinf.gateway import link as link_module
-from xinf.gateway.asgi import RawHeaders
-from xinf.gateway.link import Ending, Link, Submission
+from xinf.gateway.client import RawHeaders
+from xinf.gateway.link import Ending, Link
 
 
 class Recorder:
@@ -62,9 +63,20 @@ class Recorder:
         self.loads.append(load)
 
 
-def ask(body: str | bytes) -> Submission:
-    data = body if isinstance(body, bytes) else body.encode()
-    return Submission(method="POST", path="/v1/x", headers=[(b"content-type", b"application/json")], body=data)
+class Asking:
+    """A submission."""
+
+    timeout_ms = 0
+    trace = ""
+    request_id = "req-1"
+    head = encode_head("POST", "/v1/x", [(b"content-type", b"application/json")])
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+
+def submit(link: Link, body: str | bytes, sink: Recorder) -> int:
+    return link.submit(Asking(body if isinstance(body, bytes) else body.encode()), b"", sink)
 
 
 @pytest.fixture
@@ -102,7 +114,7 @@ async def test_link_says_hello_and_learns_what_the_engine_is(
 
 async def test_submit_brings_start_chunks_and_end(link: Link, engine: ScriptedEngine) -> None:
     sink = Recorder()
-    submit_id = link.submit(ask("echo"), sink)
+    submit_id = submit(link, "echo", sink)
     await eventually(lambda: sink.ending)
     assert submit_id == 1
     assert sink.heard == [(200, [(b"content-type", b"application/json")])]
@@ -116,7 +128,7 @@ async def test_submit_brings_start_chunks_and_end(link: Link, engine: ScriptedEn
 async def test_submits_of_one_turn_share_a_frame(link: Link, engine: ScriptedEngine) -> None:
     sinks = [Recorder() for _ in range(50)]
     before = engine.frames
-    ids = [link.submit(ask("echo"), sink) for sink in sinks]
+    ids = [submit(link, "echo", sink) for sink in sinks]
     await eventually(lambda: all(sink.ending for sink in sinks))
     assert ids == list(range(1, 51))
     assert engine.frames - before == 1
@@ -127,21 +139,21 @@ async def test_frame_is_bounded_in_bytes(link: Link, engine: ScriptedEngine, mon
     sinks = [Recorder() for _ in range(6)]
     before = engine.frames
     for sink in sinks:
-        link.submit(ask("echo"), sink)
+        submit(link, "echo", sink)
     await eventually(lambda: all(sink.ending for sink in sinks))
     assert engine.frames - before == 3
 
 
 async def test_cancel_reaches_the_engine_and_the_sink_hears_nothing_more(link: Link, engine: ScriptedEngine) -> None:
     sink = Recorder()
-    submit_id = link.submit(ask("hang"), sink)
+    submit_id = submit(link, "hang", sink)
     await eventually(lambda: engine.submits)
     link.cancel(submit_id)
     link.cancel(submit_id)
     await eventually(lambda: engine.cancels)
     engine.push(chunks=[pb.Chunk(id=submit_id, data=b"late")], ends=[pb.End(id=submit_id)])
     other = Recorder()
-    link.submit(ask("echo"), other)
+    submit(link, "echo", other)
     await eventually(lambda: other.ending)
     assert engine.cancels == [submit_id]
     assert sink.chunks == b""
@@ -153,8 +165,8 @@ async def test_one_failing_sink_does_not_hurt_the_others(
 ) -> None:
     bad, good = Recorder(fails=True), Recorder()
     with caplog.at_level(logging.CRITICAL):
-        link.submit(ask("echo"), bad)
-        link.submit(ask("stream"), good)
+        submit(link, "echo", bad)
+        submit(link, "stream", good)
         await eventually(lambda: good.ending and bad.lost)
     assert good.chunks.endswith(b"[DONE]\n\n")
     assert bad.lost is not None
@@ -168,14 +180,14 @@ async def test_dead_engine_loses_every_open_request_at_once(
 ) -> None:
     sinks = [Recorder() for _ in range(3)]
     for sink in sinks:
-        link.submit(ask("hang"), sink)
+        submit(link, "hang", sink)
     await eventually(lambda: len(engine.submits) == 3)
     await engine.stop()
     await eventually(lambda: all(sink.lost for sink in sinks))
     assert {type(sink.lost) for sink in sinks} == {EngineDied}
     assert listener.states == ["up", "down"]
     with pytest.raises(EngineDied, match="cannot be reached"):
-        link.submit(ask("echo"), Recorder())
+        submit(link, "echo", Recorder())
 
 
 async def test_link_comes_back_by_itself(link: Link, engine: ScriptedEngine, listener: Recorder) -> None:
@@ -184,7 +196,7 @@ async def test_link_comes_back_by_itself(link: Link, engine: ScriptedEngine, lis
     await engine.start()
     await eventually(lambda: link.is_up)
     sink = Recorder()
-    submit_id = link.submit(ask("echo"), sink)
+    submit_id = submit(link, "echo", sink)
     await eventually(lambda: sink.ending)
     assert submit_id == 1
     assert listener.states == ["up", "down", "up"]
@@ -194,7 +206,7 @@ async def test_silent_engine_is_given_up(
     link: Link, engine: ScriptedEngine, listener: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Recorder()
-    link.submit(ask("hang"), sink)
+    submit(link, "hang", sink)
     link.tick(link._last_frame_s + link_module.SILENCE_S + 1)
     await eventually(lambda: sink.lost)
     await eventually(lambda: listener.states == ["up", "down", "up"])
@@ -216,14 +228,14 @@ async def test_other_protocol_is_refused(short_dir: Path, listener: Recorder) ->
 async def test_large_body_takes_a_call_of_its_own(link: Link, engine: ScriptedEngine) -> None:
     body = b"x" * (link_module.LARGE_BODY_BYTES + 1)
     sink = Recorder()
-    first = link.submit(ask(body), sink)
+    first = submit(link, body, sink)
     await eventually(lambda: sink.ending)
     assert sink.chunks == b'{"bytes":%d}' % len(body)
     assert sink.ending is not None
     assert sink.ending.prompt_tokens == 9
     assert engine.submits == []
     assert engine.generated[0].id == 0
-    assert link.submit(ask("echo"), Recorder()) == first + 1
+    assert submit(link, "echo", Recorder()) == first + 1
 
 
 async def test_close_loses_what_is_open(engine: ScriptedEngine, listener: Recorder) -> None:
@@ -231,7 +243,7 @@ async def test_close_loses_what_is_open(engine: ScriptedEngine, listener: Record
     link.start()
     await eventually(lambda: link.is_up)
     sink = Recorder()
-    link.submit(ask("hang"), sink)
+    submit(link, "hang", sink)
     await link.close("it is draining")
     assert sink.lost is not None
     assert "it is draining" in str(sink.lost)

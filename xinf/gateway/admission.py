@@ -10,13 +10,9 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
-from xinf.core.errors import Overloaded, XinfError
-from xinf.gateway.body import ClientGone
+from xinf.core.errors import Overloaded
 from xinf.router import Choice
 
 # Finished requests over this span say how fast a queue moves, for Retry-After.
@@ -24,87 +20,91 @@ RATE_WINDOW_S = 10.0
 RETRY_AFTER_MAX_S = 30
 
 
-class Leaver(Protocol):
-    """Who waits, as far as leaving goes: a relay."""
+class Guest(Protocol):
+    """Who waits. Each is let in, refused, or leaves; never two of these."""
 
-    is_gone: bool
-    on_gone: Callable[[], None] | None
+    @property
+    def is_picky(self) -> bool:
+        """Will not go to every replica: others may pass it."""
 
-    def arm(self) -> None: ...
+    def attempt(self) -> Choice | None:
+        """Ask the router again; reserves when it succeeds."""
 
+    def admit(self, choice: Choice) -> None:
+        """It was let in."""
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """One wish to be let in."""
-
-    attempt: Callable[[], Choice | None]  # asks the router again; reserves when it succeeds
-    refund: Callable[[Choice], None]  # gives back what `attempt` reserved, if nobody is there to use it
-    refusal: Callable[[], XinfError]  # why it was not let in in time
-    is_picky: bool  # will not go to every replica: others may pass it
-
-
-class _Waiter:
-    __slots__ = ("future", "ticket")
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
-        self.future: asyncio.Future[Choice] = asyncio.get_running_loop().create_future()
+    def refuse(self) -> None:
+        """Its time is over."""
 
 
 class Room:
-    """The waiting room of one deployment."""
+    """The waiting room of one deployment. `enter`, `leave` are O(1), so is each place that `wake` fills."""
 
     def __init__(self) -> None:
-        self._queue: OrderedDict[int, _Waiter] = OrderedDict()
+        self._queue: OrderedDict[Guest, asyncio.TimerHandle] = OrderedDict()
         self._finished_s: deque[float] = deque(maxlen=1024)
-        self._last_number = 0
+        self._is_waking = False
+        self._must_wake_again = False
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def wait(self, ticket: Ticket, leaver: Leaver, *, max_waiting: int, timeout_s: float) -> Choice:
-        """Wait for a place.
-
-        Raises: Overloaded when the room is full; what `ticket.refusal` says after `timeout_s`; ClientGone.
-        """
+    def enter(self, guest: Guest, *, max_waiting: int, timeout_s: float) -> None:
+        """Wait for a place. Raises: Overloaded when the room is full."""
         if len(self._queue) >= max_waiting:
             raise Overloaded(
                 f"{len(self._queue)} requests wait already, the bound is {max_waiting}",
                 remedy="retry later, or add replicas with `xinf scale`",
                 retry_after_s=self.retry_after_s(time.monotonic()),
             )
-        waiter = _Waiter(ticket)
-        self._last_number += 1
-        number = self._last_number
-        self._queue[number] = waiter
-        leaver.on_gone = lambda: _set_error(waiter.future, ClientGone())
-        leaver.arm()
-        timer = asyncio.get_running_loop().call_later(
-            timeout_s, lambda: None if waiter.future.done() else waiter.future.set_exception(ticket.refusal())
-        )
-        try:
-            if leaver.is_gone:
-                raise ClientGone
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                ticket.refund(waiter.future.result())
-            raise
-        finally:
+        self._queue[guest] = asyncio.get_running_loop().call_later(timeout_s, self._expire, guest)
+
+    def leave(self, guest: Guest) -> None:
+        """Wait no longer; harmless when it does not wait."""
+        timer = self._queue.pop(guest, None)
+        if timer is not None:
             timer.cancel()
-            leaver.on_gone = None
-            self._queue.pop(number, None)
 
     def wake(self) -> None:
         """Let in, from the front, whoever can be let in now."""
-        for number, waiter in list(self._queue.items()):
-            if waiter.future.done():
-                continue
-            choice = waiter.ticket.attempt()
-            if choice is not None:
-                self._queue.pop(number, None)
-                waiter.future.set_result(choice)
-            elif not waiter.ticket.is_picky:
+        # Letting one in may fail at once and give its place back, which wakes: the outer call goes on then.
+        self._must_wake_again = True
+        if self._is_waking:
+            return
+        self._is_waking = True
+        try:
+            while self._must_wake_again:
+                self._must_wake_again = False
+                self._let_in()
+        finally:
+            self._is_waking = False
+
+    def _let_in(self) -> None:
+        while self._queue:
+            guest = next(iter(self._queue))
+            choice = guest.attempt()
+            if choice is None:
+                if guest.is_picky:
+                    self._let_in_behind(guest)
                 return
+            self.leave(guest)
+            guest.admit(choice)
+
+    def _let_in_behind(self, first: Guest) -> None:
+        """The first waits for a certain replica; the others need not."""
+        for guest in list(self._queue):
+            if guest is first or guest not in self._queue:
+                continue
+            choice = guest.attempt()
+            if choice is not None:
+                self.leave(guest)
+                guest.admit(choice)
+            elif not guest.is_picky:
+                return
+
+    def _expire(self, guest: Guest) -> None:
+        if self._queue.pop(guest, None) is not None:
+            guest.refuse()
 
     def count_finished(self, now_s: float) -> None:
         """Note that a request ended. `now_s`: monotonic."""
@@ -116,8 +116,3 @@ class Room:
         if recent == 0:
             return RETRY_AFTER_MAX_S
         return max(1, min(RETRY_AFTER_MAX_S, math.ceil(len(self._queue) * RATE_WINDOW_S / recent)))
-
-
-def _set_error(future: asyncio.Future[Choice], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from xinf.core.errors import BodyTooLarge, EngineError, Overloaded, RequestTimeout, XinfError, all_errors, openai_body
-from xinf.gateway.asgi import RawHeaders, Send
+from xinf.gateway.client import RawHeaders
 
 JSON = (b"content-type", b"application/json")
 DONE = b"data: [DONE]\n\n"
@@ -71,10 +71,3 @@ def error_of_code(code: str, message: str) -> XinfError:
     """Restore an error that an engine named by its code; an unknown one is the engine's."""
     cls = _BY_CODE.get(code, EngineError)
     return cls(message or f"the engine ended the request with {code}")
-
-
-async def send_answer(send: Send, answer: Answer, extra: RawHeaders) -> None:
-    """Send a complete answer."""
-    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode()), *extra]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})

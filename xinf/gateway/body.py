@@ -6,8 +6,13 @@ without asking for the end.
 
 from __future__ import annotations
 
-from xinf.core.errors import BodyTooLarge, InvalidRequest
+import asyncio
+import time
+
+from xinf.core.errors import BodyTooLarge, InvalidRequest, RequestTimeout
 from xinf.gateway.asgi import Receive
+
+LOOK_S = 0.5  # how often the bodies that are being read are looked at
 
 
 class ClientGone(Exception):
@@ -28,6 +33,56 @@ def declared_length(headers: dict[bytes, bytes], limit_bytes: int) -> int | None
     if length > limit_bytes:
         raise _too_large(length, limit_bytes)
     return length
+
+
+class BodyReader:
+    """Reads bodies in the time they may take.
+
+    A timer per request would cost more than the body's own receive(): those that read are looked at together.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._until_s: dict[asyncio.Task[None], float] = {}
+        self._expired: set[asyncio.Task[None]] = set()
+        self._is_armed = False
+
+    async def read(self, receive: Receive, length: int | None, limit_bytes: int) -> bytes:
+        """Read the whole body. Raises: RequestTimeout, BodyTooLarge, ClientGone."""
+        if length == 0:
+            return b""
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
+        self._until_s[task] = time.monotonic() + self._timeout_s
+        if not self._is_armed:
+            self._arm()
+        try:
+            return await read_body(receive, length, limit_bytes)
+        except asyncio.CancelledError:
+            if task not in self._expired:
+                raise
+            task.uncancel()
+            error = RequestTimeout(
+                f"the request was not complete after {self._timeout_s:g} s", timeout_s=self._timeout_s
+            )
+            raise error from None
+        finally:
+            del self._until_s[task]
+            self._expired.discard(task)
+
+    def _arm(self) -> None:
+        self._is_armed = True
+        asyncio.get_running_loop().call_later(min(LOOK_S, max(self._timeout_s / 4, 0.01)), self._look)
+
+    def _look(self) -> None:
+        self._is_armed = False
+        now_s = time.monotonic()
+        for task, until_s in self._until_s.items():
+            if now_s > until_s and task not in self._expired:
+                self._expired.add(task)
+                task.cancel()
+        if self._until_s:
+            self._arm()
 
 
 async def read_body(receive: Receive, length: int | None, limit_bytes: int) -> bytes:

@@ -19,22 +19,31 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 import msgspec
+from google.protobuf.message import DecodeError
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
+from xinf._fast.wire import (
+    EngineFrame,
+    GatewayFrameWriter,
+    WireError,
+    decode_engine_frame,
+    decode_generate_event,
+    encode_submit,
+)
 from xinf._pb import engine_service_pb2 as pb
-from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineDied, EngineError, XinfError
-from xinf.gateway.asgi import RawHeaders
+from xinf.gateway.client import RawHeaders
+from xinf.router import LoadView
 
 logger = logging.getLogger("xinf.gateway")
 
 PROTOCOL = 1
+METHODS = "/xinf.engine.v1.EngineService/"
 LARGE_BODY_BYTES = 256 << 10
 MAX_MESSAGE_BYTES = 40 << 20
 FRAME_BYTES = 4 << 20  # a frame takes no further bodies beyond this, so that one burst does not make a 40 MiB message
@@ -53,21 +62,18 @@ _NOT_RETRYABLE = {
 }
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One request on its way to an engine."""
+class Submission(Protocol):
+    """One request on its way to an engine; a job."""
 
-    method: str
-    path: str
-    headers: RawHeaders
+    head: bytes  # method, path and headers: `wire.encode_head`
     body: bytes
-    chain: bytes = b""
-    timeout_ms: int = 0
-    trace: str = ""
-    request_id: str = ""
+    timeout_ms: int
+    trace: str
+    request_id: str
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How the engine ended a request. `error` is empty when it ended well."""
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """How the engine ended a request. `error` is empty when it ended well. In the order of the wire."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -101,7 +107,7 @@ class LinkListener(Protocol):
 
     def on_link_down(self, link: Link) -> None: ...
 
-    def on_load(self, link: Link, load: Any) -> None: ...
+    def on_load(self, link: Link, load: LoadView) -> None: ...
 
 
 class Link:
@@ -117,9 +123,8 @@ class Link:
         self._sinks: dict[int, Sink] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._last_id = 0
-        self._submits: list[Any] = []
-        self._cancels: list[int] = []
-        self._wake = asyncio.Event()
+        self._frames = GatewayFrameWriter()  # what waits to be written
+        self._writer: asyncio.Future[None] | None = None  # set while the writer waits for something to write
         self._call: Any = None
         self._last_frame_s = 0.0
         self._is_closed = False
@@ -142,34 +147,34 @@ class Link:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def submit(self, submission: Submission, sink: Sink) -> int:
+    def submit(self, submission: Submission, chain: bytes, sink: Sink) -> int:
         """Send a request; its frames go to `sink`. Returns its id on this Link.
 
         Raises: EngineDied if the Link is down.
         """
         if not self.is_up:
             raise EngineDied(f"replica {self.replica} cannot be reached", replica=self.replica)
-        self._last_id += 1
-        submit_id = self._last_id
+        submit_id = self._last_id = self._last_id + 1
         self._sinks[submit_id] = sink
-        message = pb.Submit(
-            id=submit_id,
-            method=submission.method,
-            path=submission.path,
-            headers=[pb.Header(name=name, value=value) for name, value in submission.headers],
-            body=submission.body,
-            chain=submission.chain,
-            timeout_ms=submission.timeout_ms,
-            trace=submission.trace,
-            request_id=submission.request_id,
-        )
-        if len(submission.body) > LARGE_BODY_BYTES:
+        body = submission.body
+        if len(body) > LARGE_BODY_BYTES:
             # The number is taken from the same count, so that `last_submit` in the load reports stays comparable.
-            message.id = 0
+            message = encode_submit(
+                0, submission.head, body, chain, 0, submission.timeout_ms, submission.trace, submission.request_id
+            )
             self._calls[submit_id] = asyncio.get_running_loop().create_task(self._generate(submit_id, message))
         else:
-            self._submits.append(message)
-            self._wake.set()
+            self._frames.submit(
+                submit_id,
+                submission.head,
+                body,
+                chain,
+                0,
+                submission.timeout_ms,
+                submission.trace,
+                submission.request_id,
+            )
+            self._wake()
         return submit_id
 
     def cancel(self, submit_id: int) -> None:
@@ -179,14 +184,21 @@ class Link:
         if (task := self._calls.pop(submit_id, None)) is not None:
             task.cancel()
         elif self.is_up:
-            self._cancels.append(submit_id)
-            self._wake.set()
+            self._frames.cancel(submit_id)
+            self._wake()
 
     def tick(self, now_s: float) -> None:
         """Give up a stream that has been silent for too long. `now_s`: monotonic."""
         if self.is_up and now_s - self._last_frame_s > SILENCE_S and self._call is not None:
             logger.warning("replica is silent, reconnecting", extra={"kv": {"replica": self.replica}})
             self._call.cancel()
+
+    def _wake(self) -> None:
+        writer = self._writer
+        if writer is not None:
+            self._writer = None
+            if not writer.done():
+                writer.set_result(None)
 
     # ---- the stream --------------------------------------------------------------------------------------------
 
@@ -201,7 +213,9 @@ class Link:
             ("grpc.max_reconnect_backoff_ms", int(BACKOFF_LAST_S * 1000)),
         ]
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
-            self._stub: Any = pb_grpc.EngineServiceStub(channel)
+            # Bytes in and out: the codec is ours, and knows nothing that it need not.
+            self._open_stream: Any = channel.stream_stream(METHODS + "Link", None, None)
+            self._open_call: Any = channel.unary_stream(METHODS + "Generate", None, None)
             backoff_s = BACKOFF_FIRST_S
             while not self._is_closed:
                 was_up = await self._connect_once()
@@ -210,31 +224,30 @@ class Link:
 
     async def _connect_once(self) -> bool:
         """Run one stream to its end. Returns whether it ever was up."""
-        call = self._call = self._stub.Link()
+        call = self._call = self._open_stream()
         writer: asyncio.Task[None] | None = None
         was_up = False
         reason = "the stream ended"
         try:
-            await call.write(
-                pb.GatewayFrame(hello=pb.GatewayHello(gateway=self._gateway, version=PROTOCOL, wants_residency=False))
-            )
+            self._frames.clear()
+            self._frames.hello(self._gateway, PROTOCOL, False)
+            await call.write(self._frames.take(FRAME_BYTES))
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                first = await call.read()
-            if first is EOF or not first.HasField("hello"):
+                data = await call.read()
+            if data is EOF or (first := decode_engine_frame(data)).hello is None:
                 return False
-            self._go_up(first.hello)
+            self._go_up(pb.EngineInfo.FromString(first.hello))
             was_up = True
             writer = asyncio.get_running_loop().create_task(self._write(call))
-            frame = first
-            while frame is not EOF:
+            self._deliver(first)
+            while (data := await call.read()) is not EOF:
                 self._last_frame_s = time.monotonic()
-                self._deliver(frame)
-                frame = await call.read()
+                self._deliver(decode_engine_frame(data))
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name.lower()}: {error.details()}"
         except TimeoutError:
             reason = f"no hello within {HELLO_TIMEOUT_S:.0f} s"
-        except asyncio.InvalidStateError as error:
+        except (asyncio.InvalidStateError, WireError, DecodeError) as error:
             reason = f"the stream broke: {error}"
         except asyncio.CancelledError:
             # The stream's own cancellation (`tick`) arrives here as well as ours.
@@ -249,28 +262,18 @@ class Link:
         return was_up
 
     async def _write(self, call: Any) -> None:
+        loop = asyncio.get_running_loop()
+        frames = self._frames
         try:
             while True:
-                if not self._submits and not self._cancels:
-                    self._wake.clear()
-                    await self._wake.wait()
-                await call.write(self._next_frame())
+                if not len(frames):
+                    self._writer = loop.create_future()
+                    await self._writer
+                await call.write(frames.take(FRAME_BYTES))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             call.cancel()  # the reader learns of it and says why
-
-    def _next_frame(self) -> Any:
-        """Take what waits into one frame, bodies up to FRAME_BYTES."""
-        n_bytes = 0
-        count = 0
-        for message in self._submits:
-            if count and n_bytes + len(message.body) > FRAME_BYTES:
-                break
-            n_bytes += len(message.body)
-            count += 1
-        frame = pb.GatewayFrame(submits=self._submits[:count], cancels=self._cancels)
-        del self._submits[:count]
-        self._cancels.clear()
-        return frame
+        finally:
+            self._writer = None
 
     def _go_up(self, info: Any) -> None:
         if info.protocol != PROTOCOL:
@@ -287,8 +290,7 @@ class Link:
 
     def _go_down(self, error: EngineDied) -> None:
         was_up, self.is_up = self.is_up, False
-        self._submits.clear()
-        self._cancels.clear()
+        self._frames.clear()
         # The owner first: a request that moves must not be sent here again.
         if was_up:
             level = logging.INFO if self._is_closed else logging.WARNING
@@ -303,36 +305,45 @@ class Link:
 
     # ---- deliveries --------------------------------------------------------------------------------------------
 
-    def _deliver(self, frame: Any) -> None:
+    def _deliver(self, frame: EngineFrame) -> None:
         """Hand a frame over in one go, each delivery guarded."""
         sinks = self._sinks
         touched: dict[int, Sink] = {}
-        for start in frame.starts:
-            if (sink := sinks.get(start.id)) is not None:
-                touched[start.id] = sink
-                headers = [(header.name, header.value) for header in start.headers]
-                self._guard(start.id, sink, sink.on_start, start.status, headers)
-        for chunk in frame.chunks:
-            if (sink := sinks.get(chunk.id)) is not None:
-                touched[chunk.id] = sink
-                self._guard(chunk.id, sink, sink.on_chunk, chunk.data)
+        for submit_id, status, headers in frame.starts:
+            if (sink := sinks.get(submit_id)) is not None:
+                touched[submit_id] = sink
+                try:
+                    sink.on_start(status, headers)
+                except Exception as error:
+                    self._give_up(submit_id, sink, error)
+        for submit_id, data in frame.chunks:
+            if (sink := sinks.get(submit_id)) is not None:
+                touched[submit_id] = sink
+                try:
+                    sink.on_chunk(data)
+                except Exception as error:
+                    self._give_up(submit_id, sink, error)
         for end in frame.ends:
-            if (sink := sinks.pop(end.id, None)) is not None:
-                touched[end.id] = sink
-                self._guard(end.id, sink, sink.on_end, _ending(end))
+            submit_id = end[0]
+            if (sink := sinks.pop(submit_id, None)) is not None:
+                touched[submit_id] = sink
+                try:
+                    sink.on_end(Ending(*end[1:]))
+                except Exception as error:
+                    self._give_up(submit_id, sink, error)
         for submit_id, sink in touched.items():
-            self._guard(submit_id, sink, sink.flush)
-        if frame.HasField("load"):
-            self._listener.on_load(self, frame.load)
+            try:
+                sink.flush()
+            except Exception as error:
+                self._give_up(submit_id, sink, error)
+        if frame.load is not None:
+            self._listener.on_load(self, LoadView(*frame.load))
 
-    def _guard(self, submit_id: int, sink: Sink, deliver: Callable[..., None], *args: Any) -> None:
-        """Make one delivery. If it fails, end its request; the others must not notice."""
-        try:
-            deliver(*args)
-        except Exception as error:
-            logger.exception("delivery failed", extra={"kv": {"replica": self.replica, "submit": submit_id}})
-            self.cancel(submit_id)
-            self._lose(submit_id, sink, EngineError(f"the answer could not be handed over: {error}"), may_retry=False)
+    def _give_up(self, submit_id: int, sink: Sink, error: Exception) -> None:
+        """A delivery failed: end its request; the others must not notice."""
+        logger.error("delivery failed", extra={"kv": {"replica": self.replica, "submit": submit_id}}, exc_info=error)
+        self.cancel(submit_id)
+        self._lose(submit_id, sink, EngineError(f"the answer could not be handed over: {error}"), may_retry=False)
 
     def _lose(self, submit_id: int, sink: Sink, error: XinfError, *, may_retry: bool) -> None:
         try:
@@ -340,14 +351,14 @@ class Link:
         except Exception:
             logger.exception("delivery failed", extra={"kv": {"replica": self.replica, "submit": submit_id}})
 
-    async def _generate(self, submit_id: int, message: Any) -> None:
+    async def _generate(self, submit_id: int, message: bytes) -> None:
         """One request on a call of its own."""
         sink = self._sinks[submit_id]
         try:
-            async for event in self._stub.Generate(message):
+            async for data in self._open_call(message):
                 if submit_id not in self._sinks:
                     return
-                self._hand_over(submit_id, sink, event)
+                self._hand_over(submit_id, sink, decode_generate_event(data))
             if self._sinks.pop(submit_id, None) is not None:
                 error = EngineDied(f"replica {self.replica} ended a call without an end", replica=self.replica)
                 self._lose(submit_id, sink, error, may_retry=True)
@@ -360,29 +371,23 @@ class Link:
                 self._lose(submit_id, sink, EngineError(text, replica=self.replica), may_retry=False)
             else:
                 self._lose(submit_id, sink, EngineDied(text, replica=self.replica), may_retry=True)
+        except WireError as failure:
+            if self._sinks.pop(submit_id, None) is not None:
+                text = f"replica {self.replica} sent what is no event: {failure}"
+                self._lose(submit_id, sink, EngineError(text, replica=self.replica), may_retry=False)
         finally:
             self._calls.pop(submit_id, None)
 
-    def _hand_over(self, submit_id: int, sink: Sink, event: Any) -> None:
-        kind = event.WhichOneof("kind")
-        if kind == "start":
-            headers = [(header.name, header.value) for header in event.start.headers]
-            self._guard(submit_id, sink, sink.on_start, event.start.status, headers)
-        elif kind == "chunk":
-            self._guard(submit_id, sink, sink.on_chunk, event.chunk)
-        elif kind == "end":
-            self._sinks.pop(submit_id, None)
-            self._guard(submit_id, sink, sink.on_end, _ending(event.end))
-        self._guard(submit_id, sink, sink.flush)
-
-
-def _ending(end: Any) -> Ending:
-    return Ending(
-        prompt_tokens=end.prompt_tokens,
-        cached_tokens=end.cached_tokens,
-        completion_tokens=end.completion_tokens,
-        error=end.error,
-        message=end.message,
-        is_retryable=end.retryable,
-        queued_s=end.queued_s,
-    )
+    def _hand_over(self, submit_id: int, sink: Sink, event: EngineFrame) -> None:
+        """One event of a call of its own; its id is not of the Link's."""
+        try:
+            for _, status, headers in event.starts:
+                sink.on_start(status, headers)
+            for _, data in event.chunks:
+                sink.on_chunk(data)
+            for end in event.ends:
+                self._sinks.pop(submit_id, None)
+                sink.on_end(Ending(*end[1:]))
+            sink.flush()
+        except Exception as error:
+            self._give_up(submit_id, sink, error)

@@ -1,30 +1,26 @@
 """From a Link to one client: bytes as they come, no task and no queue of its own.
 
-    Link's reader ──on_chunk──▶ outbox ──flush──▶ send()        joined, once per frame
+    Link's reader ──on_chunk──▶ outbox ──flush──▶ client.write        joined, once per frame
                                    ▲                │ not taken at once: blocked, the outbox grows up to its bound
-                                   └────resumed─────┘
+                                   └──on_writable───┘
 
 Invariants:
 - the start is held back until the first bytes of a stream, or the end of anything else, so that a request that died
   early leaves no trace at the client and can move to another replica
 - what went wrong is told once: as the answer if none has begun, else as the stream's last event
-- `verdict` is set once per attempt; after it the relay hears nothing
+- `on_verdict` is called once per attempt; after it the relay hears nothing of that attempt
 - a client that goes away, or does not read, ends its request at the engine
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
-
-import msgspec
 
 from xinf.core.errors import DeadlineExceeded, EngineError, RequestTimeout, XinfError
-from xinf.gateway.answers import error_events, error_of_code
-from xinf.gateway.asgi import Pending, RawHeaders, Receive, Send
+from xinf.gateway.answers import Answer, error_events, error_of_code
+from xinf.gateway.client import Client, RawHeaders
 from xinf.gateway.link import Ending, Link
 
 # Of an answer that is no stream, held until it is complete; beyond it the client gets it as it comes.
@@ -38,18 +34,20 @@ MAX_BUFFERS = 8
 # A client that takes nothing for this long while anything waits for it is given up.
 STALL_S = 60.0
 
-_HOP_BY_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"transfer-encoding",
-    b"content-length",
-    b"te",
-    b"trailer",
-    b"upgrade",
-    b"date",
-    b"server",
-    b"x-request-id",
-}
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"content-length",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"date",
+        b"server",
+        b"x-request-id",
+    }
+)
 
 
 class Outcome(Enum):
@@ -58,21 +56,61 @@ class Outcome(Enum):
     DONE = "done"  # the client has its answer, or the error as the end of its stream
     FAILED = "failed"  # the client has seen nothing; the error is still to be told, or the request moves
     GONE = "gone"  # nobody is there any more
-    CUT = "cut"  # begun and impossible to end properly: the connection must be dropped
+    CUT = "cut"  # begun and impossible to end properly: the connection was dropped
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    outcome: Outcome
-    error: XinfError | None = None
-    may_retry: bool = False
-    ending: Ending | None = None
+class Verdict:
+    """How an attempt ended."""
+
+    __slots__ = ("ending", "error", "may_retry", "outcome")
+
+    def __init__(
+        self, outcome: Outcome, error: XinfError | None = None, *, may_retry: bool = False, ending: Ending | None = None
+    ) -> None:
+        self.outcome = outcome
+        self.error = error
+        self.may_retry = may_retry
+        self.ending = ending
 
 
 class Relay:
-    """One request's way back. Attempts follow each other; `expect` begins one."""
+    """One request's way back. Attempts follow each other; `expect` begins one.
+
+    Implements the Link's Sink and the front's Exchange.
+    """
+
+    __slots__ = (
+        "_blocked_since_s",
+        "_buffer_bytes",
+        "_client",
+        "_ending",
+        "_engine_headers",
+        "_engine_status",
+        "_error",
+        "_is_blocked",
+        "_is_expecting",
+        "_is_last_sent",
+        "_is_over",
+        "_is_stream",
+        "_is_watching",
+        "_link",
+        "_outbox",
+        "_outbox_bytes",
+        "_submit_id",
+        "_tail",
+        "deadline_s",
+        "dialect",
+        "extra_headers",
+        "first_byte_s",
+        "is_gone",
+        "on_first_byte",
+        "on_leave",
+        "on_verdict",
+        "status",
+    )
 
     def __init__(
-        self, send: Send, receive: Receive, *, buffer_bytes: int, extra_headers: RawHeaders, dialect: str = "openai"
+        self, client: Client, *, buffer_bytes: int, extra_headers: RawHeaders, dialect: str = "openai"
     ) -> None:
         self.status = 0  # what the client got to see, 0 while nothing
         self.first_byte_s: float | None = None  # monotonic
@@ -80,14 +118,14 @@ class Relay:
         self.dialect = dialect  # how its stream ends: see answers.error_events
         self.deadline_s: float | None = None  # monotonic
         self.is_gone = False
-        self.on_gone: Callable[[], None] | None = None  # told when the client leaves while no attempt is open
+        self.on_verdict: Callable[[Verdict], None] | None = None
+        self.on_leave: Callable[[], None] | None = None  # told when the client leaves while no attempt is open
         self.on_first_byte: Callable[[], None] | None = None  # told when a stream begins
-        self._send = send
-        self._receive = receive
+        self._client = client
         self._buffer_bytes = buffer_bytes
         self._link: Link | None = None
         self._submit_id = 0
-        self._verdict: asyncio.Future[Verdict] | None = None
+        self._is_expecting = False
         self._engine_status = 0
         self._engine_headers: RawHeaders = []
         self._is_stream = False
@@ -97,25 +135,23 @@ class Relay:
         self._ending: Ending | None = None
         self._error: XinfError | None = None  # told as the end of the stream
         self._is_last_sent = False
-        self._blocked: Pending | None = None
+        self._is_blocked = False
         self._blocked_since_s = 0.0
-        self._watch: Pending | None = None
         self._is_watching = False
-        # A server that answers "no more body" again and again instead of waiting must not make us spin.
-        self._is_body_over = False
+        self._is_over = False  # nothing may be said to the client any more
 
     # ---- the request's side ------------------------------------------------------------------------------------
 
-    def expect(self) -> asyncio.Future[Verdict]:
+    def expect(self) -> None:
         """Begin an attempt; nothing of an earlier one is left."""
-        self._engine_status = 0
-        self._engine_headers = []
-        self._is_stream = False
-        self._outbox.clear()
-        self._outbox_bytes = 0
+        self._is_expecting = True
+        if self._engine_status:
+            self._engine_status = 0
+            self._engine_headers = []
+            self._is_stream = False
+            self._outbox.clear()
+            self._outbox_bytes = 0
         self._ending = self._error = None
-        self._verdict = asyncio.get_running_loop().create_future()
-        return self._verdict
 
     def bind(self, link: Link, submit_id: int) -> None:
         """Say where the attempt runs, for its cancellation."""
@@ -123,19 +159,27 @@ class Relay:
         if self.is_gone:
             self._end(Outcome.GONE)
 
+    def answer(self, answer: Answer) -> None:
+        """Give an answer of the gateway's own: the request never got one from an engine."""
+        if self._is_over or self.status:
+            return
+        self.status = answer.status
+        self._is_over = True
+        self._client.answer(answer.status, [*answer.headers, *self.extra_headers], answer.body)
+
     def arm(self) -> None:
-        """Watch for the client's disconnect. Called late, because each receive() is a hop between threads."""
-        if not self._is_watching:
+        """Watch for the client's disconnect. Called late, because it may cost a hop between threads."""
+        if not self._is_watching and not self._is_over:
             self._is_watching = True
-            self._watch_on()
+            self._client.watch()
 
     def tick(self, now_s: float) -> None:
         """Enforce the deadline and the patience with a client that reads nothing. `now_s`: monotonic."""
-        blocked_s = 0.0 if self._blocked is None else now_s - self._blocked_since_s
+        blocked_s = now_s - self._blocked_since_s if self._is_blocked else 0.0
         if blocked_s > SLOW_S and self._outbox_bytes > self._buffer_bytes and self._error is None:
             self._overflow()
         elif blocked_s > STALL_S:
-            self._end(Outcome.CUT, RequestTimeout(f"the client has read nothing for {STALL_S:.0f} s"))
+            self._cut(RequestTimeout(f"the client has read nothing for {STALL_S:.0f} s"))
         elif self.deadline_s is not None and now_s > self.deadline_s and self._error is None:
             self._cancel()
             self._fail(DeadlineExceeded("the request's time is over", remedy="raise x-request-timeout"))
@@ -148,20 +192,20 @@ class Relay:
     def close(self) -> None:
         """Let go of the client; an attempt that is still open is cancelled at its engine."""
         self._cancel()
-        self._verdict = None
-        for pending in (self._watch, self._blocked):
-            if pending is not None:
-                pending.close()
-        self._watch = self._blocked = None
+        self._is_expecting = False
+        self._is_over = True
+        self.on_verdict = self.on_leave = self.on_first_byte = None
 
     # ---- the Link's side ---------------------------------------------------------------------------------------
 
     def on_start(self, status: int, headers: RawHeaders) -> None:
         self._engine_status = status
         self._engine_headers = headers
-        self._is_stream = any(
-            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-        )
+        for name, value in headers:
+            if name == b"content-type":
+                self._is_stream = value.startswith(b"text/event-stream")
+                return
+        self._is_stream = False
 
     def on_chunk(self, data: bytes) -> None:
         self._outbox.append(data)
@@ -176,7 +220,7 @@ class Relay:
         self._fail(error, may_retry=may_retry)
 
     def flush(self) -> None:
-        if self._verdict is None or self._error is not None:
+        if not self._is_expecting or self._error is not None:
             return
         ending = self._ending
         if ending is not None and ending.error:
@@ -186,25 +230,61 @@ class Relay:
         elif ending is not None or self._is_stream or self._outbox_bytes > HOLD_BYTES:
             self._pump()
 
+    # ---- the front's side --------------------------------------------------------------------------------------
+
+    def on_writable(self) -> None:
+        self._is_blocked = False
+        if self._is_last_sent:
+            self._end(Outcome.DONE, self._error)
+        else:
+            self._pump()
+
+    def on_gone(self) -> None:
+        if self.is_gone or self._is_over:
+            return
+        self.is_gone = True
+        self._is_blocked = False
+        if self.on_leave is not None:
+            self.on_leave()
+        self._end(Outcome.GONE)
+
     # ---- towards the client ------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Send what there is, unless the client is not through with what came before."""
-        while self._blocked is None and self._verdict is not None:
-            is_last = self._ending is not None or self._error is not None
-            if self._is_last_sent:
-                self._end(Outcome.DONE, self._error)
+        if not self._is_expecting:
+            return
+        is_last = self._ending is not None or self._error is not None
+        if self.status == 0 and (self._outbox or is_last):
+            if is_last and not self._is_stream:
+                self._send_whole()
                 return
-            if not self._outbox and not is_last:
-                return
-            if self.status == 0:
-                self._begin(is_complete=is_last and not self._is_stream)
-                continue
+            self._begin()
+            self._client.start(self.status, self._answer_headers())
+        while not self._is_blocked and (self._outbox or is_last):
             data = self._take()
-            self._is_last_sent = is_last and not self._outbox
-            self._put({"type": "http.response.body", "body": data, "more_body": not self._is_last_sent})
-        if self._blocked is not None and self._outbox_bytes > MAX_BUFFERS * self._buffer_bytes and self._error is None:
+            if is_last and not self._outbox:
+                self._is_last_sent = True
+                if self._client.finish(data):
+                    self._end(Outcome.DONE, self._error)
+                    return
+                self._block()
+            elif data and not self._client.write(data):
+                self._block()
+        if self._is_blocked and self._outbox_bytes > MAX_BUFFERS * self._buffer_bytes and self._error is None:
             self._overflow()
+
+    def _send_whole(self) -> None:
+        outbox = self._outbox
+        body = outbox[0] if len(outbox) == 1 else b"".join(outbox)
+        outbox.clear()
+        self._outbox_bytes = 0
+        self._begin()
+        self._is_last_sent = True
+        if self._client.answer(self.status, self._answer_headers(), body):
+            self._end(Outcome.DONE)
+        else:
+            self._block()
 
     def _take(self) -> bytes:
         """Take everything that waits, of a long stream a piece of it."""
@@ -222,28 +302,20 @@ class Relay:
             self._tail = data
         return data
 
-    def _begin(self, *, is_complete: bool) -> None:
-        headers = [pair for pair in self._engine_headers if pair[0] not in _HOP_BY_HOP]
-        if is_complete:
-            headers.append((b"content-length", b"%d" % self._outbox_bytes))
-        headers += self.extra_headers
+    def _begin(self) -> None:
         self.status = self._engine_status
         self.first_byte_s = time.monotonic()
         if self._is_stream and self.on_first_byte is not None:
             self.on_first_byte()
-        self._put({"type": "http.response.start", "status": self.status, "headers": headers})
 
-    def _put(self, message: dict[str, Any]) -> None:
-        _, self._blocked = Pending.begin(self._send(message), self._on_sent)
-        if self._blocked is not None:
-            self._blocked_since_s = time.monotonic()
+    def _answer_headers(self) -> RawHeaders:
+        headers = [pair for pair in self._engine_headers if pair[0] not in _HOP_BY_HOP]
+        headers += self.extra_headers
+        return headers
 
-    def _on_sent(self, _: Any, error: BaseException | None) -> None:
-        self._blocked = None
-        if error is not None:  # other servers than Granian raise when the client is gone
-            self._client_gone()
-            return
-        self._pump()
+    def _block(self) -> None:
+        self._is_blocked = True
+        self._blocked_since_s = time.monotonic()
 
     def _overflow(self) -> None:
         """The client does not read: stop the engine, keep only what explains the end."""
@@ -254,61 +326,40 @@ class Relay:
         self._fail(RequestTimeout(f"the client left {n_bytes} bytes of its stream unread", unread_bytes=n_bytes))
 
     def _fail(self, error: XinfError, *, may_retry: bool = False) -> None:
-        if self._verdict is None or self._error is not None:
+        if not self._is_expecting or self._error is not None:
             return
         if self.status == 0:
             self._end(Outcome.FAILED, error, may_retry=may_retry)
-        elif not self._is_stream:
-            self._end(Outcome.CUT, error)
         elif self._is_last_sent:
             return  # everything is on its way already
+        elif not self._is_stream:
+            self._cut(error)
         else:
             tail = self._outbox[-1] if self._outbox else self._tail
             self._error = error
             self.on_chunk(error_events(error, dialect=self.dialect, tail=tail))
-            self._pump()
+            if not self._is_blocked:
+                self._pump()
+
+    def _cut(self, error: XinfError) -> None:
+        if not self._is_expecting:
+            return
+        self._is_over = True
+        self._client.drop()
+        self._end(Outcome.CUT, error)
 
     def _end(self, outcome: Outcome, error: XinfError | None = None, *, may_retry: bool = False) -> None:
         self._cancel()
-        verdict, self._verdict = self._verdict, None
-        if verdict is not None and not verdict.done():
-            verdict.set_result(Verdict(outcome, error, may_retry, self._ending))
+        if not self._is_expecting:
+            return
+        self._is_expecting = False
+        if outcome is not Outcome.FAILED:
+            self._is_over = True
+        if self.on_verdict is not None:
+            self.on_verdict(Verdict(outcome, error, may_retry=may_retry, ending=self._ending))
 
     def _cancel(self) -> None:
         """Tell the engine to stop, if it has not ended by itself."""
         link, self._link = self._link, None
         if link is not None:
             link.cancel(self._submit_id)
-
-    # ---- the client's disconnect -------------------------------------------------------------------------------
-
-    def _watch_on(self) -> None:
-        while True:
-            message, self._watch = Pending.begin(self._receive(), self._on_received)
-            if self._watch is not None:
-                return
-            if message["type"] == "http.disconnect":
-                self._client_gone()
-                return
-            if not message.get("more_body") and self._is_body_over:
-                return
-            self._is_body_over = not message.get("more_body")
-
-    def _on_received(self, message: Any, error: BaseException | None) -> None:
-        self._watch = None
-        if error is not None or message["type"] == "http.disconnect":
-            self._client_gone()
-        else:
-            # The rest of a body whose bytes were already complete; the disconnect comes after it.
-            self._watch_on()
-
-    def _client_gone(self) -> None:
-        if self.is_gone:
-            return
-        self.is_gone = True
-        if self._blocked is not None:
-            self._blocked.close()
-            self._blocked = None
-        if self.on_gone is not None:
-            self.on_gone()
-        self._end(Outcome.GONE)

@@ -284,21 +284,11 @@ class Table:
     def on_link_down(self, link: Link) -> None:
         self._aim_link(link)
 
-    def on_load(self, link: Link, load: Any) -> None:
+    def on_load(self, link: Link, load: LoadView) -> None:
         place = self._places.get(link.replica)
         if place is None or place.link is not link:
             return
-        self._router.on_load(
-            ReplicaId(link.replica),
-            LoadView(
-                running=load.running,
-                waiting=load.waiting,
-                queued_prefill_tokens=load.queued_prefill_tokens,
-                kv_blocks_used=load.kv_blocks_used,
-                kv_blocks_total=load.kv_blocks_total,
-                last_submit=load.last_submit,
-            ),
-        )
+        self._router.on_load(ReplicaId(link.replica), load)
 
     def _aim_link(self, link: Link) -> None:
         place = self._places.get(link.replica)

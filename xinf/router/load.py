@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 
-class LoadView(msgspec.Struct, frozen=True, kw_only=True):
-    """One load report, as the Link's `Load` message carries it. `last_submit`: the last submit id it counts."""
+class LoadView(msgspec.Struct, frozen=True, gc=False):
+    """One load report, in the order of the Link's `Load` message. `last_submit`: the last submit id it counts."""
 
     running: int = 0
     waiting: int = 0
