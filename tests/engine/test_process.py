@@ -116,6 +116,8 @@ from xinf.engine.sim_adapter import SimAdapter
 from xinf.engine.status import StatusFile
 
 class Unruly(SimAdapter):
+    begin = None  # a task per request
+
     async def handle(self, request, reply):
         if request.request_id == "block":
             threading.Event().wait()

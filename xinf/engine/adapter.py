@@ -8,9 +8,11 @@ a client's disconnect arrives; the adapter must then stop the engine's work for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
+
+from xinf.core.errors import XinfError
 
 RawHeader = tuple[bytes, bytes]
 
@@ -75,6 +77,23 @@ class Reply(Protocol):
         """Send bytes as they are: a JSON body or a piece of it, or complete SSE events."""
 
 
+class FinalReply(Reply, Protocol):
+    """A reply that is told the end too: either `done` or `failed`, once, unless the work is cancelled."""
+
+    def done(self, usage: Usage) -> None:
+        """The answer is complete."""
+
+    def failed(self, error: XinfError) -> None:
+        """There will be no (further) answer: EngineDied, EngineError."""
+
+
+class Work(Protocol):
+    """What an engine does for one request."""
+
+    def cancel(self) -> object:
+        """Stop it; the reply hears nothing more. Harmless when it is over."""
+
+
 class Adapter(Protocol):
     """One engine. All methods run on the shim's event loop unless they say otherwise."""
 
@@ -119,3 +138,14 @@ class Adapter(Protocol):
 
     async def close(self) -> None:
         """End the engine and its processes."""
+
+
+@runtime_checkable
+class CallbackAdapter(Adapter, Protocol):
+    """An adapter that can answer without a task per request."""
+
+    def begin(self, request: Request, reply: FinalReply) -> Work | None:
+        """Begin to answer one request, as `handle` does. None when it is over already.
+
+        Calls `reply` from the event loop, also before it returns. Raises nothing on purpose.
+        """

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from xinf._pb import engine_service_pb2 as pb
-from xinf.core.errors import EngineDied, Unavailable, XinfError
-from xinf.engine.adapter import RawHeader, Usage
+from xinf.core.errors import EngineDied, EngineError, Unavailable, XinfError
+from xinf.engine.adapter import RawHeader, Usage, Work
 
 _UINT32_MAX = 2**32 - 1
 
@@ -75,7 +75,7 @@ class Outbox:
 
 
 class Call:
-    """One request. Implements the adapter's Reply."""
+    """One request. Implements the adapter's FinalReply."""
 
     __slots__ = (
         "_chunks",
@@ -87,15 +87,17 @@ class Call:
         "is_finished",
         "is_queued",
         "n_sent_bytes",
+        "on_over",
         "request_id",
-        "task",
         "timer",
+        "work",
     )
 
     def __init__(self, call_id: int, request_id: str, outbox: Outbox) -> None:
         self.id = call_id
         self.request_id = request_id
-        self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
+        self.on_over: Callable[[Call, XinfError | None], None] | None = None  # told when work by callbacks is over
         self.timer: asyncio.TimerHandle | None = None
         self.is_queued = False
         self.is_finished = False
@@ -130,6 +132,18 @@ class Call:
         self._chunks.append(data)
         self.n_sent_bytes += len(data)
         self._outbox.queue(self, len(data))
+
+    def done(self, usage: Usage) -> None:
+        """End well, or badly if there was no answer."""
+        if self.has_started:
+            self.finish(usage)
+        else:
+            self.fail(EngineError("the engine gave no answer"))
+        self._over(None)
+
+    def failed(self, error: XinfError) -> None:
+        self.fail(error)
+        self._over(error)
 
     # ---- what the shim says ---------------------------------------------------------------------------------------
 
@@ -167,8 +181,14 @@ class Call:
         """Stop the work."""
         if self.timer is not None:
             self.timer.cancel()
-        if self.task is not None:
-            self.task.cancel()
+        if self.work is not None:
+            self.work.cancel()
+        self._over(None)
+
+    def _over(self, error: XinfError | None) -> None:
+        on_over, self.on_over = self.on_over, None
+        if on_over is not None:
+            on_over(self, error)
 
     def _finish(self, end: pb.End) -> None:
         if not self.is_finished:

@@ -1,4 +1,7 @@
-"""Which requests the shim works on: admission, the task of each, deadlines, draining."""
+"""Which requests the shim works on: admission, the work for each, deadlines, draining.
+
+An adapter that offers `begin` answers by callbacks; for any other, each request has a task of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable
 
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import DeadlineExceeded, EngineDied, EngineError, Unavailable, XinfError
-from xinf.engine.adapter import Adapter, Request
+from xinf.engine.adapter import Adapter, CallbackAdapter, Request
 from xinf.engine.call import Call, Outbox
 
 _log = logging.getLogger(__name__)
@@ -23,8 +26,10 @@ class Intake:
 
     def __init__(self, adapter: Adapter, on_death: Callable[[], None]) -> None:
         self._adapter = adapter
+        self._callback_adapter = adapter if isinstance(adapter, CallbackAdapter) else None
         self._on_death = on_death
-        self._calls: dict[asyncio.Task[None], Call] = {}
+        self._calls: dict[Call, None] = {}  # whose work is not over, in order
+        self._emptied: asyncio.Future[None] | None = None  # of those who wait for that
         self._refusal: XinfError | None = Unavailable("the engine is not ready yet")
 
     def __len__(self) -> int:
@@ -44,35 +49,55 @@ class Intake:
         if self._refusal is not None:
             call.fail(self._refusal)
             return call
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._serve(call, _request(submit)))
-        call.task = task
-        self._calls[task] = call
-        task.add_done_callback(self._forget)
+        self._calls[call] = None
         if submit.timeout_ms:
+            loop = asyncio.get_running_loop()
             call.timer = loop.call_later(submit.timeout_ms / 1000.0, self._expire, call, submit.timeout_ms)
+        if self._callback_adapter is not None:
+            self._begin_work(self._callback_adapter, call, _request(submit))
+        else:
+            task = asyncio.get_running_loop().create_task(self._serve(call, _request(submit)))
+            call.work = task
+            task.add_done_callback(lambda _: self._task_over(call))
         return call
 
     def fail_all(self, error: XinfError) -> None:
         """End every request with `error` and stop the work for it."""
-        for call in list(self._calls.values()):
+        for call in list(self._calls):
             call.fail(error)
             call.stop()
 
     async def wait_empty(self, timeout_s: float) -> int:
         """Wait until no request is left or the time is over. Returns how many are left."""
         if self._calls:
-            await asyncio.wait(list(self._calls), timeout=max(0.0, timeout_s))
+            if self._emptied is None:
+                self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._emptied}, timeout=max(0.0, timeout_s))
         return len(self._calls)
+
+    # ---- by callbacks ---------------------------------------------------------------------------------------------
+
+    def _begin_work(self, adapter: CallbackAdapter, call: Call, request: Request) -> None:
+        call.on_over = self._call_over
+        call.begin()
+        try:
+            call.work = adapter.begin(request, call)
+        except Exception as error:
+            self._report(call, error)
+            self._forget(call)
+
+    def _call_over(self, call: Call, error: XinfError | None) -> None:
+        """The adapter said the last word on a call, or the call was stopped."""
+        self._forget(call)
+        if isinstance(error, EngineDied):
+            self._on_death()
+
+    # ---- by a task ------------------------------------------------------------------------------------------------
 
     async def _serve(self, call: Call, request: Request) -> None:
         call.begin()
         try:
-            usage = await self._adapter.handle(request, call)
-            if call.has_started:
-                call.finish(usage)
-            else:
-                call.fail(EngineError("the engine gave no answer"))
+            call.done(await self._adapter.handle(request, call))
         except asyncio.CancelledError:
             # Whoever cancelled has said how it ends; if nobody did, the loop is being torn down.
             if not call.is_finished:
@@ -83,28 +108,39 @@ class Intake:
         except XinfError as error:
             call.fail(error)
         except Exception as error:
-            # Neither message nor traceback: they can hold the prompt.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            _log.error(
-                "request failed: %s at %s:%d",
-                type(error).__name__,
-                where.filename,
-                where.lineno or 0,
-                extra={"kv": {"request": call.request_id or call.id}},
-            )
-            _log.debug("request failed", exc_info=error)
-            call.fail(EngineError(f"the engine failed on this request: {type(error).__name__}"))
+            self._report(call, error)
+
+    def _task_over(self, call: Call) -> None:
+        self._forget(call)
+        if not call.is_finished:  # cancelled before its first step: `_serve` never ran
+            call.fail(Unavailable("the engine is stopping"))
+
+    # ---- ends -----------------------------------------------------------------------------------------------------
+
+    def _report(self, call: Call, error: Exception) -> None:
+        # Neither message nor traceback: they can hold the prompt.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _log.error(
+            "request failed: %s at %s:%d",
+            type(error).__name__,
+            where.filename,
+            where.lineno or 0,
+            extra={"kv": {"request": call.request_id or call.id}},
+        )
+        _log.debug("request failed", exc_info=error)
+        call.fail(EngineError(f"the engine failed on this request: {type(error).__name__}"))
 
     def _expire(self, call: Call, timeout_ms: int) -> None:
         call.fail(DeadlineExceeded(f"the answer was not complete after {timeout_ms / 1000:g} s"))
         call.stop()
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        call = self._calls.pop(task)
+    def _forget(self, call: Call) -> None:
+        self._calls.pop(call, None)
         if call.timer is not None:
             call.timer.cancel()
-        if not call.is_finished:  # cancelled before its first step: `_serve` never ran
-            call.fail(Unavailable("the engine is stopping"))
+        if self._emptied is not None and not self._calls:
+            self._emptied.set_result(None)
+            self._emptied = None
 
 
 def _request(submit: pb.Submit) -> Request:

@@ -12,7 +12,7 @@ import difflib
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ from xinf.core.errors import (
     XinfError,
 )
 from xinf.core.shim import ShimSpec
-from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
+from xinf.engine.adapter import EngineDescription, FinalReply, LoadReport, RawHeader, Reply, Request, Usage
 from xinf.engine.sim_answer import (
+    PREFILL_ONLY,
     Answer,
     EmbeddingAnswer,
     Header,
     Part,
+    Planned,
     StreamAnswer,
     WholeAnswer,
     send_error,
@@ -50,7 +52,7 @@ from xinf.engine.sim_request import (
     parse_tokenize,
     token_ids,
 )
-from xinf.sim import BYTES_PER_TOKEN, SimEngine, SimSequence, SimSettings, TextSource, count_tokens
+from xinf.sim import BYTES_PER_TOKEN, SimEngine, SimSettings, TextSource, count_tokens
 
 ANSWER_TOKENS = 64  # of an answer to a request that names no limit
 EMBEDDING_DIMENSIONS = 64
@@ -86,7 +88,7 @@ class SimAdapter:
         self._names = spec.engine.served_names or (spec.engine.model,)
         self._loras: dict[str, str] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._parts: set[Part] = set()  # of unfinished requests
+        self._answers: dict[Answer, None] = {}  # that are not complete
         self._dead_reason: str | None = None
         self._is_asleep = False
         self._timer: asyncio.Handle | None = None
@@ -146,7 +148,7 @@ class SimAdapter:
         )
 
     async def warm_up(self) -> None:
-        reply = _Collected()
+        reply = _Answered()
         body = msgspec.json.encode({"prompt": "warm", "max_tokens": 1})
         try:
             await self.handle(Request(method="POST", path="/v1/completions", body=body), reply)
@@ -167,29 +169,33 @@ class SimAdapter:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    async def handle(self, request: Request, reply: Reply) -> Usage:
+    def begin(self, request: Request, reply: FinalReply) -> Answer | None:
+        """Begin to answer; gives what to cancel, None when it is answered. The callback interface of adapters."""
         try:
-            answer, parts = self._begin(request, reply)
-        except EngineDied:
-            raise
+            return self._begin(request, reply)
+        except EngineDied as error:
+            reply.failed(error)
         except XinfError as error:
             send_error(reply, error)
-            return Usage()
-        if answer is None:
-            return Usage()
-        try:
-            return await answer.done
-        except asyncio.CancelledError:
-            for part in parts:
-                self._engine.cancel(part.sequence)
-            self._tell()
-            raise
-        finally:
-            self._parts.difference_update(parts)
+        return None
 
-    def _begin(self, request: Request, reply: Reply) -> tuple[Answer | None, list[Part]]:
+    async def handle(self, request: Request, reply: Reply) -> Usage:
+        ending = _Ending(reply, asyncio.get_running_loop().create_future())
+        answer = SimAdapter.begin(self, request, ending)  # also where a subclass takes the callbacks away
+        try:
+            return await ending.over
+        except asyncio.CancelledError:
+            if answer is not None:
+                answer.cancel()
+            raise
+
+    def _begin(self, request: Request, reply: FinalReply) -> Answer | None:
         """Answer at once, or submit to the engine and give what to wait for. Raises: XinfError for the client."""
-        path = request.path.partition("?")[0]
+        path = request.path
+        is_chat = path == "/v1/chat/completions"
+        if not is_chat and "?" in path:
+            path = path.partition("?")[0]
+            is_chat = path == "/v1/chat/completions"
         method = _ROUTES.get(path)
         if method is None:
             raise NotFound(f"the simulated engine has no route {path[:200]}")
@@ -197,67 +203,62 @@ class SimAdapter:
             raise InvalidRequest(f"{path} takes {method}, not {request.method[:20]}")
         if path == "/v1/models":
             send_json(reply, 200, self._models())
-            return None, []
+            return None
         if path == "/tokenize":
             tokenize = parse_tokenize(request.body, self._template)
             self._served_name(tokenize.model)
             tokens = token_ids(tokenize.prompt)
             send_json(reply, 200, {"count": len(tokens), "max_model_len": self._max_model_len, "tokens": tokens})
-            return None, []
+            return None
         if path == "/detokenize":
             detokenize = parse_detokenize(request.body)
             self._served_name(detokenize.model)
             send_json(reply, 200, {"prompt": detokenize.data.rstrip(b"\0").decode("utf-8", "replace")})
-            return None, []
+            return None
         if self._is_asleep:
             raise Unavailable("the engine is asleep", remedy="wake it")
         if path == "/v1/embeddings":
             return self._begin_embedding(request, reply)
-        is_chat = path == "/v1/chat/completions"
         call = parse_chat(request.body, self._template) if is_chat else parse_completion(request.body)
         return self._begin_generation(request, call, reply)
 
-    def _begin_generation(self, request: Request, call: GenerationCall, reply: Reply) -> tuple[Answer, list[Part]]:
+    def _begin_generation(self, request: Request, call: GenerationCall, reply: FinalReply) -> Answer | None:
         name = self._served_name(call.model)
         salt = call.salt if name not in self._loras else f"{name}\0{call.salt or ''}"
+        now_s = self._loop.time()
         parts: list[Part] = []
         for prompt in call.prompts:
             for choice in range(call.n):
-                text, answer, reason = self._plan_answer(call, prompt, choice)
-                sequence = SimSequence(prompt, answer, arrived_s=self._loop.time(), salt=salt)
-                parts.append(Part(len(parts), text, reason, sequence))
+                planned = self._plan_answer(call, prompt, choice)
+                parts.append(Part(len(parts), prompt, planned, arrived_s=now_s, salt=salt))
         header = self._header(request, "chatcmpl" if call.is_chat else "cmpl", name)
         kind = StreamAnswer if call.is_stream else WholeAnswer
-        answering = kind(call, header, reply, parts)
-        self._submit(answering, parts)
-        return answering, parts
+        return self._submit(kind(call, header, reply, parts, self._cancel), now_s)
 
-    def _plan_answer(self, call: GenerationCall, prompt: bytes, choice: int) -> tuple[bytes, bytes, str]:
-        """Decide one answer: the text that the client sees, the text that is generated for it, why it ends."""
+    def _plan_answer(self, call: GenerationCall, prompt: bytes, choice: int) -> Planned:
+        """Decide one answer and why it ends."""
         room = self._room(prompt, call.max_tokens, "messages" if call.is_chat else "prompt")
         n_tokens = min(ANSWER_TOKENS, room) if call.max_tokens is None else call.max_tokens
         reason = "stop" if call.max_tokens is None and n_tokens == ANSWER_TOKENS else "length"
         answer = self._text.answer(prompt, n_tokens, choice=choice)
         ends = [(at, at + len(stop)) for stop in call.stops if (at := answer.find(stop)) >= 0]
         if not ends:
-            return answer, answer, reason
+            return Planned(answer, answer, reason)
         # The engine notices a stop string when the token that completes it is there.
         at, end = min(ends, key=lambda found: (count_tokens(found[1]), found[0]))
-        return answer[:at], answer[: count_tokens(end) * BYTES_PER_TOKEN], "stop"
+        return Planned(answer[:at], answer[: count_tokens(end) * BYTES_PER_TOKEN], "stop")
 
-    def _begin_embedding(self, request: Request, reply: Reply) -> tuple[Answer, list[Part]]:
+    def _begin_embedding(self, request: Request, reply: FinalReply) -> Answer | None:
         call = parse_embedding(request.body, max_dimensions=EMBEDDING_DIMENSIONS)
         name = self._served_name(call.model)
         for prompt in call.prompts:
             self._room(prompt, None, "input")
         now_s = self._loop.time()
         parts = [
-            Part(index, b"", "stop", SimSequence(prompt, b"", arrived_s=now_s))
-            for index, prompt in enumerate(call.prompts)
+            Part(index, prompt, PREFILL_ONLY, arrived_s=now_s, salt=None) for index, prompt in enumerate(call.prompts)
         ]
-        answering = EmbeddingAnswer(call, self._header(request, "embd", name), reply, parts)
-        self._submit(answering, parts)
-        return answering, parts
+        header = self._header(request, "embd", name)
+        return self._submit(EmbeddingAnswer(call, header, reply, parts, self._cancel), now_s)
 
     def _room(self, prompt: bytes, max_tokens: int | None, param: str) -> int:
         """Give how many tokens an answer may have. Raises: InvalidRequest when prompt and answer are too long."""
@@ -295,18 +296,26 @@ class SimAdapter:
 
     # ---- the engine's time ----------------------------------------------------------------------------------------
 
-    def _submit(self, answer: Answer, parts: list[Part]) -> None:
+    def _submit(self, answer: Answer, now_s: float) -> Answer | None:
+        """Give the engine what an answer needs. None when the answer is complete."""
         if self._dead_reason is not None:
             raise EngineDied(self._dead_reason)
-        now_s = self._loop.time()
-        if not self._engine.n_unfinished:
+        engine = self._engine
+        if not engine.n_unfinished:
             self._last_step_s = now_s
-        for part in parts:
-            part.answer = answer
-            self._engine.submit(part.sequence, now_s)
-        self._parts.update(parts)
+        for part in answer.parts:
+            engine.submit(part, now_s)
+        self._answers[answer] = None
         self._arm(now_s)
         self._tell()
+        return answer
+
+    def _cancel(self, answer: Answer) -> None:
+        if self._answers.pop(answer, answer) is None:
+            for part in answer.parts:
+                self._engine.cancel(part)
+            answer.release()
+            self._tell()
 
     def _arm(self, now_s: float) -> None:
         due_s = self._engine.due_s()
@@ -333,8 +342,11 @@ class SimAdapter:
             if self._faults.die_after_tokens is not None and n_tokens >= self._faults.die_after_tokens:
                 self._fail(f"the simulated engine died after {n_tokens} tokens, as asked")
                 return
-            for sequence in engine.run_step():
-                sequence.owner.answer.on_token(sequence.owner)
+            for part in engine.run_step():
+                assert isinstance(part, Part)
+                answer = part.answer
+                if answer.on_token(part):
+                    del self._answers[answer]
             n_steps += 1
         if n_steps:
             self._last_step_s = now_s
@@ -343,10 +355,12 @@ class SimAdapter:
 
     def _fail(self, reason: str) -> None:
         self._dead_reason = reason
-        for part in self._parts:
-            self._engine.cancel(part.sequence)
-            if not part.answer.done.done():
-                part.answer.done.set_exception(EngineDied(reason))
+        answers, self._answers = self._answers, {}
+        for answer in answers:
+            for part in answer.parts:
+                self._engine.cancel(part)
+            answer.release()
+            answer.reply.failed(EngineDied(reason))
         self._tell()
 
     def _tell(self) -> None:
@@ -392,14 +406,31 @@ class SimAdapter:
         self._is_asleep = False
 
 
-class _Collected:
+class _Ending:
+    """A reply whose end somebody awaits."""
+
+    def __init__(self, reply: Reply, over: asyncio.Future[Usage]) -> None:
+        self.start = reply.start
+        self.chunk = reply.chunk
+        self.over = over
+
+    def done(self, usage: Usage) -> None:
+        if not self.over.done():
+            self.over.set_result(usage)
+
+    def failed(self, error: XinfError) -> None:
+        if not self.over.done():
+            self.over.set_exception(error)
+
+
+class _Answered:
     """A reply that is kept instead of sent."""
 
     def __init__(self) -> None:
         self.status = 0
         self.data = b""
 
-    def start(self, status: int, headers: object) -> None:  # noqa: ARG002
+    def start(self, status: int, headers: Sequence[RawHeader]) -> None:  # noqa: ARG002
         self.status = status
 
     def chunk(self, data: bytes) -> None:
