@@ -18,9 +18,10 @@ from xinf.cli.names import complete_deployments
 from xinf.core.errors import Unavailable
 
 COMMANDS = [
-    ("up",), ("serve",), ("worker",), ("launch",), ("ps",), ("scale",), ("stop",), ("describe",), ("logs",), ("chat",),
-    ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"), ("meta", "check"),
-    ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"), ("config", "check"),
+    ("up",), ("serve",), ("worker",), ("sim",), ("launch",), ("ps",), ("scale",), ("stop",), ("describe",), ("logs",),
+    ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"),
+    ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"),
+    ("config", "check"),
 ]  # fmt: skip
 
 

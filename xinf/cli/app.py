@@ -17,6 +17,7 @@ from xinf.cli import (
     meta,
     ps,
     serve,
+    sim,
     up,
     version,
     worker,
@@ -42,6 +43,7 @@ app.callback()(lambda: None)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf up Qwen/Qwen2.5-0.5B-Instruct --port 9000[/b]")(up.up)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf serve --port 8080[/b]")(serve.serve)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf worker[/b]")(worker.worker)
+app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf sim --http --port 8001 --engine-arg step_ms=10[/b]")(sim.sim)
 app.command(
     rich_help_panel=_DEPLOY,
     epilog="Example: [b]xinf launch --model Qwen/Qwen2.5-7B-Instruct --engine vllm --device cuda:0[/b]",

@@ -46,7 +46,7 @@ def make_spec(
         tensor_parallel_size=tensor_parallel_size,
         max_model_len=max_model_len,
         trust_remote_code=trust_remote_code,
-        engine_args={key.replace("-", "_"): _value(text) for key, text in _pairs("--engine-arg", engine_args)},
+        engine_args=parse_engine_args(engine_args),
         env=dict(_pairs("--env", env)),
     )
 
@@ -74,6 +74,11 @@ def find_model(config: Config, model: str, engine: str) -> str:
         # It simulates; a name is enough.
         return model
     return resolve_model(model, models_dir=config.paths.models_dir).location
+
+
+def parse_engine_args(texts: Sequence[str]) -> dict[str, ArgValue]:
+    """Read what --engine-arg was given. Raises: InvalidRequest."""
+    return {key.replace("-", "_"): _value(text) for key, text in _pairs("--engine-arg", texts)}
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
