@@ -216,7 +216,7 @@ def test_last_request_of_a_connection_ends_it(raw: Raw, version: str, extra: byt
         (b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc", 400),
         (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"GET / HTTP/1.1\r\nx: " + b"y" * (2 * sim_connection.HEAD_BYTES), 431),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * (16 * sim_connection.HEAD_BYTES), 431),
     ],
 )
 def test_bad_http_is_answered_and_ends_the_connection(raw: Raw, data: bytes, status: int) -> None:

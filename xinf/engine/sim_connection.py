@@ -27,7 +27,7 @@ from xinf.engine.sim_answer import JSON_HEADERS, SSE_HEADERS
 
 _log = logging.getLogger(__name__)
 
-HEAD_BYTES = 64 << 10
+HEAD_BYTES = 64 << 10  # counted from the second read of a head on; a read is 256 KiB at most
 BODY_BYTES = 32 << 20
 # Requests read ahead behind the one that is being answered, until the client must wait.
 PIPELINED_REQUESTS = 64
