@@ -436,6 +436,16 @@ def test_an_engine_frame_is_written_as_protobuf_does(seed: int) -> None:
         assert writer.take() == b""
 
 
+def test_flags_are_booleans() -> None:
+    engine, gateway = EngineFrameWriter(), GatewayFrameWriter()
+    engine.end(1, 0, 0, 0, "", "", True, 0.0)
+    gateway.hello("g", 1, True)
+    hello = decode_gateway_frame(gateway.take(0)).hello
+    assert hello is not None
+    assert decode_engine_frame(engine.take()).ends[0][6] is True
+    assert hello[2] is True
+
+
 # ---- bytes that are no message ---------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,15 @@ cdef struct Span:
     size_t n
 
 
+cdef struct Field:
+    const uint8_t *start  # its tag
+    uint32_t number  # 0: unknown, to be passed over
+    uint32_t wire_type
+    uint64_t value  # VARINT and FIXED64
+    float small  # FIXED32
+    Span span  # LENGTH
+
+
 cdef inline bint fail(Reader *r, const char *reason) noexcept nogil:
     r.fault = reason
     return 0
@@ -104,21 +113,35 @@ cdef inline bint read_float(Reader *r, float *out) noexcept nogil:
     return 1
 
 
-cdef inline bint skip_field(Reader *r, uint32_t tag, uint32_t n_known) noexcept nogil:
-    """Pass over the value of an unknown field. Fields 1 to `n_known` are known: here their wire type is wrong."""
-    cdef uint64_t number
-    cdef float small
-    cdef Span span
-    if tag >> 3 <= n_known:
+cdef inline bint read_field(Reader *r, Field *field, const char *types, uint32_t n_known) noexcept nogil:
+    """Read the field at r.p, which is before the end.
+
+    `types`: the wire types of fields 1 to `n_known`, a digit each; `*` is a repeated fixed64, packed or not.
+    """
+    cdef uint32_t tag
+    field.start = r.p
+    field.span.p = r.p
+    field.span.n = 0
+    field.value = 0
+    if not read_tag(r, &tag):
+        return 0
+    field.wire_type = tag & 7
+    field.number = tag >> 3
+    if field.number > n_known:
+        field.number = 0
+    elif types[field.number - 1] == c'*':
+        if field.wire_type != FIXED64 and field.wire_type != LENGTH:
+            return fail(r, "wrong wire type")
+    elif <uint32_t>(types[field.number - 1] - c'0') != field.wire_type:
         return fail(r, "wrong wire type")
-    if tag & 7 == VARINT:
-        return read_varint(r, &number)
-    if tag & 7 == FIXED64:
-        return read_fixed64(r, &number)
-    if tag & 7 == LENGTH:
-        return read_span(r, &span)
-    if tag & 7 == FIXED32:
-        return read_float(r, &small)
+    if field.wire_type == LENGTH:
+        return read_span(r, &field.span)
+    if field.wire_type == VARINT:
+        return read_varint(r, &field.value)
+    if field.wire_type == FIXED64:
+        return read_fixed64(r, &field.value)
+    if field.wire_type == FIXED32:
+        return read_float(r, &field.small)
     return fail(r, "unknown wire type")  # groups (3, 4) do not exist in proto3
 
 

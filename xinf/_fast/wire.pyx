@@ -26,9 +26,8 @@ from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
 from xinf._fast.protowire cimport (
-    FIXED32, FIXED64, LENGTH, VARINT, Reader, Span, bytes_size, message_size, number_size, put_bytes, put_fixed64,
-    put_float, put_length, put_number, put_raw, read_fixed64, read_float, read_span, read_tag, read_varint, skip_field,
-    varint_size,
+    LENGTH, Field, Reader, Span, bytes_size, message_size, number_size, put_bytes, put_fixed64, put_float, put_length,
+    put_number, put_raw, read_field, read_fixed64, read_span, read_tag,
 )
 
 cdef extern from "Python.h":
@@ -72,6 +71,15 @@ cdef inline void open_span(Reader *r, const Reader *outer, const Span *span) noe
     r.p = span.p
     r.end = span.p + span.n
     r.fault = NULL
+
+
+cdef inline bint next_field(Reader *r, Field *field, const char *types, uint32_t n_known) except -1:
+    """Read a field if there is one more. See `read_field`."""
+    if r.p == r.end:
+        return 0
+    if not read_field(r, field, types, n_known):
+        raise fault_of(r)
+    return 1
 
 
 cdef inline bytes bytes_of(const Span *span):
@@ -123,46 +131,35 @@ cdef list read_headers(const Reader *outer, const Span *block):
 
 cdef tuple read_header(const Reader *outer, const Span *message):
     cdef Reader r
+    cdef Field field
     cdef Span name, value
-    cdef uint32_t tag
-    cdef bint is_ok
     open_span(&r, outer, message)
+    name.p = value.p = r.p
     name.n = value.n = 0
-    name.p = value.p = message.p
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if tag == (1 << 3 | LENGTH):
-                is_ok = read_span(&r, &name)
-            elif tag == (2 << 3 | LENGTH):
-                is_ok = read_span(&r, &value)
-            else:
-                is_ok = skip_field(&r, tag, 2)
-        if not is_ok:
-            raise fault_of(&r)
+    while next_field(&r, &field, b"22", 2):
+        if field.number == 1:
+            name = field.span
+        elif field.number == 2:
+            value = field.span
     return bytes_of(&name), bytes_of(&value)
 
 
-cdef list add_header(Span *block, list before, const Reader *r, const uint8_t *start):
-    """Take the Header field that was read from `start` to r.p into the block. Gives the headers of earlier blocks."""
-    if block.n and block.p + block.n != start:
+cdef list add_header(Span *block, list before, const Reader *r, const Field *field):
+    """Take a Header that was just read into the block. Gives the headers of earlier blocks."""
+    if block.n and block.p + block.n != field.start:
         before = before + read_headers(r, block)  # a field of another kind stood between them
         block.n = 0
     if block.n == 0:
-        block.p = start
+        block.p = field.start
     block.n = <size_t>(r.p - block.p)
     return before
 
 
-cdef inline list end_headers(const Span *block, list before, const Reader *r):
+cdef list end_headers(const Span *block, list before, const Reader *r):
     if block.n == 0:
         return NO_HEADERS
     headers = read_headers(r, block)
     return before + headers if before else headers
-
-
-cdef bint is_field(uint32_t tag, uint32_t field, uint32_t wire_type) noexcept nogil:
-    return tag == (field << 3 | wire_type)
 
 
 # ---- engine to gateway ------------------------------------------------------------------------------------------------
@@ -196,116 +193,82 @@ cdef class EngineFrame:
 
 cdef tuple read_start(const Reader *outer, const Span *message):
     cdef Reader r
-    cdef Span span
+    cdef Field field
     cdef Span block  # of headers that follow each other; n is 0 before the first one
-    cdef const uint8_t *start
-    cdef uint32_t tag
-    cdef uint64_t id = 0, status = 0
-    cdef bint is_ok
+    cdef uint64_t id = 0
+    cdef uint32_t status = 0
     cdef list before = NO_HEADERS
-    open_span(&r, outer, message)
     block.n = 0
-    while r.p < r.end:
-        start = r.p
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if is_field(tag, 3, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    before = add_header(&block, before, &r, start)
-            elif is_field(tag, 1, FIXED64):
-                is_ok = read_fixed64(&r, &id)
-            elif is_field(tag, 2, VARINT):
-                is_ok = read_varint(&r, &status)
-            else:
-                is_ok = skip_field(&r, tag, 3)
-        if not is_ok:
-            raise fault_of(&r)
-    return id, <uint32_t>status, end_headers(&block, before, &r)
+    open_span(&r, outer, message)
+    while next_field(&r, &field, b"102", 3):
+        if field.number == 3:
+            before = add_header(&block, before, &r, &field)
+        elif field.number == 1:
+            id = field.value
+        elif field.number == 2:
+            status = <uint32_t>field.value
+    return id, status, end_headers(&block, before, &r)
 
 
 cdef tuple read_chunk(const Reader *outer, const Span *message):
     cdef Reader r
+    cdef Field field
     cdef Span data
-    cdef uint32_t tag
     cdef uint64_t id = 0
-    cdef bint is_ok
     open_span(&r, outer, message)
-    data.p = message.p
+    data.p = r.p
     data.n = 0
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if is_field(tag, 2, LENGTH):
-                is_ok = read_span(&r, &data)
-            elif is_field(tag, 1, FIXED64):
-                is_ok = read_fixed64(&r, &id)
-            else:
-                is_ok = skip_field(&r, tag, 2)
-        if not is_ok:
-            raise fault_of(&r)
+    while next_field(&r, &field, b"12", 2):
+        if field.number == 2:
+            data = field.span
+        elif field.number == 1:
+            id = field.value
     return id, bytes_of(&data)
 
 
 cdef tuple read_end(const Reader *outer, const Span *message):
     cdef Reader r
-    cdef Span span
-    cdef uint32_t tag
-    cdef uint64_t id = 0, prompt = 0, cached = 0, completion = 0, retryable = 0
-    cdef float queued_s = 0
-    cdef bint is_ok
+    cdef Field field
+    cdef uint64_t id = 0
+    cdef uint32_t prompt = 0, cached = 0, completion = 0
+    cdef bint retryable = 0
+    cdef double queued_s = 0
     cdef str error = "", text = ""
     open_span(&r, outer, message)
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if is_field(tag, 1, FIXED64):
-                is_ok = read_fixed64(&r, &id)
-            elif is_field(tag, 2, VARINT):
-                is_ok = read_varint(&r, &prompt)
-            elif is_field(tag, 3, VARINT):
-                is_ok = read_varint(&r, &cached)
-            elif is_field(tag, 4, VARINT):
-                is_ok = read_varint(&r, &completion)
-            elif is_field(tag, 5, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    error = text_of(&r, &span)
-            elif is_field(tag, 6, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    text = text_of(&r, &span)
-            elif is_field(tag, 7, VARINT):
-                is_ok = read_varint(&r, &retryable)
-            elif is_field(tag, 8, FIXED32):
-                is_ok = read_float(&r, &queued_s)
-            else:
-                is_ok = skip_field(&r, tag, 8)
-        if not is_ok:
-            raise fault_of(&r)
-    return (
-        id, <uint32_t>prompt, <uint32_t>cached, <uint32_t>completion, error, text, retryable != 0, <double>queued_s,
-    )  # fmt: skip
+    while next_field(&r, &field, b"10002205", 8):
+        if field.number == 1:
+            id = field.value
+        elif field.number == 2:
+            prompt = <uint32_t>field.value
+        elif field.number == 3:
+            cached = <uint32_t>field.value
+        elif field.number == 4:
+            completion = <uint32_t>field.value
+        elif field.number == 5:
+            error = text_of(&r, &field.span)
+        elif field.number == 6:
+            text = text_of(&r, &field.span)
+        elif field.number == 7:
+            retryable = field.value != 0
+        elif field.number == 8:
+            queued_s = field.small
+    return id, prompt, cached, completion, error, text, retryable, queued_s
 
 
 cdef int read_load(const Reader *outer, const Span *message, uint64_t *fields) except -1:
     """Read a Load over what `fields` holds."""
     cdef Reader r
-    cdef uint32_t tag
-    cdef bint is_ok
+    cdef Field field
     open_span(&r, outer, message)
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if tag >> 3 < LOAD_FIELDS and tag & 7 == VARINT:
-                is_ok = read_varint(&r, &fields[(tag >> 3) - 1])
-            elif is_field(tag, LOAD_FIELDS, FIXED64):
-                is_ok = read_fixed64(&r, &fields[LOAD_FIELDS - 1])
-            else:
-                is_ok = skip_field(&r, tag, LOAD_FIELDS)
-        if not is_ok:
-            raise fault_of(&r)
+    while next_field(&r, &field, b"000001", LOAD_FIELDS):
+        if field.number:
+            fields[field.number - 1] = field.value
     return 0
+
+
+cdef inline bytes add_message(bytes before, const Span *span):
+    """Two serialized messages in a row are what the two of them, merged, would be."""
+    return bytes_of(span) if before is None else before + bytes_of(span)
 
 
 def decode_engine_frame(data: bytes) -> EngineFrame:
@@ -315,36 +278,25 @@ def decode_engine_frame(data: bytes) -> EngineFrame:
     """
     cdef EngineFrame frame = EngineFrame()
     cdef Reader r
-    cdef Span span
-    cdef uint32_t tag
+    cdef Field field
     cdef bint has_load = 0
     cdef uint64_t[LOAD_FIELDS] load
+    load[:] = [0, 0, 0, 0, 0, 0]
     open_all(&r, data)
-    while r.p < r.end:
-        if not read_tag(&r, &tag):
-            raise fault_of(&r)
-        if tag >> 3 > 6 or tag & 7 != LENGTH:
-            if not skip_field(&r, tag, 6):
-                raise fault_of(&r)
-            continue
-        if not read_span(&r, &span):
-            raise fault_of(&r)
-        tag >>= 3
-        if tag == 3:
-            frame.chunks.append(read_chunk(&r, &span))
-        elif tag == 2:
-            frame.starts.append(read_start(&r, &span))
-        elif tag == 4:
-            frame.ends.append(read_end(&r, &span))
-        elif tag == 5:
-            if not has_load:
-                load[0] = load[1] = load[2] = load[3] = load[4] = load[5] = 0
-                has_load = 1
-            read_load(&r, &span, load)
-        elif tag == 1:  # two serialized messages in a row are the serialized merge of them
-            frame.hello = bytes_of(&span) if frame.hello is None else frame.hello + bytes_of(&span)
-        else:
-            frame.residency = bytes_of(&span) if frame.residency is None else frame.residency + bytes_of(&span)
+    while next_field(&r, &field, b"222222", 6):
+        if field.number == 3:
+            frame.chunks.append(read_chunk(&r, &field.span))
+        elif field.number == 2:
+            frame.starts.append(read_start(&r, &field.span))
+        elif field.number == 4:
+            frame.ends.append(read_end(&r, &field.span))
+        elif field.number == 5:
+            has_load = 1
+            read_load(&r, &field.span, load)
+        elif field.number == 1:
+            frame.hello = add_message(frame.hello, &field.span)
+        elif field.number == 6:
+            frame.residency = add_message(frame.residency, &field.span)
     if has_load:
         frame.load = (<uint32_t>load[0], <uint32_t>load[1], load[2], load[3], load[4], load[5])
     return frame
@@ -356,37 +308,32 @@ def decode_generate_event(data: bytes) -> EngineFrame:
     Raises: WireError when it is none.
     """
     cdef EngineFrame frame = EngineFrame()
-    cdef Reader r, inner
+    cdef Reader r
+    cdef Field field
     cdef Span span
-    cdef uint32_t tag, kind = 0
+    cdef uint32_t kind = 0
     cdef bytes event = b""
     open_all(&r, data)
-    while r.p < r.end:
-        if not read_tag(&r, &tag):
-            raise fault_of(&r)
-        if tag >> 3 > 3 or tag & 7 != LENGTH:
-            if not skip_field(&r, tag, 3):
-                raise fault_of(&r)
+    while next_field(&r, &field, b"222", 3):
+        if field.number == 0:
             continue
-        if not read_span(&r, &span):
-            raise fault_of(&r)
-        tag >>= 3
         # Of several the last one counts, the same message twice is merged; each has to be well-formed.
-        if tag == 1:
-            read_start(&r, &span)
-        elif tag == 3:
-            read_end(&r, &span)
-        event = event + bytes_of(&span) if tag == kind and tag != 2 else bytes_of(&span)
-        kind = tag
-    open_all(&inner, event)
-    span.p = inner.p
+        if field.number == 1:
+            read_start(&r, &field.span)
+        elif field.number == 3:
+            read_end(&r, &field.span)
+        is_same = field.number == kind and kind != 2
+        event = add_message(event if is_same else None, &field.span)
+        kind = field.number
+    open_all(&r, event)
+    span.p = r.p
     span.n = <size_t>PyBytes_GET_SIZE(event)
     if kind == 1:
-        frame.starts.append(read_start(&inner, &span))
+        frame.starts.append(read_start(&r, &span))
     elif kind == 2:
         frame.chunks.append((0, event))
     elif kind == 3:
-        frame.ends.append(read_end(&inner, &span))
+        frame.ends.append(read_end(&r, &span))
     return frame
 
 
@@ -415,83 +362,62 @@ cdef class GatewayFrame:
 
 cdef tuple read_submit(const Reader *outer, const Span *message):
     cdef Reader r
-    cdef Span span, body, chain
+    cdef Field field
+    cdef Span body, chain
     cdef Span block  # of headers that follow each other; n is 0 before the first one
-    cdef const uint8_t *start
-    cdef uint32_t tag
-    cdef uint64_t id = 0, priority = 0, timeout_ms = 0
-    cdef bint is_ok
+    cdef uint64_t id = 0
+    cdef int32_t priority = 0
+    cdef uint32_t timeout_ms = 0
     cdef str method = "", path = "", trace = "", request_id = ""
     cdef list before = NO_HEADERS
     open_span(&r, outer, message)
     block.n = body.n = chain.n = 0
-    body.p = chain.p = message.p
-    while r.p < r.end:
-        start = r.p
-        if not read_tag(&r, &tag):
-            raise fault_of(&r)
-        if tag & 7 == LENGTH and tag >> 3 <= 10 and tag >> 3 != 1 and tag >> 3 != 7 and tag >> 3 != 8:
-            if not read_span(&r, &span):
-                raise fault_of(&r)
-            tag >>= 3
-            if tag == SUBMIT_HEADERS:
-                before = add_header(&block, before, &r, start)
-            elif tag == 2:
-                method = text_of(&r, &span)
-            elif tag == 3:
-                path = text_of(&r, &span)
-            elif tag == 5:
-                body = span
-            elif tag == 6:
-                chain = span
-            elif tag == 9:
-                trace = text_of(&r, &span)
-            else:
-                request_id = text_of(&r, &span)
-            continue
-        if is_field(tag, 1, FIXED64):
-            is_ok = read_fixed64(&r, &id)
-        elif is_field(tag, 7, VARINT):
-            is_ok = read_varint(&r, &priority)
-        elif is_field(tag, 8, VARINT):
-            is_ok = read_varint(&r, &timeout_ms)
-        else:
-            is_ok = skip_field(&r, tag, 10)
-        if not is_ok:
-            raise fault_of(&r)
+    body.p = chain.p = r.p
+    while next_field(&r, &field, b"1222220022", 10):
+        if field.number == 1:
+            id = field.value
+        elif field.number == 2:
+            method = text_of(&r, &field.span)
+        elif field.number == 3:
+            path = text_of(&r, &field.span)
+        elif field.number == 4:
+            before = add_header(&block, before, &r, &field)
+        elif field.number == 5:
+            body = field.span
+        elif field.number == 6:
+            chain = field.span
+        elif field.number == 7:
+            priority = <int32_t><uint32_t>field.value
+        elif field.number == 8:
+            timeout_ms = <uint32_t>field.value
+        elif field.number == 9:
+            trace = text_of(&r, &field.span)
+        elif field.number == 10:
+            request_id = text_of(&r, &field.span)
     return (
-        id, method, path, end_headers(&block, before, &r), bytes_of(&body), bytes_of(&chain),
-        <int32_t><uint32_t>priority, <uint32_t>timeout_ms, trace, request_id,
+        id, method, path, end_headers(&block, before, &r), bytes_of(&body), bytes_of(&chain), priority, timeout_ms,
+        trace, request_id,
     )  # fmt: skip
 
 
 cdef tuple read_hello(const Reader *outer, const Span *message, tuple before):
     """Read a GatewayHello, merged over an earlier one."""
     cdef Reader r
-    cdef Span span
-    cdef uint32_t tag
-    cdef uint64_t version = 0, wants_residency = 0
-    cdef bint is_ok
+    cdef Field field
+    cdef uint32_t version = 0
+    cdef bint wants_residency = 0
     cdef str gateway = ""
     if before is not None:
         gateway, version, wants_residency = before
     open_span(&r, outer, message)
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if is_field(tag, 1, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    gateway = text_of(&r, &span)
-            elif is_field(tag, 2, VARINT):
-                is_ok = read_varint(&r, &version)
-            elif is_field(tag, 3, VARINT):
-                is_ok = read_varint(&r, &wants_residency)
-            else:
-                is_ok = skip_field(&r, tag, 3)
-        if not is_ok:
-            raise fault_of(&r)
-    return gateway, <uint32_t>version, wants_residency != 0
+    while next_field(&r, &field, b"200", 3):
+        if field.number == 1:
+            gateway = text_of(&r, &field.span)
+        elif field.number == 2:
+            version = <uint32_t>field.value
+        elif field.number == 3:
+            wants_residency = field.value != 0
+    return gateway, version, wants_residency
 
 
 cdef int read_cancels(const Reader *outer, const Span *packed, list cancels) except -1:
@@ -512,34 +438,17 @@ def decode_gateway_frame(data: bytes) -> GatewayFrame:
     """
     cdef GatewayFrame frame = GatewayFrame()
     cdef Reader r
-    cdef Span span
-    cdef uint32_t tag
-    cdef uint64_t id
-    cdef bint is_ok
+    cdef Field field
     open_all(&r, data)
-    while r.p < r.end:
-        is_ok = read_tag(&r, &tag)
-        if is_ok:
-            if is_field(tag, 2, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    frame.submits.append(read_submit(&r, &span))
-            elif is_field(tag, 3, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    read_cancels(&r, &span, frame.cancels)
-            elif is_field(tag, 3, FIXED64):  # not packed
-                is_ok = read_fixed64(&r, &id)
-                if is_ok:
-                    frame.cancels.append(id)
-            elif is_field(tag, 1, LENGTH):
-                is_ok = read_span(&r, &span)
-                if is_ok:
-                    frame.hello = read_hello(&r, &span, frame.hello)
-            else:
-                is_ok = skip_field(&r, tag, 3)
-        if not is_ok:
-            raise fault_of(&r)
+    while next_field(&r, &field, b"22*", 3):
+        if field.number == 2:
+            frame.submits.append(read_submit(&r, &field.span))
+        elif field.number == 3 and field.wire_type == LENGTH:
+            read_cancels(&r, &field.span, frame.cancels)
+        elif field.number == 3:
+            frame.cancels.append(field.value)
+        elif field.number == 1:
+            frame.hello = read_hello(&r, &field.span, frame.hello)
     return frame
 
 
