@@ -13,8 +13,9 @@ MODEL ?=
 ENGINE ?=
 PORT ?=
 DATA_DIR ?=
+BENCH ?=
 
-.PHONY: up build engine test lint proto docs clean
+.PHONY: up build engine test lint bench bench-peers proto docs clean
 
 up: build
 	@test "$(ENGINE)" = sim || $(MAKE) --no-print-directory engine
@@ -53,6 +54,16 @@ lint: build
 
 test: build engine lint
 	$(PY) -m pytest
+
+# Micro-benchmarks, then the gateway behind each of its fronts. BENCH="--quick" and others: see `--help`.
+bench: build
+	$(PY) -m pytest benchmarks --benchmark-only --override-ini="python_files=bench_*.py" \
+	  --override-ini="addopts=--import-mode=importlib --strict-markers --strict-config"
+	$(PY) -m benchmarks.bench_gateway $(BENCH)
+
+# xinf and other gateways on the same work, interleaved, about half an hour; renders benchmarks/README.md.
+bench-peers: build
+	$(PY) -m benchmarks.bench_peers $(BENCH)
 
 clean:
 	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so
