@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from xinf.cli import (
+    bench,
     chat,
     configuration,
     deployments,
@@ -55,6 +56,7 @@ app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf describe qwen2.5-7b-
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf logs qwen2.5-7b-instruct -f[/b]")(logs.logs)
 app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-instruct -m "hello"[/b]')(chat.chat)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
+app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
 app.add_typer(key.app, name="key", rich_help_panel=_ADMIN)
 app.add_typer(meta.app, name="meta", rich_help_panel=_ADMIN)
 app.add_typer(engine.app, name="engine", rich_help_panel=_ADMIN)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
-from xinf.cli.session import Session, open_session, run
+from xinf.cli.session import find_gateway, open_session, run
 from xinf.cli.table import print_json
 from xinf.core.errors import EngineError, Unavailable, XinfError
 
@@ -42,7 +42,7 @@ def chat(
         raise typer.BadParameter("--json needs --message")
     session = open_session(config, data_dir, server)
     conversation = Conversation(
-        url or run(_find_gateway(session)), name, api_key=api_key, max_tokens=max_tokens, temperature=temperature
+        url or run(find_gateway(session)), name, api_key=api_key, max_tokens=max_tokens, temperature=temperature
     )
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     if message is not None:
@@ -110,14 +110,6 @@ class Conversation:
             f"the gateway at {self._url} gave no answer: {error or type(error).__name__}",
             remedy="start `xinf serve`, or name another gateway with --url",
         )
-
-
-async def _find_gateway(session: Session) -> str:
-    async with session.store() as store:
-        url = (await store.status()).gateway_url
-    if not url:
-        raise Unavailable("the control process knows no gateway", remedy="name one with --url")
-    return url
 
 
 def _converse(conversation: Conversation, messages: list[Message]) -> None:

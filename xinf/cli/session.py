@@ -13,7 +13,7 @@ import msgspec
 
 from xinf.core import log
 from xinf.core.config import Config, load
-from xinf.core.errors import ConfigError
+from xinf.core.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
     from xinf.meta import LmdbStore, MetaClient
@@ -90,3 +90,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         # A command that only watches says what matters itself; `serve` and `worker` have configured their own.
         log.configure("xinf", level="error")
     return asyncio.run(work)
+
+
+async def find_gateway(session: Session) -> str:
+    """The gateway's URL, as the control process knows it. Raises: Unavailable."""
+    async with session.store() as store:
+        url = (await store.status()).gateway_url
+    if not url:
+        raise Unavailable("the control process knows no gateway", remedy="name one with --url")
+    return url
