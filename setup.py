@@ -2,7 +2,9 @@
 
 XINF_TRACE=1     line tracing and bounds checks, for coverage
 XINF_SANITIZE=1  address and undefined-behaviour sanitizers, for `make fuzz`
-Both build into a directory of their own (XINF_BUILD_DIR), so that a plain build is never mixed with one.
+Both need a directory of their own, XINF_BUILD_DIR: C sources, objects and lib/xinf/_fast/*.so go there and nowhere
+else, so that a plain build is never mixed with one:
+    XINF_SANITIZE=1 XINF_BUILD_DIR=.build/sanitize python setup.py build_ext
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 TRACE = os.environ.get("XINF_TRACE") == "1"
 SANITIZE = os.environ.get("XINF_SANITIZE") == "1"
+BUILD_DIR = os.environ.get("XINF_BUILD_DIR")
+
+if (TRACE or SANITIZE) and not BUILD_DIR:
+    raise SystemExit("XINF_TRACE and XINF_SANITIZE need XINF_BUILD_DIR, a directory for that build alone")
 
 cflags = ["-O3", "-std=c11", "-Wall", "-Wno-unused-function", "-Wno-unreachable-code"]
 ldflags: list[str] = []
@@ -29,6 +36,7 @@ if SANITIZE:
         "-O1",
         "-g",
         "-std=c11",
+        "-Wno-unused-function",
         "-fno-omit-frame-pointer",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
@@ -56,6 +64,17 @@ class BuildWithConfigs(build_py):
         super().run()
 
 
+class BuildApart(build_ext):
+    """Keep everything that is built in XINF_BUILD_DIR, if one is given."""
+
+    def finalize_options(self) -> None:
+        if BUILD_DIR:
+            self.build_lib, self.build_temp = f"{BUILD_DIR}/lib", f"{BUILD_DIR}/objects"
+        super().finalize_options()
+        if BUILD_DIR:
+            self.inplace = False
+
+
 extensions = [
     Extension(f"xinf._fast.{source.stem}", [str(source.relative_to(ROOT))], extra_compile_args=cflags,
               extra_link_args=ldflags, define_macros=macros)
@@ -63,6 +82,11 @@ extensions = [
 ]  # fmt: skip
 
 setup(
-    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
-    cmdclass={"build_py": BuildWithConfigs},
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives=DIRECTIVES,
+        nthreads=os.cpu_count() or 1,
+        build_dir=f"{BUILD_DIR}/c" if BUILD_DIR else None,
+    ),
+    cmdclass={"build_ext": BuildApart, "build_py": BuildWithConfigs},
 )
