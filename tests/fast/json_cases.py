@@ -1,4 +1,4 @@
-"""JSON texts by class, in the manner of the public JSON test suite: accepted, rejected, left open by the RFC.
+"""Our own JSON texts beside the public suite's (json_suite.py): accepted, rejected, left open by the RFC.
 
 The open ones (`i_`) say what orjson does with them, which the scanner must do too.
 """

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fast.json_cases import ACCEPTED, LEFT_OPEN, REJECTED
+from tests.fast.json_suite import ACCEPTED_OPEN, DEVIATIONS, SUITE
 from tests.model.requests import random_request, write, write_escaped
 from xinf._fast.scan import ScanError, scan
 
@@ -55,9 +56,22 @@ def test_open_cases_are_decided_as_orjson_does(name: str) -> None:
     assert scan_accepts(LEFT_OPEN[name]) == orjson_accepts(LEFT_OPEN[name])
 
 
-@pytest.mark.parametrize("name", [*ACCEPTED, *REJECTED, *LEFT_OPEN])
+@pytest.mark.parametrize("name", SUITE)
+def test_the_public_suite_is_decided_as_it_says_and_as_orjson_does(name: str) -> None:
+    is_valid = name in ACCEPTED_OPEN if name.startswith("i_") else name.startswith("y_") != (name in DEVIATIONS)
+    assert scan_accepts(SUITE[name]) == is_valid
+    assert orjson_accepts(SUITE[name]) == is_valid
+
+
+def test_the_public_suite_is_complete() -> None:
+    counts = {kind: sum(name.startswith(kind) for name in SUITE) for kind in ("y_", "n_", "i_")}
+    assert counts == {"y_": 95, "n_": 193, "i_": 35}
+    assert SUITE.keys() >= DEVIATIONS | ACCEPTED_OPEN
+
+
+@pytest.mark.parametrize("name", [*ACCEPTED, *REJECTED, *LEFT_OPEN, *SUITE])
 def test_cases_inside_a_request_are_decided_alike(name: str) -> None:
-    case = (ACCEPTED | REJECTED | LEFT_OPEN)[name]
+    case = (ACCEPTED | REJECTED | LEFT_OPEN | SUITE)[name]
     for template in (
         b'{"x":%b}',
         b'{"messages":[{"role":"user","content":[{"y":%b}]}]}',
