@@ -110,6 +110,11 @@ def test_wrong_types_are_reported_and_are_no_parse_error(body: bytes, expected: 
     assert found.n_text_bytes >= 0
 
 
+def test_text_of_parts_that_are_strings_is_counted_once() -> None:
+    found = scan(chat(user(["four", "five5", {"type": "text", "text": "sixsix"}])))
+    assert found.n_text_bytes == len("userfourfive5sixsix")
+
+
 def test_null_counts_as_absent() -> None:
     found = scan(b'{"model":null,"stream":null,"max_tokens":null,"n":null,"user":null,"tools":null,"prompt":null}')
     assert found.type_error is None

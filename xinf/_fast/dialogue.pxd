@@ -160,27 +160,27 @@ cdef inline bint read_part(Reader *r, Dialogue *d) noexcept nogil:
 
 cdef inline bint read_parts(Reader *r, Dialogue *d) noexcept nogil:
     """A content array."""
-    cdef Span ignored
+    cdef Span value, nothing
     cdef int more
     cdef bint is_first = 1
-    memset(&ignored, 0, sizeof(Span))
+    memset(&nothing, 0, sizeof(Span))
     if not enter(r):
         return 0
     while True:
         more = next_item(r, c']', is_first)
         if more <= 0:
             return more == 0
-        if not append_span(r, &d.parts, &ignored, PART_FIRST, d):
+        if not append_span(r, &d.parts, &nothing, PART_FIRST, d):
             return 0
         is_first = 0
         if r.p[0] == c'{':
             if not read_part(r, d):
                 return 0
-        elif not read_value(r, &ignored):
+        elif not read_value(r, &value):
             return 0
-        elif ignored.kind != STRING:
+        elif value.kind != STRING:
             mark_wrong(d, b"content", b"an array of content parts")
-        elif not append_span(r, &d.parts, &ignored, PART_TEXT, d):
+        elif not append_span(r, &d.parts, &value, PART_TEXT, d):
             return 0
 
 
