@@ -1,8 +1,7 @@
 """The cases of the public JSON parsing test suite under their own names, written out.
 
 Source: https://github.com/nst/JSONTestSuite (test_parsing), MIT License, copyright (c) 2016 Nicolas Seriot.
-`y_` must be accepted, `n_` must be rejected, `i_` are left open by RFC 8259; a final newline of a file is kept only where
-it belongs to the case.
+`y_` must be accepted, `n_` must be rejected, `i_` are left open by RFC 8259.
 """
 
 from __future__ import annotations

@@ -137,7 +137,11 @@ def chain_of(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> t
                 chain.feed(orjson.dumps(request["tools"]), TOOLS)
             if i < len(messages):
                 feed_message(chain, messages[i])
-        if messages and request.get("add_generation_prompt") is not False and not request.get("continue_final_message"):
+        if (
+            messages
+            and request.get("add_generation_prompt") is not False
+            and request.get("continue_final_message") is not True
+        ):
             chain.emit(b"assistant", ROLE, 9)
     elif "prompt" in request:
         chain.mix(b"", COMPLETION)
