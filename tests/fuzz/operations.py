@@ -21,7 +21,7 @@ Operation = tuple[Any, ...]
 
 
 def random_chain(rng: random.Random) -> list[int]:
-    """Chains of a small forest, which share prefixes and whose hashes are bad on purpose; or fresh ones that fill it."""
+    """Chains of a small forest, with shared prefixes and hashes bad on purpose; or fresh ones that fill the index."""
     if rng.random() < 0.3:
         return [rng.getrandbits(64) for _ in range(rng.choice([1, 8, 60]))]
     family = rng.randrange(5)
