@@ -15,7 +15,7 @@ PORT ?=
 DATA_DIR ?=
 BENCH ?=
 
-.PHONY: up build engine test lint bench bench-peers proto docs clean
+.PHONY: up build engine test lint fuzz bench bench-peers proto docs clean
 
 up: build
 	@test "$(ENGINE)" = sim || $(MAKE) --no-print-directory engine
@@ -64,6 +64,13 @@ bench: build
 # xinf and other gateways on the same work, interleaved, about half an hour; renders benchmarks/README.md.
 bench-peers: build
 	$(PY) -m benchmarks.bench_peers $(BENCH)
+
+# Longer than the short run in `make test`: FUZZ_SECONDS=3600 make fuzz; FUZZ_SEED repeats a run.
+FUZZ_SECONDS ?= 300
+FUZZ_SEED ?=
+
+fuzz: build
+	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 clean:
 	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so

@@ -22,7 +22,7 @@ from tests.fuzz import sanitized
 from tests.fuzz.minimize import minimized
 from tests.fuzz.target import Case, Disagreement, Target
 
-TARGETS = ("scanner", "chain", "index", "ledger")
+TARGETS = ("scanner", "chain", "index", "ledger", "wire")
 TRIES_IN_PROCESS = 3000
 TRIES_BY_PROCESS = 60  # of a crash, which takes the process with it
 N_LEAK_CASES = 40
@@ -31,13 +31,14 @@ MAX_LEAK_BYTES = 2048  # caches of the interpreter that still fill
 
 def target_of(name: str) -> Target:
     """Import late: the modules load the extensions."""
-    from tests.fuzz import operations, scanner
+    from tests.fuzz import frames, operations, scanner
 
     made: dict[str, type[Target]] = {
         "scanner": scanner.ScannerTarget,
         "chain": scanner.ChainTarget,
         "index": operations.IndexTarget,
         "ledger": operations.LedgerTarget,
+        "wire": frames.WireTarget,
     }
     return made[name]()
 
@@ -71,8 +72,8 @@ def work(names: list[str], seed: int, seconds: float, progress: Path) -> int:
                     return 1
                 counts[target.name] += 1
     for target in targets:
+        print(f"  {target.name}: {counts[target.name]} cases, {target.n_rejected} rejected", flush=True)
         leaked = leak_of(target, seed)
-        print(f"  {target.name}: {counts[target.name]} cases, {target.n_rejected} rejected, {leaked} bytes kept")
         if leaked > MAX_LEAK_BYTES:
             print(f"LEAK in {target.name}, seed {seed}: the same cases keep {leaked} bytes more each time they run")
             return 1
