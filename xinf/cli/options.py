@@ -88,3 +88,7 @@ Policy = Annotated[
 Timeout = Annotated[
     str | None, typer.Option("--timeout", help="Give up waiting after this time: 90s, 10m.", show_default="wait on")
 ]
+Front = Annotated[
+    str | None,
+    typer.Option("--front", help="What speaks HTTP: granian, granian-rsgi or direct (default: granian)."),
+]

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from xinf.cli.options import ConfigFile, DataDir, Settings
+from xinf.cli.options import ConfigFile, DataDir, Front, Settings
 from xinf.cli.session import open_session, run
 
 
 def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    front: Front = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
@@ -35,6 +36,7 @@ def serve(
     flags = {
         "gateway.host": host,
         "gateway.port": port,
+        "gateway.front": front,
         "gateway.workers": workers,
         "gateway.insecure": insecure,
         "control.listen": listen,

@@ -14,6 +14,7 @@ from xinf.cli.options import (
     Engine,
     EngineArgs,
     EngineEnv,
+    Front,
     MaxModelLen,
     Name,
     Policy,
@@ -50,6 +51,7 @@ def up(
     policy: Policy = "auto",
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    front: Front = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
@@ -72,6 +74,7 @@ def up(
     flags = {
         "gateway.host": host,
         "gateway.port": port,
+        "gateway.front": front,
         "gateway.workers": workers,
         "gateway.insecure": insecure,
         "agent.engines_dir": engines_dir,

@@ -25,12 +25,14 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+FRONTS = ("granian", "granian-rsgi", "direct")
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str
     port: Port
+    front: str
     workers: Annotated[int, msgspec.Meta(ge=0, le=512)]
     insecure: bool
     tls_cert: str
@@ -241,6 +243,8 @@ def _build(values: Mapping[str, object]) -> Config:
         raise ConfigError(
             f"log_level = {tree['log_level']!r} is not one of debug, info, warning, error", key="log_level"
         )
+    if (front := tree["gateway"]["front"]) not in FRONTS:
+        raise ConfigError(f"gateway.front = {front!r} is not one of {', '.join(FRONTS)}", key="gateway.front")
     if bool(tree["gateway"]["tls_cert"]) != bool(tree["gateway"]["tls_key"]):
         raise ConfigError(
             "gateway.tls_cert and gateway.tls_key go together: one of them is empty", key="gateway.tls_cert"

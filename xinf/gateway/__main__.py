@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
 from xinf.core import log
 from xinf.core.config import from_environ
-from xinf.gateway.front import serve
+from xinf.core.errors import ConfigError
 
 
 def main() -> int:
@@ -18,7 +19,15 @@ def main() -> int:
         return 2
     config = from_environ(text)
     log.configure("gateway", level=config.log_level)
-    serve(config, target)
+    try:
+        if config.gateway.front == "direct":
+            from xinf.gateway.direct_master import serve
+        else:
+            from xinf.gateway.front import serve
+        serve(config, target)
+    except ConfigError as error:
+        logging.getLogger("xinf.gateway").error(str(error))
+        return 1
     return 0
 
 

@@ -90,10 +90,10 @@ class Core:
             access_log=self._access_log,
         )
         self._admin = AdminSocket(
-            config.paths, worker, {"metrics": self._snapshot, "replicas": self._replicas, "drain": self._start_drain}
+            config.paths, worker, {"metrics": self._snapshot, "replicas": self._replicas, "drain": self.start_drain}
         )
         await self._admin.start()
-        loop.add_signal_handler(signal.SIGUSR1, self._start_drain)
+        loop.add_signal_handler(signal.SIGUSR1, self.start_drain)
         self._spawn(self._hotpath.sweep())
         self._spawn(self._follow_store())
         if self._master_pid is not None:
@@ -140,7 +140,7 @@ class Core:
             if os.getppid() != master_pid:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def _start_drain(self) -> bool:
+    def start_drain(self) -> bool:
         """The server will stop: readiness goes, and what is open after the drain timeout is told so and ended."""
         if not self.is_draining:
             self.is_draining = True

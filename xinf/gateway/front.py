@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 import time
 from pathlib import Path
@@ -23,21 +22,26 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
-from xinf.core.config import Config, to_environ
+from xinf.core.config import Config
+from xinf.gateway.workforce import (
+    HEADER_TIMEOUT_S,
+    HELD_BACK,
+    KILL_AFTER_DRAIN_S,
+    MAX_CONNECTIONS,
+    Backoff,
+    prepare,
+    worker_count,
+)
 
 logger = logging.getLogger("xinf.gateway")
 
-TARGET = "xinf.gateway.app:create"
+# front -> what Granian calls in each worker, and how
+TARGETS = {
+    "granian": ("xinf.gateway.app:create", Interfaces.ASGI),
+    "granian-rsgi": ("xinf.gateway.rsgi:create", Interfaces.RSGI),
+}
 # Bounds a request's headers (431 beyond) and how much of a body one receive() can carry: one hop for 64 KiB bodies.
 READ_BUFFER_BYTES = 128 << 10
-HEADER_TIMEOUT_S = 15
-# Connections per worker, idle ones too: Granian stops accepting above it, so it is far above what is served at once.
-MAX_CONNECTIONS = 65536
-KILL_AFTER_DRAIN_S = 5.0
-BACKOFF_FIRST_S = 0.1
-BACKOFF_LAST_S = 10.0
-HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
-STEADY_S = 10.0  # a worker that lived this long starts with the first back-off again
 
 
 class Front(MPServer):
@@ -46,7 +50,7 @@ class Front(MPServer):
     def __init__(self, *args: Any, drain_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.interrupt_children: list[int] = []
-        self._backoffs = [0.0] * self.workers
+        self._backoffs = [Backoff() for _ in range(self.workers)]
         self._kill_after_s = drain_timeout_s + KILL_AFTER_DRAIN_S
         self.workers_kill_timeout = max(1, round(self._kill_after_s))
 
@@ -86,9 +90,7 @@ class Front(MPServer):
 
     def _next_backoff(self, idx: int, now_s: float) -> float:
         lived_s = now_s - self.wrks[idx].birth
-        last_s = self._backoffs[idx]
-        wait_s = 0.0 if lived_s > STEADY_S else min(max(last_s * 2, BACKOFF_FIRST_S), BACKOFF_LAST_S)
-        self._backoffs[idx] = wait_s
+        wait_s = self._backoffs[idx].next_s(lived_s)
         logger.error(
             "a worker died",
             extra={"kv": {"worker": idx, "status": self.wrks[idx].inner.exitcode, "next_s": wait_s}},
@@ -106,21 +108,20 @@ class Front(MPServer):
 def serve(config: Config, meta_target: str) -> None:
     """Serve until TERM or INT. Sets the environment that the workers read. `meta_target`: gRPC target of the store."""
     gateway = config.gateway
-    os.environ["XINF_EFFECTIVE_CONFIG"] = to_environ(config)
-    os.environ["XINF_META_TARGET"] = meta_target
-    os.environ["XINF_GATEWAY_MASTER"] = str(os.getpid())
-    _raise_file_limit()
+    prepare(config, meta_target)
+    target, interface = TARGETS[gateway.front]
     Front(
-        target=TARGET,
+        target=target,
         factory=True,
         address=gateway.host,
         port=gateway.port,
-        interface=Interfaces.ASGI,
+        interface=interface,
         loop=Loops.uvloop,
         http=HTTPModes.http1,
         websockets=False,
         workers=worker_count(gateway.workers),
         backlog=gateway.backlog,
+        # Granian stops accepting above it.
         backpressure=MAX_CONNECTIONS,
         # pipeline_flush stays off: with it hyper buffers without bound for a client that does not read.
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=READ_BUFFER_BYTES),
@@ -131,15 +132,3 @@ def serve(config: Config, meta_target: str) -> None:
         log_level=LogLevels.warning,
         drain_timeout_s=gateway.drain_timeout,
     ).serve()
-
-
-def worker_count(configured: int) -> int:
-    """How many workers: as configured; 0 is one per two cores, at least one."""
-    return configured or max(1, len(os.sched_getaffinity(0)) // 2)
-
-
-def _raise_file_limit() -> None:
-    """Connections are files; the soft limit is often 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS * 2 if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS * 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
