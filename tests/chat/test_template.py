@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from xinf.chat import CHATML, Template, render
+from xinf.chat import CHATML, ChatMl, Template, render
 from xinf.core.errors import EngineError, EngineStartFailed, InvalidRequest
 
 USER = {"role": "user", "content": "hi"}
@@ -111,3 +112,41 @@ def test_messages_are_not_changed() -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     render(made(CHATML), messages)
     assert messages == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+
+
+PLAIN: list[Any] = [
+    [],
+    [USER],
+    [{"role": "system", "content": ""}, {"role": "", "content": "\n\n <b>&amp;</b> {{ 1 + 1 }} {% if %}\r\n"}],
+    [
+        {"role": "user", "content": "é\u2028\x00", "name": "n", "tool_calls": []},
+        {"role": "assistant", "content": "x\n"},
+    ],
+]
+NOT_PLAIN: list[Any] = [
+    [USER, {"role": "user", "content": ["a", {"type": "text", "text": "b"}]}],
+    [USER, {"role": "assistant", "content": None}],
+    [USER, {"role": "assistant"}],
+    [USER, {"content": "no role"}],
+    [{"role": 5, "content": "x"}],
+    [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
+]
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+@pytest.mark.parametrize("messages", PLAIN + NOT_PLAIN)
+def test_short_cut_gives_the_text_of_the_template(messages: Any, add_generation_prompt: bool) -> None:
+    for tools in (None, [], [{"type": "function"}]):
+        for variables in (None, {"enable_thinking": True, "messages": [], "message": 1, "tools": [1]}):
+            ways: dict[str, Any] = {
+                "tools": tools, "add_generation_prompt": add_generation_prompt, "variables": variables,
+            }  # fmt: skip
+            assert ChatMl().render(messages, **ways) == made(CHATML).render(messages, **ways)
+
+
+@pytest.mark.parametrize("messages", PLAIN)
+def test_plain_messages_are_rendered_as_the_template_does(messages: Any) -> None:
+    plain = [SimpleNamespace(**message) for message in messages]
+    for add in (True, False):
+        expected = made(CHATML).render(messages, add_generation_prompt=add)
+        assert ChatMl().render_plain(plain, add_generation_prompt=add) == expected

@@ -7,7 +7,8 @@ of tokenizers, requests or engines; canonical prompt text for routing belongs to
 Invariants: rendering has no side effects; equal arguments give equal text (unless the template asks for the date).
 """
 
+from xinf.chat.chatml import ChatMl
 from xinf.chat.resolve import CHATML, resolve_template
 from xinf.chat.template import Message, Template, render
 
-__all__ = ["CHATML", "Message", "Template", "render", "resolve_template"]
+__all__ = ["CHATML", "ChatMl", "Message", "Template", "render", "resolve_template"]
