@@ -126,6 +126,39 @@ async def test_stream_sends_one_event_per_token_and_usage_only_if_asked(tmp_path
     assert len(others) == 9
 
 
+@pytest.mark.parametrize("extra", [{}, {"n": 3}, {"stop": ["a"]}, {"cache_salt": 'a"b'}])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_answer_is_the_same_at_once_and_in_steps(tmp_path: Path, path: str, extra: dict[str, Any]) -> None:
+    at_once = await opened(tmp_path)
+    in_steps = await opened(tmp_path, step_ms=0.001)
+    body = {"max_tokens": 20, **extra} | ({"messages": [USER]} if path == CHAT else {"prompt": ["one " * 40, "two"]})
+    for _ in range(2):  # the second one finds the first one's blocks
+        one, other = await ask(at_once, path, body), await ask(in_steps, path, body)
+        assert one.usage.prompt_tokens == other.usage.prompt_tokens
+        assert one.usage.cached_tokens == other.usage.cached_tokens
+        assert one.json() == other.json() | {"created": one.json()["created"]}
+        # Put together by hand, and exactly what an encoder makes of it.
+        assert b"".join(one.chunks) == msgspec.json.encode(one.json())
+
+
+async def test_name_that_needs_escapes_is_escaped(tmp_path: Path) -> None:
+    adapter = await opened(tmp_path, model='a "b"\\')
+    for is_stream in (False, True):
+        reply = Collected()
+        data = json.dumps({"messages": [USER], "max_tokens": 2, "stream": is_stream}).encode()
+        await adapter.handle(Request(method="POST", path=CHAT, body=data, request_id='é"'), reply)
+        for answer in reply.events() if is_stream else [reply.json()]:
+            assert (answer["model"], answer["id"]) == ('a "b"\\', 'chatcmpl-é"')
+
+
+async def test_engine_without_a_cache_finds_nothing_again(tmp_path: Path) -> None:
+    adapter = await opened(tmp_path, cache=False)
+    body = {"prompt": "again and again " * 50, "max_tokens": 2}
+    replies = [await ask(adapter, COMPLETIONS, body) for _ in range(2)]
+    assert [reply.usage.cached_tokens for reply in replies] == [0, 0]
+    assert replies[0].json()["choices"] == replies[1].json()["choices"]
+
+
 async def test_answer_without_a_limit_ends_by_itself(tmp_path: Path) -> None:
     adapter = await opened(tmp_path)
     answer = (await ask(adapter, COMPLETIONS, {"model": "sim", "prompt": "x"})).json()

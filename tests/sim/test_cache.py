@@ -15,7 +15,7 @@ def held_blocks(cache: BlockCache, held: list[tuple[list[int], int]]) -> int:
 def test_match_counts_leading_blocks_only() -> None:
     cache = BlockCache(8)
     assert cache.allocate(3)
-    assert [cache.commit(h) for h in (1, 2, 4)] == [True, True, True]
+    assert cache.commit([1, 2, 4]) == 3
     assert cache.match([1, 2, 3, 4]) == 2
     assert cache.match([9, 1]) == 0
     assert cache.match([]) == 0
@@ -24,8 +24,8 @@ def test_match_counts_leading_blocks_only() -> None:
 def test_second_copy_of_a_block_is_not_findable_twice() -> None:
     cache = BlockCache(4)
     assert cache.allocate(2)
-    assert cache.commit(7)
-    assert not cache.commit(7)
+    assert cache.commit([7]) == 1
+    assert cache.commit([7, 8]) == 0
     cache.release([7], 1)
     assert (cache.used_blocks, cache.cached_blocks, cache.free_blocks) == (0, 1, 4)
 
@@ -34,7 +34,7 @@ def test_eviction_takes_the_oldest_tail_first() -> None:
     cache = BlockCache(4)
     cache.allocate(4)
     for block in (1, 2, 3, 4):
-        cache.commit(block)
+        cache.commit([block])
     cache.release([1, 2], 0)
     cache.release([3, 4], 0)
     assert cache.allocate(1)
@@ -46,7 +46,7 @@ def test_eviction_takes_the_oldest_tail_first() -> None:
 def test_used_blocks_are_never_evicted() -> None:
     cache = BlockCache(2)
     cache.allocate(1)
-    cache.commit(1)
+    cache.commit([1])
     assert not cache.allocate(2)
     assert not cache.admit([1], 2)
     assert cache.admit([1], 1)
@@ -57,7 +57,7 @@ def test_used_blocks_are_never_evicted() -> None:
 def test_admit_that_does_not_fit_changes_nothing() -> None:
     cache = BlockCache(3)
     cache.allocate(2)
-    cache.commit(1)
+    cache.commit([1])
     cache.release([1], 0)
     assert not cache.admit([1], 2)
     assert (cache.used_blocks, cache.free_blocks, 1 in cache) == (1, 2, True)
@@ -66,8 +66,8 @@ def test_admit_that_does_not_fit_changes_nothing() -> None:
 def test_clear_forgets_idle_blocks_only() -> None:
     cache = BlockCache(3)
     cache.allocate(2)
-    cache.commit(1)
-    cache.commit(2)
+    cache.commit([1])
+    cache.commit([2])
     cache.release([2], 0)
     cache.clear()
     assert (1 in cache, 2 in cache, cache.free_blocks) == (True, False, 2)
@@ -83,14 +83,15 @@ def test_random_operations_keep_the_books(seed: int) -> None:
         if held and rng.random() < 0.5:
             cache.release(*held.pop(rng.randrange(len(held))))
         else:
-            chain = [1000 * rng.randrange(4) + depth for depth in range(rng.randrange(8))]
+            path = [rng.randrange(2) for _ in range(rng.randrange(8))]
+            chain = [hash((*path[: depth + 1],)) for depth in range(len(path))]
             n_hit = cache.match(chain)
             extra = rng.randrange(4)
             fits = extra <= cache.free_blocks - sum(1 for h in chain[:n_hit] if not any(h in hs for hs, _ in held))
             assert cache.admit(chain[:n_hit], extra) == fits, where
             if fits:
                 mine = chain[:n_hit]
-                while extra and len(mine) < len(chain) and cache.commit(chain[len(mine)]):
+                while extra and len(mine) < len(chain) and cache.commit([chain[len(mine)]]):
                     mine.append(chain[len(mine)])
                     extra -= 1
                 held.append((mine, extra))

@@ -193,3 +193,53 @@ def test_timeline_stops_where_it_is_told() -> None:
 def test_settings_refuse_what_makes_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
         msgspec.convert(wrong, SimSettings)
+
+
+FIELDS = ("n_generated", "n_computed", "cached_tokens", "is_done", "first_token_s", "finished_s", "queued_s")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_run_at_once_comes_to_what_steps_come_to(seed: int) -> None:
+    rng = random.Random(seed)
+    settings = SimSettings(
+        kv_blocks=rng.choice([24, 100]),
+        block_tokens=rng.choice([1, 4, 16]),
+        max_running=1,
+        max_batched_tokens=rng.choice([7, 4096]),
+        cache=seed != 5,
+    )
+    stepped, jumped = SimEngine(settings), SimEngine(settings)
+    for number in range(200):
+        prompt = bytes([65 + rng.randrange(2)]) * rng.randrange(1, 60) + rng.choice([b"", b"x" * 20])
+        n_answer = min(rng.choice([0, 1, 2, 9, 17]), settings.kv_tokens - 20)
+        one, other = sequence(prompt, n_answer), sequence(prompt, n_answer)
+        if one.n_prompt + n_answer > settings.kv_tokens:
+            continue
+        stepped.submit(one, 1.0)
+        while stepped.due_s() is not None:
+            stepped.run_step()
+        jumped.run_at_once(other, 1.0)
+        where = f"seed {seed}, request {number}"
+        for field in FIELDS:
+            assert getattr(other, field) == getattr(one, field), f"{where}: {field}"
+        assert (jumped.n_tokens, jumped.n_steps, jumped.load()) == (stepped.n_tokens, stepped.n_steps, stepped.load())
+        assert list(jumped.cache._idle) == list(stepped.cache._idle), where
+        assert jumped.cache._users == stepped.cache._users, where
+
+
+def test_run_at_once_is_for_an_idle_engine_without_time() -> None:
+    busy = SimEngine(SimSettings())
+    busy.submit(sequence(b"x", 5), 0.0)
+    for engine in (busy, SimEngine(SimSettings(step_ms=1)), SimEngine(SimSettings(prefill_tokens_per_s=1))):
+        with pytest.raises(ValueError, match="step through them"):
+            engine.run_at_once(sequence(b"y", 1), 0.0)
+
+
+def test_without_a_cache_nothing_is_found_and_blocks_are_counted() -> None:
+    first, second = sequence(b"a" * 256, 3), sequence(b"a" * 256, 3)
+    settings = SimSettings(prefill_tokens_per_s=100, step_ms=10, cache=False)
+    engine = run_all(settings, [(0.0, first), (10.0, second)])
+    assert (second.cached_tokens, engine.cache.cached_blocks, engine.cache.used_blocks) == (0, 0, 0)
+    assert second.finished_s == pytest.approx(10.0 + 64 / 100 + 2 * 0.010)
+    engine.submit(sequence(b"a" * 256, 3), 20.0)
+    assert engine.load().kv_blocks_used == 4

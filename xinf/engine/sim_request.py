@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from xinf.chat import Template
+from xinf.chat import ChatMl, Template
 from xinf.core.errors import InvalidRequest, MalformedJson
 from xinf.sim import BYTES_PER_TOKEN
 
@@ -43,6 +43,22 @@ class _Generation(msgspec.Struct, frozen=True):
 class _Chat(_Generation, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _PlainMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+    tool_calls: None = None
+
+
+class _PlainChat(_Generation, frozen=True, kw_only=True):
+    """What most requests are: decoded into fewer objects, and rendered without the template."""
+
+    messages: list[_PlainMessage]
+    tools: None = None
     max_completion_tokens: int | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
@@ -109,11 +125,17 @@ class DetokenizeCall(msgspec.Struct, frozen=True):
     data: bytes
 
 
+_PLAIN_CHAT = msgspec.json.Decoder(_PlainChat)
+
 B = TypeVar("B", _Chat, _Completion, _Embedding, _Tokenize, _Detokenize)
 
 
 def parse_chat(body: bytes, template: Template) -> GenerationCall:
     """Raises: InvalidRequest."""
+    if isinstance(template, ChatMl) and (plain := _plain_chat(body)) is not None:
+        max_tokens = plain.max_tokens if plain.max_completion_tokens is None else plain.max_completion_tokens
+        prompt = template.render_plain(plain.messages, add_generation_prompt=plain.add_generation_prompt)
+        return _call(plain, (_encode(prompt),), max_tokens, is_chat=True)
     chat = _decode(body, _Chat)
     max_tokens = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
     _check_messages(chat.messages)
@@ -170,6 +192,15 @@ def parse_detokenize(body: bytes) -> DetokenizeCall:
     return DetokenizeCall(detokenize.model, _token_bytes(detokenize.tokens, "tokens"))
 
 
+def _plain_chat(body: bytes) -> _PlainChat | None:
+    """Decode a plain conversation; None when the body is anything else, right or wrong."""
+    try:
+        chat = _PLAIN_CHAT.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return chat if chat.messages else None
+
+
 def _decode(body: bytes, kind: type[B]) -> B:
     try:
         return msgspec.json.decode(body, type=kind)
@@ -190,14 +221,14 @@ def _call(body: _Generation, prompts: tuple[bytes, ...], max_tokens: int | None,
     _check_range("n", n, 1, MAX_CHOICES)
     if max_tokens is not None and max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {max_tokens}, must be at least 1", param="max_tokens")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    stops = () if not body.stop else [body.stop] if isinstance(body.stop, str) else body.stop
     return GenerationCall(
         is_chat=is_chat,
         model=body.model,
         prompts=prompts,
         n=n,
         max_tokens=max_tokens,
-        stops=tuple(_encode(stop) for stop in stops if stop),
+        stops=tuple([_encode(stop) for stop in stops if stop]) if stops else (),
         is_stream=bool(body.stream),
         wants_usage=bool(body.stream_options and body.stream_options.include_usage),
         salt=body.cache_salt,

@@ -10,7 +10,7 @@ when the step that fills it is scheduled, and a sequence lets go of its blocks l
 prefix is evicted before its head. Source: vLLM 0.32, v1/core/block_pool.py and kv_cache_manager.py (which differ in one
 thing: there a second copy of a block is findable too).
 
-Each operation is O(1) per block touched.
+Each operation is O(1) per block touched; a match touches O(log blocks).
 """
 
 from __future__ import annotations
@@ -47,17 +47,27 @@ class BlockCache:
         return len(self._users)
 
     def match(self, hashes: Sequence[int]) -> int:
-        """Count the leading blocks that are cached."""
+        """Count the leading blocks that are cached.
+
+        O(log blocks): whoever holds or leaves a cached block does so with all blocks before it, and those are evicted
+        later, so a cached block's prefix is cached too.
+        """
         users = self._users
-        for n_hit, block_hash in enumerate(hashes):
-            if block_hash not in users:
-                return n_hit
-        return len(hashes)
+        if not hashes or hashes[0] not in users:
+            return 0
+        n_hit, n_miss = 1, len(hashes) + 1  # so many are cached, so many are not
+        while n_miss - n_hit > 1:
+            middle = (n_hit + n_miss) // 2
+            if hashes[middle - 1] in users:
+                n_hit = middle
+            else:
+                n_miss = middle
+        return n_hit
 
     def admit(self, hashes: Sequence[int], n_private: int) -> bool:
         """Take the cached blocks `hashes` and `n_private` more, all or nothing. False when there is no room."""
         idle = self._idle
-        n_idle_hits = sum(1 for block_hash in hashes if block_hash in idle)
+        n_idle_hits = sum([block_hash in idle for block_hash in hashes])
         if n_private > self.free_blocks - n_idle_hits:
             return False
         users = self._users
@@ -68,29 +78,36 @@ class BlockCache:
 
     def allocate(self, n_blocks: int) -> bool:
         """Take blank blocks, evicting idle ones as needed, all or nothing. False when there is no room."""
-        if n_blocks > self._blank + len(self._idle):
-            return False
-        while self._blank < n_blocks:
-            evicted, _ = self._idle.popitem(last=False)
-            del self._users[evicted]
-            self._blank += 1
+        n_evicted = n_blocks - self._blank
+        if n_evicted > 0:
+            if n_evicted > len(self._idle):
+                return False
+            pop, users = self._idle.popitem, self._users
+            for _ in range(n_evicted):
+                del users[pop(last=False)[0]]
+            self._blank = n_blocks
         self._blank -= n_blocks
         return True
 
-    def commit(self, block_hash: int) -> bool:
-        """Make a full private block findable. False when its contents are cached already: it stays private."""
-        if block_hash in self._users:
-            return False
-        self._users[block_hash] = 1
-        return True
+    def commit(self, hashes: Sequence[int]) -> int:
+        """Make full private blocks findable, in prefix order. Returns how many: up to one that is cached already.
+
+        That one, and what follows it, stays private.
+        """
+        users = self._users
+        for n_new, block_hash in enumerate(hashes):
+            if block_hash in users:
+                return n_new
+            users[block_hash] = 1
+        return len(hashes)
 
     def release(self, hashes: Sequence[int], n_private: int) -> None:
         """Let go of cached blocks (given in prefix order) and of private ones, which become blank."""
-        users = self._users
+        users, idle = self._users, self._idle
         for block_hash in reversed(hashes):
-            users[block_hash] -= 1
-            if not users[block_hash]:
-                self._idle[block_hash] = None
+            if (n_users := users[block_hash]) == 1:
+                idle[block_hash] = None
+            users[block_hash] = n_users - 1
         self._blank += n_private
 
     def clear(self) -> None:

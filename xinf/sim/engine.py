@@ -54,14 +54,40 @@ class SimEngine:
 
     def submit(self, sequence: SimSequence, now_s: float) -> None:
         """Queue a sequence; begins a step if none is under way."""
+        self._enqueue(sequence)
+        if self._due_s is None:
+            self._begin_step(now_s)
+
+    def run_at_once(self, sequence: SimSequence, now_s: float) -> None:
+        """Run a sequence from its first step to its last: what steps would come to, without taking them.
+
+        For an idle engine whose steps take no time, where nothing can come in between.
+        """
+        if self.n_unfinished or not self.settings.is_instant:
+            raise ValueError(f"{self.n_unfinished} requests are unfinished, or steps take time: step through them")
+        self._enqueue(sequence)
+        self._admit(now_s, sequence.n_prompt)  # the whole prompt, however many steps it would take
+        n_prefill = sequence.n_prompt - sequence.cached_tokens
+        self.n_steps += -(-n_prefill // self.settings.max_batched_tokens) + max(0, sequence.n_answer - 1)
+        # The last token of an answer is never computed. Block by block: what is evicted for one block must be able to
+        # take away what the next one would find.
+        n_last = sequence.n_prompt + max(0, sequence.n_answer - 1)
+        block_tokens = self.settings.block_tokens
+        while (n_left := n_last - sequence.n_computed) > 0:
+            self._extend(sequence, min(n_left, block_tokens - sequence.n_computed % block_tokens))
+        sequence.n_generated = sequence.n_answer
+        self.n_tokens += sequence.n_answer
+        sequence.is_done = True
+        sequence.first_token_s = sequence.finished_s = now_s
+        self._leave(sequence)
+
+    def _enqueue(self, sequence: SimSequence) -> None:
         needed = sequence.n_prompt + sequence.n_answer
         if needed > self.settings.kv_tokens:
             raise ValueError(f"a request of {needed} tokens never fits a cache of {self.settings.kv_tokens}")
         self._waiting.append(sequence)
         self._n_waiting += 1
         self._queued_prefill += sequence.n_prompt
-        if self._due_s is None:
-            self._begin_step(now_s)
 
     def cancel(self, sequence: SimSequence) -> None:
         """Forget a sequence wherever it is; its blocks are free at once. Harmless when it is done."""
@@ -150,8 +176,11 @@ class SimEngine:
         n_blocks = -(-sequence.n_known // block_tokens)
         # At least one token is computed, so that there is something to sample from.
         n_findable = (sequence.n_known - 1) // block_tokens
-        n_hit = self.cache.match(sequence.hashes(n_findable, block_tokens)[:n_findable])
-        hits = sequence.hashes(n_hit, block_tokens)[:n_hit]
+        hits: list[int] = []
+        if self.settings.cache and n_findable:
+            findable = sequence.hashes(block_tokens)[:n_findable]
+            hits = findable[: self.cache.match(findable)]
+        n_hit = len(hits)
         if not self.cache.admit(hits, n_blocks - n_hit):
             return None
         self._waiting.popleft()
@@ -185,17 +214,17 @@ class SimEngine:
     def _compute(self, sequence: SimSequence, n_tokens: int) -> None:
         """Count `n_tokens` as computed; blocks that this fills become findable."""
         self._set_computed(sequence, sequence.n_computed + n_tokens)
+        if not self.settings.cache:
+            return
         n_full = sequence.n_computed // self.settings.block_tokens
         n_shared = len(sequence.shared)
         if n_full == n_shared:
             return
-        hashes = sequence.hashes(n_full, self.settings.block_tokens)
-        for index in range(n_shared, n_full):
-            block_hash = hashes[index]
-            if not self.cache.commit(block_hash):
-                return  # somebody else's copy is the findable one; ours, and what follows it, stays private
-            sequence.shared.append(block_hash)
-            sequence.n_private -= 1
+        # Where somebody else's copy is the findable one, ours and what follows it stays private.
+        new = sequence.hashes(self.settings.block_tokens)[n_shared:n_full]
+        n_new = self.cache.commit(new)
+        sequence.shared += new if n_new == len(new) else new[:n_new]
+        sequence.n_private -= n_new
 
     def _set_computed(self, sequence: SimSequence, n_computed: int) -> None:
         n_prompt = sequence.n_prompt

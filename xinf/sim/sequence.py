@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from xinf._fast.prefix import chain_bytes, hash_bytes
 from xinf.sim.text import BYTES_PER_TOKEN, count_tokens
+
+# What `chain_bytes` cuts a text into.
+CHUNK_BYTES_MIN = 16
+CHUNK_BYTES_MAX = 4096
 
 
 class SimSequence:
@@ -14,9 +19,10 @@ class SimSequence:
     """
 
     __slots__ = (
+        "_answer",
         "_hashes",
+        "_prompt",
         "_salt",
-        "_stream",
         "arrived_s",
         "cached_tokens",
         "finished_s",
@@ -37,9 +43,10 @@ class SimSequence:
     def __init__(
         self, prompt: bytes, answer: bytes, *, arrived_s: float, salt: str | None = None, owner: Any = None
     ) -> None:
-        self._stream = prompt + answer  # what the KV cache holds, four bytes a token
+        self._prompt = prompt  # with the answer behind it what the KV cache holds, four bytes a token
+        self._answer = answer
         self._salt = salt
-        self._hashes: list[int] = []
+        self._hashes: list[int] | None = None  # of all blocks, once asked for
         self.owner = owner  # the caller's own, untouched here
         self.n_prompt = count_tokens(len(prompt))
         self.n_answer = len(answer) // BYTES_PER_TOKEN
@@ -66,14 +73,20 @@ class SimSequence:
         """Tokens that exist so far: prompt and generated."""
         return self.n_prompt + self.n_generated
 
-    def hashes(self, n_blocks: int, block_tokens: int) -> list[int]:
-        """Give the chained hashes of its blocks, at least the first `n_blocks`; computed once each."""
-        known = self._hashes
-        if len(known) < n_blocks:
+    def hashes(self, block_tokens: int) -> list[int]:
+        """Give the chained hashes of its blocks, also of those that are not computed yet; the last may not be full.
+
+        A block can be full of tokens and short of bytes: the last token of a prompt may have fewer than four.
+        """
+        if self._hashes is None:
+            stream = self._prompt + self._answer
             n_bytes = block_tokens * BYTES_PER_TOKEN
-            stream = self._stream
-            last = known[-1] if known else hash((self._salt, block_tokens))
-            for start in range(len(known) * n_bytes, n_blocks * n_bytes, n_bytes):
-                last = hash((last, stream[start : start + n_bytes]))
-                known.append(last)
-        return known
+            seed = hash_bytes((self._salt or "").encode("utf-8", "replace"), block_tokens)
+            if CHUNK_BYTES_MIN <= n_bytes <= CHUNK_BYTES_MAX:
+                self._hashes = memoryview(chain_bytes(stream, seed, n_bytes)).cast("Q").tolist()
+            else:
+                self._hashes = []
+                for start in range(0, len(stream), n_bytes):
+                    seed = hash_bytes(stream[start : start + n_bytes], seed)
+                    self._hashes.append(seed)
+        return self._hashes

@@ -15,6 +15,7 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_running: int = 256  # requests decoded at once
     max_batched_tokens: int = 8192  # prefill and decode tokens of one step; a longer prompt takes several steps
     seed: int = 0  # of the text
+    cache: bool = True  # false: no prompt is found again and none is hashed; blocks are still counted
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -26,6 +27,11 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"max_batched_tokens is {self.max_batched_tokens}, must be at least max_running ({self.max_running}): "
                 "each running request decodes one token in a step"
             )
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether no step takes any time."""
+        return not self.prefill_tokens_per_s and not self.step_ms
 
     @property
     def kv_tokens(self) -> int:

@@ -11,7 +11,8 @@ the prompt: equal prompts get equal answers, whatever else runs, and an answer c
 from __future__ import annotations
 
 import random
-import zlib
+
+from xinf._fast.prefix import hash_bytes
 
 BYTES_PER_TOKEN = 4
 
@@ -37,7 +38,7 @@ class TextSource:
 
     def answer(self, prompt: bytes, n_tokens: int, *, choice: int = 0) -> bytes:
         """Give the first `n_tokens` tokens that follow `prompt`. `choice`: which of n alternatives."""
-        start = (zlib.crc32(prompt, self._seed & 0xFFFFFFFF) + choice * 7919) % _RING_TOKENS * BYTES_PER_TOKEN
+        start = (hash_bytes(prompt, self._seed) + choice * 7919) % _RING_TOKENS * BYTES_PER_TOKEN
         n_bytes = n_tokens * BYTES_PER_TOKEN
         piece = self._ring[start : start + n_bytes]
         while len(piece) < n_bytes:
