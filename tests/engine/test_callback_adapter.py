@@ -26,7 +26,7 @@ class Called(Naughty):
             reply.done(Usage())
             return None
         if way == "dies":
-            reply.failed(EngineDied("the engine is gone"))
+            reply.failed(EngineDied("the engine is gone, \ud800"))  # as of a body that JSON could not spell better
             return None
         self.replies[way] = reply
         return Work(self, way)
@@ -75,6 +75,7 @@ async def test_what_goes_wrong_in_begin_ends_its_request_alone(serve: Serve, way
     async with LinkClient(shim.spec.listen) as link:
         answer = await link.ask("POST", f"/{way}")
         assert answer.end.error == error
+        assert answer.end.message
         assert "secret" not in answer.end.message
         assert len(shim.intake) == 0
 

@@ -1,10 +1,10 @@
 """One request on its way through the shim: where the adapter puts the answer, and the outbox it leaves by.
 
-    adapter ──start, chunk──▶ Call ──queued once──▶ Outbox ──drain──▶ frames of a Link, or events of a Generate
+    adapter ──start, chunk──▶ Call ──queued once──▶ Outbox ──put──▶ frames of a Link, or events of a Generate
                                 └── finish: exactly one End, whoever says it first; what comes after is ignored
 
-Messages are built as they arrive, in the context of the request they belong to, so that a wrong value hurts that
-request and not the writer that serves all of them.
+Values are checked and headers encoded as they arrive, in the context of the request they belong to, so that a wrong one
+hurts that request and not the writer that serves all of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,46 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
-from xinf._pb import engine_service_pb2 as pb
+from xinf._fast.wire import encode_headers
 from xinf.core.errors import EngineDied, EngineError, Unavailable, XinfError
 from xinf.engine.adapter import RawHeader, Usage, Work
 
 _UINT32_MAX = 2**32 - 1
+_MESSAGE_BYTES = 64  # about what a start or an end takes of a frame
+
+
+class MessageWriter(Protocol):
+    """What the messages of an answer are put into: the writer of a Link's frames, or of a Generate's events."""
+
+    def start(self, id: int, status: int, headers_block: bytes) -> None: ...  # noqa: A002
+
+    def chunk(self, id: int, data: bytes) -> None: ...  # noqa: A002
+
+    def end(
+        self,
+        id: int,  # noqa: A002
+        prompt: int,
+        cached: int,
+        completion: int,
+        error: str,
+        message: str,
+        retryable: bool,
+        queued_s: float,
+    ) -> None: ...
+
+
+class End(NamedTuple):
+    """How an answer ended, as it goes on the wire."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    error: str
+    message: str
+    is_retryable: bool
+    queued_s: float
 
 
 class Outbox:
@@ -35,27 +69,38 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def queue(self, call: Call, n_bytes: int) -> None:
-        """Note that `call` has something to send, `n_bytes` more of it."""
+    def queue(self, call: Call) -> None:
+        """Note that `call` has something to send, which it had not."""
+        call.is_queued = True
+        self._calls.append(call)
+        self.wake()
+
+    def count(self, n_bytes: int) -> None:
+        """Note that a call holds so many bytes more."""
         self.n_bytes += n_bytes
         if self.n_bytes > self._max_bytes:
             self._on_over()
-        if not call.is_queued:
-            call.is_queued = True
-            self._calls.append(call)
-        self.wake()
 
-    def first(self) -> Call | None:
-        """The call that has waited longest."""
-        return self._calls[0] if self._calls else None
+    def put(self, writer: MessageWriter, room_bytes: int, on_ended: Callable[[int], None]) -> bool:
+        """Put what waits into `writer`, about `room_bytes` of it. False when nothing waits.
 
-    def taken(self, n_bytes: int) -> None:
-        """Note that `n_bytes` of the first call left; with nothing left of it, it leaves the queue."""
-        self.n_bytes -= n_bytes
-        call = self._calls[0]
-        if not call.has_something:
+        `on_ended` is told the id of each call whose end is put.
+        """
+        calls = self._calls
+        if not calls:
+            return False
+        while calls and room_bytes > 0:
+            call = calls[0]
+            n_bytes = call.put(writer, room_bytes)
+            self.n_bytes -= n_bytes
+            room_bytes -= n_bytes + _MESSAGE_BYTES
+            if call.has_data:
+                continue
             call.is_queued = False
-            self._calls.popleft()
+            calls.popleft()
+            if call.is_finished:
+                on_ended(call.id)
+        return True
 
     def wake(self) -> None:
         """Let `wait` return."""
@@ -104,9 +149,9 @@ class Call:
         self.has_started = False
         self.n_sent_bytes = 0  # of the answer's body, handed over for sending
         self._outbox = outbox
-        self._start: pb.Start | None = None
+        self._start: tuple[int, bytes] | None = None  # status, headers as they go on the wire
         self._chunks: list[bytes] = []
-        self._end: pb.End | None = None
+        self._end: End | None = None
 
     # ---- what the adapter says ------------------------------------------------------------------------------------
 
@@ -115,12 +160,12 @@ class Call:
             return
         if self.has_started:
             raise RuntimeError(f"request {self.request_id or self.id} was started twice")
-        start = pb.Start(id=self.id, status=status)
-        for name, value in headers:
-            start.headers.add(name=name, value=value)
-        self._start = start
+        if not 0 <= status <= _UINT32_MAX:
+            raise ValueError(f"status is {status}")
+        self._start = (int(status), encode_headers(list(headers)))
         self.has_started = True
-        self._outbox.queue(self, 0)
+        if not self.is_queued:
+            self._outbox.queue(self)
 
     def chunk(self, data: bytes) -> None:
         if self.is_finished or not data:
@@ -130,8 +175,11 @@ class Call:
         if type(data) is not bytes:
             data = bytes(data)
         self._chunks.append(data)
-        self.n_sent_bytes += len(data)
-        self._outbox.queue(self, len(data))
+        n_bytes = len(data)
+        self.n_sent_bytes += n_bytes
+        if not self.is_queued:
+            self._outbox.queue(self)
+        self._outbox.count(n_bytes)
 
     def done(self, usage: Usage) -> None:
         """End well, or badly if there was no answer."""
@@ -154,24 +202,29 @@ class Call:
     def finish(self, usage: Usage) -> None:
         """End well."""
         self._finish(
-            pb.End(
-                id=self.id,
-                prompt_tokens=_uint32(usage.prompt_tokens),
-                cached_tokens=_uint32(usage.cached_tokens),
-                completion_tokens=_uint32(usage.completion_tokens),
-                queued_s=usage.queued_s,
+            End(
+                _uint32(usage.prompt_tokens),
+                _uint32(usage.cached_tokens),
+                _uint32(usage.completion_tokens),
+                "",
+                "",
+                False,
+                float(usage.queued_s),
             )
         )
 
     def fail(self, error: XinfError) -> None:
         """End badly. Another replica may take the request if this one is going away and sent nothing of the answer."""
         is_retryable = isinstance(error, EngineDied | Unavailable) and not self.n_sent_bytes
-        self._finish(pb.End(id=self.id, error=error.code, message=str(error), retryable=is_retryable))
+        # A message may quote what a client sent, lone surrogates too.
+        message = str(error).encode("utf-8", "replace").decode()
+        self._finish(End(0, 0, 0, error.code, message, is_retryable, 0.0))
 
     def abandon(self) -> None:
         """Nobody wants the answer any more: send nothing further, stop the work."""
         self.is_finished = True
-        self._outbox.n_bytes -= sum(map(len, self._chunks))
+        if self._chunks:
+            self._outbox.n_bytes -= sum(map(len, self._chunks))
         self._start = None
         self._chunks = []
         self._end = None
@@ -190,41 +243,43 @@ class Call:
         if on_over is not None:
             on_over(self, error)
 
-    def _finish(self, end: pb.End) -> None:
+    def _finish(self, end: End) -> None:
         if not self.is_finished:
             self.is_finished = True
             self._end = end
-            self._outbox.queue(self, 0)
+            if not self.is_queued:
+                self._outbox.queue(self)
 
     # ---- what the writer takes ------------------------------------------------------------------------------------
 
     @property
-    def has_something(self) -> bool:
-        """Whether anything waits to be sent."""
-        return self._start is not None or bool(self._chunks) or self._end is not None
+    def has_data(self) -> bool:
+        """Whether bytes of the answer, and what follows them, still wait to be sent."""
+        return bool(self._chunks)
 
-    def take_start(self) -> pb.Start | None:
-        start, self._start = self._start, None
-        return start
+    def put(self, writer: MessageWriter, room_bytes: int) -> int:
+        """Put what waits into `writer`, at most `room_bytes` of the answer. Returns how many bytes of it were put.
 
-    def take_data(self, room_bytes: int) -> bytes:
-        """Take what was said since the last time, joined, at most `room_bytes` of it."""
+        What was said since the last time becomes one chunk; the end follows once everything before it is put.
+        """
+        if self._start is not None:
+            writer.start(self.id, *self._start)
+            self._start = None
         chunks = self._chunks
-        if not chunks:
-            return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if len(data) <= room_bytes:
+        n_bytes = 0
+        if chunks:
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            n_bytes = len(data)
+            if n_bytes > room_bytes:
+                self._chunks = [data[room_bytes:]]
+                writer.chunk(self.id, data[:room_bytes])
+                return room_bytes
             self._chunks = []
-            return data
-        self._chunks = [data[room_bytes:]]
-        return data[:room_bytes]
-
-    def take_end(self) -> pb.End | None:
-        """Take the end, once everything before it is taken."""
-        if self._chunks:
-            return None
-        end, self._end = self._end, None
-        return end
+            writer.chunk(self.id, data)
+        if self._end is not None:
+            writer.end(self.id, *self._end)
+            self._end = None
+        return n_bytes
 
 
 def _uint32(value: int) -> int:

@@ -10,12 +10,14 @@ import logging
 import traceback
 from collections.abc import Callable
 
-from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import DeadlineExceeded, EngineDied, EngineError, Unavailable, XinfError
-from xinf.engine.adapter import Adapter, CallbackAdapter, Request
+from xinf.engine.adapter import Adapter, CallbackAdapter, RawHeader, Request
 from xinf.engine.call import Call, Outbox
 
 _log = logging.getLogger(__name__)
+
+# As the codec gives it: id, method, path, headers, body, chain, priority, timeout_ms, trace, request_id.
+Submit = tuple[int, str, str, list[RawHeader], bytes, bytes, int, int, str, str]
 
 
 class Intake:
@@ -43,20 +45,31 @@ class Intake:
         """Answer new requests with `error` from now on."""
         self._refusal = error
 
-    def begin(self, submit: pb.Submit, outbox: Outbox) -> Call:
+    def begin(self, submit: Submit, outbox: Outbox) -> Call:
         """Start working on a request. It ends through its call, whatever happens."""
-        call = Call(submit.id, submit.request_id, outbox)
+        call_id, method, path, headers, body, chain, priority, timeout_ms, trace, request_id = submit
+        call = Call(call_id, request_id, outbox)
         if self._refusal is not None:
             call.fail(self._refusal)
             return call
+        request = Request(
+            method=method,
+            path=path,
+            headers=headers,
+            body=body,
+            chain=chain,
+            priority=priority,
+            timeout_s=timeout_ms / 1000.0 if timeout_ms else None,
+            trace=trace,
+            request_id=request_id,
+        )
         self._calls[call] = None
-        if submit.timeout_ms:
-            loop = asyncio.get_running_loop()
-            call.timer = loop.call_later(submit.timeout_ms / 1000.0, self._expire, call, submit.timeout_ms)
+        if timeout_ms:
+            call.timer = asyncio.get_running_loop().call_later(timeout_ms / 1000.0, self._expire, call, timeout_ms)
         if self._callback_adapter is not None:
-            self._begin_work(self._callback_adapter, call, _request(submit))
+            self._begin_work(self._callback_adapter, call, request)
         else:
-            task = asyncio.get_running_loop().create_task(self._serve(call, _request(submit)))
+            task = asyncio.get_running_loop().create_task(self._serve(call, request))
             call.work = task
             task.add_done_callback(lambda _: self._task_over(call))
         return call
@@ -141,17 +154,3 @@ class Intake:
         if self._emptied is not None and not self._calls:
             self._emptied.set_result(None)
             self._emptied = None
-
-
-def _request(submit: pb.Submit) -> Request:
-    return Request(
-        method=submit.method,
-        path=submit.path,
-        headers=[(header.name, header.value) for header in submit.headers],
-        body=submit.body,
-        chain=submit.chain,
-        priority=submit.priority,
-        timeout_s=submit.timeout_ms / 1000.0 if submit.timeout_ms else None,
-        trace=submit.trace,
-        request_id=submit.request_id,
-    )

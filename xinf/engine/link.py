@@ -12,11 +12,11 @@ import logging
 import grpc
 import grpc.aio
 
-from xinf._pb import engine_service_pb2 as pb
+from xinf._fast.wire import EngineFrameWriter, WireError, decode_gateway_frame
 from xinf.core.errors import InvalidRequest, Overloaded
 from xinf.engine.adapter import Adapter
 from xinf.engine.call import Call, Outbox
-from xinf.engine.intake import Intake
+from xinf.engine.intake import Intake, Submit
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ OPEN_CALLS = 8192
 LOAD_LINGER_S = 0.02
 _LAST_WRITE_S = 0.5
 
-Context = grpc.aio.ServicerContext[pb.GatewayFrame, pb.EngineFrame]
+Context = grpc.aio.ServicerContext[bytes, bytes]  # frames, read and written by our own codec
 
 
 class Link:
-    """One gateway process."""
+    """One gateway process. `hello`: EngineInfo, serialized."""
 
-    def __init__(self, intake: Intake, adapter: Adapter, hello: pb.EngineInfo, context: Context) -> None:
+    def __init__(self, intake: Intake, adapter: Adapter, hello: bytes, context: Context) -> None:
         self._intake = intake
         self._adapter = adapter
         self._hello = hello
@@ -47,7 +47,8 @@ class Link:
         self._calls: dict[int, Call] = {}
         self._last_submit = 0
         self._is_load_due = True
-        self._sent_load: pb.Load | None = None
+        self._writer = EngineFrameWriter()
+        self._sent_load: tuple[int, ...] | None = None
         self._load_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._refused: tuple[grpc.StatusCode, str] | None = None  # why the shim ends it, for the gateway
@@ -113,17 +114,23 @@ class Link:
     async def _read(self) -> None:
         is_first = True
         while True:
-            frame = await self._context.read()
-            if frame is grpc.aio.EOF:  # type: ignore[attr-defined]  # the gateway closed its side
+            data = await self._context.read()
+            if data is grpc.aio.EOF:  # type: ignore[attr-defined]  # the gateway closed its side
+                return
+            try:
+                frame = decode_gateway_frame(data)
+            except WireError as error:
+                self._refused = (grpc.StatusCode.INVALID_ARGUMENT, f"that is no frame of a Link: {error}")
                 return
             if is_first:
                 is_first = False
-                if not frame.HasField("hello") or frame.hello.version != PROTOCOL:
-                    asked = f"version {frame.hello.version}" if frame.HasField("hello") else "no hello"
+                version = None if frame.hello is None else frame.hello[1]
+                if frame.hello is None or version != PROTOCOL:
+                    asked = "no hello" if version is None else f"version {version}"
                     reason = f"this engine speaks version {PROTOCOL} of the Link, the gateway sent {asked}"
                     self._refused = (grpc.StatusCode.FAILED_PRECONDITION, reason)
                     return
-                self.gateway = frame.hello.gateway or "?"
+                self.gateway = frame.hello[0] or "?"
                 _log.info("link opened", extra={"kv": {"gateway": self.gateway}})
             for submit in frame.submits:
                 self._submit(submit)
@@ -132,68 +139,57 @@ class Link:
                 if call is not None:
                     call.abandon()
 
-    def _submit(self, submit: pb.Submit) -> None:
-        if submit.id <= self._last_submit:
+    def _submit(self, submit: Submit) -> None:
+        call_id, request_id = submit[0], submit[-1]
+        if call_id <= self._last_submit:
             # Answering an id that is in flight would end the request that owns it.
-            _log.warning("submit id %d does not count up", submit.id, extra={"kv": {"gateway": self.gateway}})
-            if submit.id not in self._calls:
-                error = InvalidRequest(f"submit id {submit.id} does not count up, the last was {self._last_submit}")
-                Call(submit.id, submit.request_id, self._outbox).fail(error)
+            _log.warning("submit id %d does not count up", call_id, extra={"kv": {"gateway": self.gateway}})
+            if call_id not in self._calls:
+                error = InvalidRequest(f"submit id {call_id} does not count up, the last was {self._last_submit}")
+                Call(call_id, request_id, self._outbox).fail(error)
             return
-        self._last_submit = submit.id
+        self._last_submit = call_id
         if len(self._calls) >= OPEN_CALLS:
             full = Overloaded(f"{OPEN_CALLS} requests are open on this Link", retry_after_s=1)
-            Call(submit.id, submit.request_id, self._outbox).fail(full)
+            Call(call_id, request_id, self._outbox).fail(full)
             return
-        self._calls[submit.id] = self._intake.begin(submit, self._outbox)
+        self._calls[call_id] = self._intake.begin(submit, self._outbox)
 
     # ---- out ------------------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        await self._context.write(pb.EngineFrame(hello=self._hello))
+        self._writer.hello(self._hello)
+        await self._context.write(self._writer.take())
         while True:
             await self._outbox.wait()
             # One turn of the loop: what else this step says, the end of an answer above all, goes into the same frame.
             await asyncio.sleep(0)
-            while (frame := self._next_frame()) is not None:
+            while frame := self._next_frame():
                 await self._context.write(frame)
             if self._is_closed:
                 return
 
-    def _next_frame(self) -> pb.EngineFrame | None:
-        """Put together what waits to be sent; None when nothing does."""
-        frame = pb.EngineFrame()
-        room = FRAME_BYTES
-        outbox = self._outbox
-        while room > 0 and (call := outbox.first()) is not None:
-            start = call.take_start()
-            if start is not None:
-                frame.starts.append(start)
-            data = call.take_data(room)
-            if data:
-                frame.chunks.add(id=call.id, data=data)
-            end = call.take_end()
-            if end is not None:
-                frame.ends.append(end)
-                self._calls.pop(call.id, None)
-            room -= len(data) + 64  # 64: about what a start or end takes
-            outbox.taken(len(data))
-        has_load = self._is_load_due and self._add_load(frame)
-        return frame if has_load or room < FRAME_BYTES else None
+    def _next_frame(self) -> bytes:
+        """Put together what waits to be sent; empty when nothing does."""
+        self._outbox.put(self._writer, FRAME_BYTES, self._ended)
+        if self._is_load_due:
+            self._put_load()
+        return self._writer.take()
 
-    def _add_load(self, frame: pb.EngineFrame) -> bool:
+    def _ended(self, call_id: int) -> None:
+        self._calls.pop(call_id, None)
+
+    def _put_load(self) -> None:
         self._is_load_due = False
         report = self._adapter.load()
-        load = pb.Load(
-            running=report.running,
-            waiting=report.waiting,
-            queued_prefill_tokens=report.queued_prefill_tokens,
-            kv_blocks_used=report.kv_blocks_used,
-            kv_blocks_total=report.kv_blocks_total,
-            last_submit=self._outbox.last_begun,
+        load = (
+            report.running,
+            report.waiting,
+            report.queued_prefill_tokens,
+            report.kv_blocks_used,
+            report.kv_blocks_total,
+            self._outbox.last_begun,
         )
-        if load == self._sent_load:
-            return False
-        self._sent_load = load
-        frame.load.CopyFrom(load)
-        return True
+        if load != self._sent_load:
+            self._sent_load = load
+            self._writer.load(*load)

@@ -10,12 +10,9 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from xinf._pb import engine_service_pb2 as pb
-from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineStartFailed
-from xinf.engine.service import EngineService
+from xinf.engine.service import SERVICE_NAME, EngineService, add_service
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EngineService"].full_name
 # A little under the second that the protocol promises.
 _LOAD_INTERVAL_S = 0.9
 
@@ -39,7 +36,7 @@ class EngineServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        pb_grpc.add_EngineServiceServicer_to_server(service, self._server)
+        add_service(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from xinf._fast.wire import WireError, decode_submit
 from xinf._pb import engine_service_pb2 as pb
 from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineError, Overloaded, XinfError, to_wire
@@ -22,6 +23,7 @@ from xinf.engine.status import StatusFile
 
 _log = logging.getLogger(__name__)
 
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EngineService"].full_name
 ERROR_METADATA_KEY = "xinf-error-bin"
 
 AnyContext = grpc.aio.ServicerContext[Any, Any]
@@ -36,6 +38,7 @@ class EngineService(pb_grpc.EngineServiceServicer):
 
     def __init__(self, info: pb.EngineInfo, adapter: Adapter, intake: Intake, status: StatusFile, drain: Drain) -> None:
         self._info = info
+        self._hello = info.SerializeToString()
         self._adapter = adapter
         self._intake = intake
         self._status = status
@@ -62,7 +65,7 @@ class EngineService(pb_grpc.EngineServiceServicer):
     # ---- requests -------------------------------------------------------------------------------------------------
 
     async def Link(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802
-        link = Link(self._intake, self._adapter, self._info, context)
+        link = Link(self._intake, self._adapter, self._hello, context)
         task = asyncio.current_task()
         assert task is not None
         self._links[task] = link
@@ -71,10 +74,14 @@ class EngineService(pb_grpc.EngineServiceServicer):
         finally:
             del self._links[task]
 
-    async def Generate(self, request: pb.Submit, context: AnyContext) -> None:  # noqa: N802
+    async def Generate(self, request: bytes, context: AnyContext) -> None:  # noqa: N802
+        try:
+            submit = decode_submit(request)
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"that is no request: {error}")
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         outbox = Outbox(OUTBOX_BYTES, lambda: None if over.done() else over.set_result(None))
-        call = self._intake.begin(request, outbox)
+        call = self._intake.begin(submit, outbox)
         writer = asyncio.create_task(_write_events(outbox, context))
         try:
             await asyncio.wait({writer, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,6 +130,25 @@ class EngineService(pb_grpc.EngineServiceServicer):
         return pb.WakeResponse()
 
 
+def add_service(service: EngineService, server: grpc.aio.Server) -> None:
+    """Register all calls. Link and Generate carry bytes, which our own codec reads and writes.
+
+    The generated function is of no use here: what it registers goes before any other handler of a call.
+    """
+    handlers = {
+        "Link": grpc.stream_stream_rpc_method_handler(service.Link),
+        "Generate": grpc.unary_stream_rpc_method_handler(service.Generate),
+    }
+    for method in pb.DESCRIPTOR.services_by_name["EngineService"].methods:
+        if method.name not in handlers:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                getattr(service, method.name),
+                request_deserializer=getattr(pb, method.input_type.name).FromString,
+                response_serializer=getattr(pb, method.output_type.name).SerializeToString,
+            )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
 def engine_info(replica: str, engine: EngineDescription) -> pb.EngineInfo:
     """Put the description of an engine on the wire."""
     return pb.EngineInfo(
@@ -143,22 +169,58 @@ def engine_info(replica: str, engine: EngineDescription) -> pb.EngineInfo:
     )
 
 
+class _Events:
+    """The messages of one call, each an event of its Generate."""
+
+    def __init__(self) -> None:
+        self._events: list[pb.GenerateEvent] = []
+        self.has_end = False
+
+    def start(self, id: int, status: int, headers_block: bytes) -> None:  # noqa: A002
+        start = pb.Start(id=id, status=status)
+        start.MergeFromString(headers_block)
+        self._events.append(pb.GenerateEvent(start=start))
+
+    def chunk(self, id: int, data: bytes) -> None:  # noqa: A002, ARG002
+        self._events.append(pb.GenerateEvent(chunk=data))
+
+    def end(
+        self,
+        id: int,  # noqa: A002
+        prompt: int,
+        cached: int,
+        completion: int,
+        error: str,
+        message: str,
+        retryable: bool,
+        queued_s: float,
+    ) -> None:
+        end = pb.End(
+            id=id,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            completion_tokens=completion,
+            error=error,
+            message=message,
+            retryable=retryable,
+            queued_s=queued_s,
+        )
+        self._events.append(pb.GenerateEvent(end=end))
+        self.has_end = True
+
+    def take(self) -> list[bytes]:
+        events, self._events = self._events, []
+        return [event.SerializeToString() for event in events]
+
+
 async def _write_events(outbox: Outbox, context: AnyContext) -> None:
     """Send what one call says, as it says it, until its end."""
-    while True:
+    events = _Events()
+    while not events.has_end:
         await outbox.wait()
-        while (call := outbox.first()) is not None:
-            start = call.take_start()
-            data = call.take_data(FRAME_BYTES)
-            end = call.take_end()
-            outbox.taken(len(data))
-            if start is not None:
-                await context.write(pb.GenerateEvent(start=start))
-            if data:
-                await context.write(pb.GenerateEvent(chunk=data))
-            if end is not None:
-                await context.write(pb.GenerateEvent(end=end))
-                return
+        while outbox.put(events, FRAME_BYTES, lambda _: None):
+            for event in events.take():
+                await context.write(event)
 
 
 async def _or_abort(context: AnyContext, action: Awaitable[None]) -> None:
