@@ -20,9 +20,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.cells import CHUNKS_PER_STREAM, MEMORY_STEPS, Cell, Kind, takes_part
+from benchmarks.cells import CHUNKS_PER_STREAM, MEMORY_STEPS, SLOW, SLOW_S, Cell, Kind, takes_part
 from benchmarks.contestant import Contestant, Site, gateway_rss_bytes
-from benchmarks.engines import MODEL, HttpEngines, Profile, wait_until_idle
+from benchmarks.engines import MODEL, HttpEngines, Profile, core_share, wait_until_idle
 from benchmarks.loadgen import Load, LoadFailed, LoadResult, build, run
 from benchmarks.pin import GATEWAY_CPU, LOAD_CPU
 from benchmarks.sample import Run, Sample, Taker, commit, cpu_model, sample_of
@@ -30,6 +30,7 @@ from benchmarks.service import NotReady
 
 WARM_UP_S = 0.4
 WARM_UP_TOKENS = 2
+IDLE_WATCH_S = 0.5
 _START_ERRORS = (NotReady, subprocess.SubprocessError, OSError)
 Say = Callable[[str], None]
 
@@ -41,8 +42,9 @@ class Plan(msgspec.Struct, frozen=True):
     repeats: int
     is_quick: bool
 
-    def seconds(self, cell: Cell) -> float:
-        return min(cell.seconds, 0.5) if self.is_quick else cell.seconds
+    def seconds(self, cell: Cell, contestant: str) -> float:
+        full_s = max(cell.seconds, SLOW_S) if contestant in SLOW else cell.seconds
+        return min(full_s, 0.5) if self.is_quick else full_s
 
     def memory_steps(self) -> tuple[tuple[int, int], ...]:
         return tuple((size, n // 50) for size, n in MEMORY_STEPS) if self.is_quick else MEMORY_STEPS
@@ -53,17 +55,16 @@ def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
     build()
     began = time.monotonic()
     samples: list[Sample] = []
-    engines_kind = ""
+    idle_shares: dict[str, float] = {}
     profiles = dict.fromkeys(cell.profile for cell in plan.cells)
     with tempfile.TemporaryDirectory(prefix="xinf-bench-", ignore_cleanup_errors=True) as scratch:
         for profile in profiles:
             cells = [cell for cell in plan.cells if cell.profile == profile]
             with _engines(profile, Path(scratch)) as engines:
-                engines_kind = engines.kind
                 site = Site(Path(scratch), engines, profile)
                 timed = [cell for cell in cells if cell.kind is not Kind.MEMORY]
                 if timed:
-                    samples += _interleaved(contestants, timed, site, plan, say)
+                    samples += _interleaved(contestants, timed, site, plan, _Notes(say, idle_shares))
                 for cell in cells:
                     if cell.kind is Kind.MEMORY:
                         samples += [_memory(one, cell, site, plan, say) for one in _takers(contestants, cell)]
@@ -75,7 +76,7 @@ def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
         n_cpus=os.cpu_count() or 1,
         kernel=platform.release(),
         python=platform.python_version(),
-        engines=engines_kind,
+        idle_core_share={name: round(share, 4) for name, share in idle_shares.items()},
         gateway_cpu=GATEWAY_CPU[0],
         load_cpu=LOAD_CPU[0],
         repeats=plan.repeats,
@@ -84,6 +85,13 @@ def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
         contestants=tuple(Taker(one.name, one.family.value, one.version(), one.settings) for one in contestants),
         samples=tuple(samples),
     )
+
+
+class _Notes(msgspec.Struct, frozen=True):
+    """What a run says while it goes on, and what it learns besides samples."""
+
+    say: Say
+    idle_shares: dict[str, float]  # by contestant: of the gateway core, with nothing to do
 
 
 @contextlib.contextmanager
@@ -100,9 +108,10 @@ def _takers(contestants: Sequence[Contestant], cell: Cell) -> list[Contestant]:
 
 
 def _interleaved(
-    contestants: Sequence[Contestant], cells: Sequence[Cell], site: Site, plan: Plan, say: Say
+    contestants: Sequence[Contestant], cells: Sequence[Cell], site: Site, plan: Plan, notes: _Notes
 ) -> list[Sample]:
     samples: list[Sample] = []
+    say = notes.say
     with contextlib.ExitStack() as stack:
         started: list[Contestant] = []
         for one in contestants:
@@ -117,6 +126,9 @@ def _interleaved(
                 continue
             started.append(one)
             say(f"{one.name} is up in front of engines with {site.profile.name}")
+        for one in started:
+            share = core_share(one.gateway_pids(), IDLE_WATCH_S)
+            notes.idle_shares[one.name] = max(share, notes.idle_shares.get(one.name, 0.0))
         for repeat, cell in itertools.product(range(plan.repeats), cells):
             takers = _takers(started, cell)
             shift = repeat % max(1, len(takers))
@@ -136,7 +148,7 @@ def _one(one: Contestant, cell: Cell, repeat: int, plan: Plan) -> Sample:
         connections=cell.connections,
         size_bytes=cell.size_bytes,
         model=MODEL,
-        seconds=plan.seconds(cell),
+        seconds=plan.seconds(cell, one.name),
         warmup_s=WARM_UP_S,
         seed=1 + repeat * 1000 + cell.connections,
         pids=pids,

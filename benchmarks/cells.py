@@ -91,6 +91,9 @@ CELLS: tuple[Cell, ...] = (
 )
 # (bytes of a body, requests) of the memory cell, one after the other on one gateway
 MEMORY_STEPS: tuple[tuple[int, int], ...] = ((KIB // 2, 100_000), (8 * KIB, 30_000))
+# Dozens of requests/s: their window is longer, so that it holds more than the requests that were open at its start.
+SLOW = frozenset({"litellm", "naive ASGI proxy"})
+SLOW_S = 6.0
 SCALING_CELLS = frozenset({"requests-0.5k-c64", "requests-0.5k-c256"})
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,25 +42,16 @@ STEP_50_MS = Profile("50 ms steps", 50.0)
 
 
 class HttpEngines:
-    """`xinf sim --http`, or the stand-in where this version of xinf has none."""
+    """`xinf sim --http`, for everybody who talks HTTP to engines."""
 
     def __init__(self, profile: Profile, directory: Path) -> None:
-        self.kind = "xinf sim --http" if has_sim_http() else "stand-in"
         self.ports = tuple(free_port() for _ in range(N_ENGINES))
         self._services = [
-            Service(f"engine {port}", self._command(port, profile), cpus=LOAD_CPU, log=directory / f"engine-{port}.log")
+            Service(f"engine {port}", _command(port, profile), cpus=LOAD_CPU, log=directory / f"engine-{port}.log")
             for port in self.ports
         ]
         for service, port in zip(self._services, self.ports, strict=True):
             service.wait_http(f"http://127.0.0.1:{port}/health")
-
-    def _command(self, port: int, profile: Profile) -> list[str]:
-        if self.kind == "stand-in":
-            return [sys.executable, "-m", "benchmarks.stand_in", str(port), str(profile.step_ms)]
-        arguments = [
-            word for name, value in profile.engine_arguments().items() for word in ("--engine-arg", f"{name}={value}")
-        ]
-        return [XINF, "sim", "--http", "--port", str(port), "--model", MODEL, *arguments]
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -76,20 +65,24 @@ class HttpEngines:
             service.stop()
 
 
-def has_sim_http() -> bool:
-    """Whether this version of xinf has `xinf sim --http`."""
-    done = subprocess.run(
-        [XINF, "sim", "--help"], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
-    )
-    return done.returncode == 0 and "--http" in done.stdout
+def _command(port: int, profile: Profile) -> list[str]:
+    command = [XINF, "sim", "--http", "--port", str(port), "--model", MODEL]
+    for name, value in profile.engine_arguments().items():
+        command += ["--engine-arg", f"{name}={value}"]
+    return command
+
+
+def core_share(pids: tuple[int, ...], seconds: float) -> float:
+    """How much of one core processes use, watched for a while."""
+    before_s, began = total_cpu_s(pids), time.monotonic()
+    time.sleep(seconds)
+    return (total_cpu_s(pids) - before_s) / (time.monotonic() - began)
 
 
 def wait_until_idle(pids: tuple[int, ...]) -> bool:
     """Wait until processes use next to nothing; False if they still did after a while."""
     deadline = time.monotonic() + IDLE_TIMEOUT_S
     while time.monotonic() < deadline:
-        before_s, began = total_cpu_s(pids), time.monotonic()
-        time.sleep(0.1)
-        if (total_cpu_s(pids) - before_s) / (time.monotonic() - began) < IDLE_SHARE:
+        if core_share(pids, 0.1) < IDLE_SHARE:
             return True
     return False

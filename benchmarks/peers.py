@@ -55,7 +55,7 @@ class Peer:
         self.package = package
         self.settings = settings
         self.port = 0
-        self._build = build
+        self.build = build
         self._service: Service | None = None
         self._site: Site | None = None
 
@@ -77,7 +77,7 @@ class Peer:
     def start(self, site: Site) -> None:
         self.port = free_port()
         self._site = site
-        command = self._build(self, site)
+        command = self.build(self, site)
         log = site.directory / f"{self.name.replace(' ', '-')}.log"
         self._service = Service(self.name, command.words, cpus=GATEWAY_CPU, log=log, environ=command.environ)
         self._service.wait_http(f"http://127.0.0.1:{self.port}/v1/chat/completions", body=trial_body(MODEL))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.arena import WARM_UP_S
-from benchmarks.cells import CELLS, CHUNKS_PER_STREAM, MEMORY_STEPS, Cell, Kind
+from benchmarks.cells import CELLS, CHUNKS_PER_STREAM, MEMORY_STEPS, SLOW, SLOW_S, Cell, Kind
 from benchmarks.contestant import Family
 from benchmarks.sample import RESULTS, Run, Sample, read
 from benchmarks.spread import Metric, Spread, is_sound, ratio, spread
@@ -54,11 +54,11 @@ _METHOD = """\
   the control process, the supervisor and the agent share core {load_cpu}.
 - CPU of the gateway is that of its whole process tree (for xinf: the gateway's master and its workers), from the
   kernel's process clocks, read by the load generator at both ends of the window in which it counts.
-- Engines: {engines}, two of them, prefill takes no time. Behind xinf the same simulated engine runs in a shim that
-  speaks gRPC; the peers reach it over HTTP/1.1. That is what differs: the engine's CPU stands beside the gateway's.
+- Engines: two simulated ones, prefill takes no time. The peers reach them over HTTP/1.1 (`xinf sim --http`); behind
+  xinf the same engine runs in a shim that speaks gRPC. That is what differs: its CPU stands beside the gateway's.
 - Every prompt is distinct from its first chunk on, so that prefix indexes grow with every request. Bodies have a
   content-length, connections are kept alive, TCP_NODELAY is set. Closed loop; seeds are in the raw results.
-- Whole answers: {warm_up} s warm-up, then {request_s} s.
+- Whole answers: {warm_up} s warm-up, then {request_s} s ({slow_s} s for {slow}).
 - Streams: {chunks} chunks each, all started at once after a short warm-up of as many streams, counted for {stream_s}.
   Every stream must carry all its chunks, `data: [DONE]` and the last HTTP chunk, also those that end after the window.
   A chunk is one server-sent event; events that a gateway merges into one write still count one by one.
@@ -105,10 +105,10 @@ def newest() -> Path:
 
 def _machine(run: Run) -> str:
     quick = "\n\n**A quick run: it shows that everything works, not how fast it is.**" if run.is_quick else ""
-    names = ("date", "commit", "processor", "cores", "kernel", "Python", "engines", "repeats", "took")
+    names = ("date", "commit", "processor", "cores", "kernel", "Python", "repeats", "took")
     minutes = f"{run.duration_s / 60:.0f} min"
     host = (run.cpu_model, run.n_cpus, run.kernel, run.python)
-    values = (run.date[:10], run.commit, *host, run.engines, run.repeats, minutes)
+    values = (run.date[:10], run.commit, *host, run.repeats, minutes)
     rows = (names, ("---",) * len(names), values)
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + f"{quick}\n"
 
@@ -203,8 +203,16 @@ def _memory_table(run: Run) -> str:
 
 
 def _contestants(run: Run) -> str:
-    lines = ["## Contestants", "", "| | compared as | version | settings |", "|---|---|---|---|"]
-    lines += [f"| {one.name} | {one.family} | {one.version} | {one.settings} |" for one in run.contestants]
+    lines = [
+        "## Contestants",
+        "",
+        "| | compared as | version | idle, % of core | settings |",
+        "|---|---|---|---|---|",
+    ]
+    for one in run.contestants:
+        idle = run.idle_core_share.get(one.name)
+        idle_pct = "" if idle is None else f"{idle * 100:.1f}"
+        lines.append(f"| {one.name} | {one.family} | {one.version} | {idle_pct} | {one.settings} |")
     failures = sorted({(s.contestant, s.failure.split("\n")[0]) for s in run.samples if s.failure is not None})
     if failures:
         lines += ["", "What did not run:", "", *(f"- {name}: {reason}" for name, reason in failures)]
@@ -217,9 +225,10 @@ def _method(run: Run) -> str:
     return _METHOD.format(
         gateway_cpu=run.gateway_cpu,
         load_cpu=run.load_cpu,
-        engines=run.engines,
         warm_up=f"{WARM_UP_S:g}",
         request_s=f"{requests[0].seconds:g}" if requests else "-",
+        slow_s=f"{SLOW_S:g}",
+        slow=" and ".join(sorted(SLOW)),
         chunks=CHUNKS_PER_STREAM,
         stream_s=stream_s,
         repeats=run.repeats,

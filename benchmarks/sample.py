@@ -66,7 +66,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     n_cpus: int
     kernel: str
     python: str
-    engines: str
+    idle_core_share: dict[str, float]  # by contestant: what a gateway uses of its core with nothing to do
     gateway_cpu: int
     load_cpu: int
     repeats: int

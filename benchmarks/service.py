@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.cpu import tree
 from benchmarks.pin import pinned
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 15.0
 
 

@@ -54,5 +54,6 @@ def best(candidates: Mapping[str, Sequence[Sample]], metric: Metric, *, largest:
 
 def is_sound(sample: Sample) -> bool:
     """Whether a run did what was asked: no failure, next to no errors, every stream whole and with its end."""
-    is_whole = sample.unfinished == 0 and sample.short == 0
-    return sample.failure is None and sample.errors <= sample.requests * 0.001 and is_whole
+    if sample.failure is not None or not (sample.requests or sample.chunks):
+        return False
+    return sample.errors <= sample.requests * 0.001 and sample.unfinished == 0 and sample.short == 0

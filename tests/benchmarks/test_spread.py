@@ -54,3 +54,4 @@ def test_one_error_in_a_thousand_is_sound_and_two_are_not() -> None:
     assert is_sound(msgspec.structs.replace(sample, errors=1))
     assert not is_sound(msgspec.structs.replace(sample, errors=2))
     assert not is_sound(msgspec.structs.replace(sample, failure="did not start"))
+    assert not is_sound(msgspec.structs.replace(sample, requests=0))
