@@ -22,6 +22,7 @@ import msgspec
 
 from benchmarks.cells import CHUNKS_PER_STREAM, MEMORY_STEPS, SLOW, SLOW_S, Cell, Kind, takes_part
 from benchmarks.contestant import Contestant, Site, gateway_rss_bytes
+from benchmarks.cpu import machine_busy_share
 from benchmarks.engines import MODEL, HttpEngines, Profile, core_share, wait_until_idle
 from benchmarks.loadgen import Load, LoadFailed, LoadResult, build, run
 from benchmarks.pin import GATEWAY_CPU, LOAD_CPU
@@ -31,6 +32,8 @@ from benchmarks.service import NotReady
 WARM_UP_S = 0.4
 WARM_UP_TOKENS = 2
 IDLE_WATCH_S = 0.5
+BACKGROUND_WATCH_S = 2.0
+NOISY = 0.05  # of all cores, used by others
 _START_ERRORS = (NotReady, subprocess.SubprocessError, OSError)
 Say = Callable[[str], None]
 
@@ -41,6 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     cells: tuple[Cell, ...]
     repeats: int
     is_quick: bool
+    question: str
 
     def seconds(self, cell: Cell, contestant: str) -> float:
         full_s = max(cell.seconds, SLOW_S) if contestant in SLOW else cell.seconds
@@ -53,6 +57,9 @@ class Plan(msgspec.Struct, frozen=True):
 def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
     """Run everything and give what came out; a contestant that fails is recorded with its reason and left out."""
     build()
+    background_share = machine_busy_share(BACKGROUND_WATCH_S)
+    if background_share > NOISY:
+        say(f"others use {background_share:.0%} of this machine: ratios will be rough and absolute figures wrong")
     began = time.monotonic()
     samples: list[Sample] = []
     idle_shares: dict[str, float] = {}
@@ -69,6 +76,7 @@ def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
                     if cell.kind is Kind.MEMORY:
                         samples += [_memory(one, cell, site, plan, say) for one in _takers(contestants, cell)]
     return Run(
+        question=plan.question,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=commit(),
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -76,6 +84,7 @@ def measure(contestants: Sequence[Contestant], plan: Plan, say: Say) -> Run:
         n_cpus=os.cpu_count() or 1,
         kernel=platform.release(),
         python=platform.python_version(),
+        background_share=round(background_share, 3),
         idle_core_share={name: round(share, 4) for name, share in idle_shares.items()},
         gateway_cpu=GATEWAY_CPU[0],
         load_cpu=LOAD_CPU[0],

@@ -25,8 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure xinf alone; the report of the comparison stays as it is."""
     everybody = contestants()
     options = read_options(__doc__ or "", [one.name for one in everybody], arguments)
-    options.no_report = True
-    return run(select(everybody, options.only), options)
+    return run("gateway", select(everybody, options.only), options)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{one.name} is left out, it could not be installed: {error}", file=sys.stderr)
                 continue
         takers.append(one)
-    return run(takers, options)
+    return run("peers", takers, options)
 
 
 if __name__ == "__main__":

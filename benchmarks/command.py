@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from benchmarks.arena import Plan, measure
 from benchmarks.cells import CELLS, chosen
 from benchmarks.contestant import Contestant
-from benchmarks.sample import write
+from benchmarks.render import summary, write_report
+from benchmarks.sample import RESULTS, SCRATCH, write
 
 
 def read_options(description: str, names: Sequence[str], arguments: Sequence[str]) -> argparse.Namespace:
@@ -19,7 +20,6 @@ def read_options(description: str, names: Sequence[str], arguments: Sequence[str
     parser.add_argument("--only", help=f"contestants whose names contain one of these words: {', '.join(names)}")
     parser.add_argument("--cells", help=f"cells whose names contain one of: {', '.join(c.name for c in CELLS)}")
     parser.add_argument("--repeats", type=int, help="how often each cell is run (default: 5)")
-    parser.add_argument("--no-report", action="store_true", help="write the results, leave README.md as it is")
     return parser.parse_args(arguments)
 
 
@@ -34,16 +34,18 @@ def select(contestants: Sequence[Contestant], only: str | None) -> list[Contesta
     return found
 
 
-def run(contestants: Sequence[Contestant], options: argparse.Namespace) -> int:
-    """Measure, write the results and render the report; a quick run never touches the report."""
-    repeats = options.repeats or (1 if options.quick else 5)
-    plan = Plan(chosen(options.cells), repeats, options.quick)
-    found = measure(contestants, plan, lambda text: print(text, flush=True))
-    path = write(found)
-    print(f"{len(found.samples)} samples in {found.duration_s:.0f} s: {path}")
-    if not options.quick and not options.no_report:
-        from benchmarks.render import write_report
+def run(question: str, contestants: Sequence[Contestant], options: argparse.Namespace) -> int:
+    """Measure and write the results; a whole comparison also renders the report. Gives the exit status.
 
+    Runs that are quick or of a part go to a scratch directory: they are for whoever runs them.
+    """
+    repeats = options.repeats or (1 if options.quick else 5)
+    plan = Plan(chosen(options.cells), repeats, options.quick, question)
+    found = measure(contestants, plan, lambda text: print(text, flush=True))
+    is_whole = not (options.quick or options.only or options.cells)
+    path = write(found, RESULTS if is_whole else SCRATCH)
+    print(f"\n{summary(found)}\n{len(found.samples)} samples in {found.duration_s:.0f} s: {path}")
+    if is_whole and question == "peers":
         print(f"report: {write_report(path)}")
     failures = [sample for sample in found.samples if sample.failure is not None]
     for sample in failures:

@@ -38,6 +38,21 @@ def total_cpu_s(pids: Iterable[int]) -> float:
     return sum(process_cpu_s(pid) or 0.0 for pid in pids)
 
 
+def machine_ticks() -> tuple[int, int]:
+    """Ticks that all cores together were busy (stolen time too), and all ticks, since the machine started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = fields[3] + fields[4]  # idle, and waiting for disks
+    return sum(fields) - idle, sum(fields)
+
+
+def machine_busy_share(seconds: float) -> float:
+    """How busy all cores together are, watched for a while: 1 when none of them has a pause."""
+    busy, total = machine_ticks()
+    time.sleep(seconds)
+    busy_then, total_then = machine_ticks()
+    return (busy_then - busy) / max(1, total_then - total)
+
+
 def parents() -> dict[int, int]:
     """The parent of every process there is."""
     found = {}

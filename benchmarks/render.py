@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.arena import WARM_UP_S
+from benchmarks.arena import NOISY, WARM_UP_S
 from benchmarks.cells import CELLS, CHUNKS_PER_STREAM, MEMORY_STEPS, SLOW, SLOW_S, Cell, Kind
 from benchmarks.contestant import Family
-from benchmarks.sample import RESULTS, Run, Sample, read
+from benchmarks.sample import RESULTS, Run, Sample, of_peers, read
 from benchmarks.spread import Metric, Spread, is_sound, ratio, spread
 from benchmarks.targets import (
     MIB,
@@ -86,6 +86,11 @@ def render(run: Run, results_name: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def summary(run: Run) -> str:
+    """The tables alone, for the terminal."""
+    return "\n".join(part for part in (_request_tables(run), _stream_tables(run), _memory_table(run)) if part)
+
+
 def write_report(path: Path) -> Path:
     """Render README.md from a results file."""
     REPORT.write_text(render(read(path), path.name))
@@ -94,7 +99,7 @@ def write_report(path: Path) -> Path:
 
 def newest() -> Path:
     """The newest results. Raises: FileNotFoundError."""
-    found = list(RESULTS.glob("*.json"))
+    found = of_peers(RESULTS)
     if not found:
         raise FileNotFoundError(f"no results in {RESULTS}: run `make bench-peers` first")
     return max(found, key=lambda path: read(path).date)
@@ -105,12 +110,15 @@ def newest() -> Path:
 
 def _machine(run: Run) -> str:
     quick = "\n\n**A quick run: it shows that everything works, not how fast it is.**" if run.is_quick else ""
+    noise = ""
+    if run.background_share > NOISY:
+        noise = f"\n\n**A noisy machine: others used {run.background_share:.0%} of its cores before the run began.**"
     names = ("date", "commit", "processor", "cores", "kernel", "Python", "repeats", "took")
     minutes = f"{run.duration_s / 60:.0f} min"
     host = (run.cpu_model, run.n_cpus, run.kernel, run.python)
     values = (run.date[:10], run.commit, *host, run.repeats, minutes)
     rows = (names, ("---",) * len(names), values)
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + f"{quick}\n"
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + f"{quick}{noise}\n"
 
 
 def _targets(run: Run) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.loadgen import ROOT, LoadResult
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK_RESULTS = ROOT / ".build" / "bench"
+SCRATCH = ROOT / ".build" / "bench"  # results of runs that were quick or of a part: nothing to keep
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +59,7 @@ class Taker(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """All of one run."""
 
+    question: str  # "peers": everybody on the same work; "gateway": xinf alone
     date: str
     commit: str
     command: str
@@ -66,6 +67,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     n_cpus: int
     kernel: str
     python: str
+    background_share: float  # of all cores, used by others before anything was started: should be next to nothing
     idle_core_share: dict[str, float]  # by contestant: what a gateway uses of its core with nothing to do
     gateway_cpu: int
     load_cpu: int
@@ -146,15 +148,20 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-def write(run: Run) -> Path:
-    """Write a run as <date>-<commit>.json, one sample a line. A quick run is no result: it goes to QUICK_RESULTS."""
-    directory = QUICK_RESULTS if run.is_quick else RESULTS
+def write(run: Run, directory: Path) -> Path:
+    """Write a run as <date>-<commit>.json, with -gateway where it is of xinf alone; one sample a line."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{run.date[:10]}-{run.commit.rstrip('+')}.json"
+    suffix = "" if run.question == "peers" else f"-{run.question}"
+    path = directory / f"{run.date[:10]}-{run.commit.rstrip('+')}{suffix}.json"
     encoded = msgspec.json.encode(msgspec.structs.replace(run, samples=()))
     lines = b",\n".join(msgspec.json.encode(sample) for sample in run.samples)
     path.write_bytes(encoded.removesuffix(b"[]}") + b"[\n" + lines + b"\n]}\n")
     return path
+
+
+def of_peers(directory: Path) -> list[Path]:
+    """The results of comparisons with the peers in a directory."""
+    return [path for path in sorted(directory.glob("*.json")) if read(path).question == "peers"]
 
 
 def read(path: Path) -> Run:

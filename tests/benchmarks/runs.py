@@ -29,6 +29,7 @@ def samples(name: str, cell: str, values: Iterable[float], field: str = "gateway
 def made_run(found: Iterable[Sample], takers: Iterable[Taker] = (XINF, AWARE, ROBIN, DIRECT)) -> Run:
     """A run with these samples."""
     return Run(
+        question="peers",
         date="2026-01-02T03:04:05+00:00",
         commit="0123456789",
         command="bench_peers.py",
@@ -36,6 +37,7 @@ def made_run(found: Iterable[Sample], takers: Iterable[Taker] = (XINF, AWARE, RO
         n_cpus=2,
         kernel="6.1.0",
         python="3.11.7",
+        background_share=0.01,
         idle_core_share={"smg cache_aware": 0.012},
         gateway_cpu=0,
         load_cpu=1,

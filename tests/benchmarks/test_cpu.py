@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.cpu import parents, process_cpu_s, rss_bytes, schedstat_cpu_s, total_cpu_s, tree
+from benchmarks.cpu import machine_busy_share, parents, process_cpu_s, rss_bytes, schedstat_cpu_s, total_cpu_s, tree
 
 # Burns CPU in a thread that ends, says how much the process has used, and stays.
 BURN = """
@@ -67,6 +67,18 @@ def test_process_that_is_gone_has_no_cpu() -> None:
     assert total_cpu_s([process.pid]) == 0
     assert tree(process.pid) == ()
     assert rss_bytes([process.pid]) == 0
+
+
+def test_a_busy_loop_makes_the_machine_busy() -> None:
+    n_cpus = os.cpu_count() or 1
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as loop:
+        assert loop.stdout is not None
+        loop.stdout.readline()
+        busy = machine_busy_share(0.3)
+        loop.kill()
+    assert 0.5 / n_cpus < busy <= 1
 
 
 def test_tree_has_grandchildren_and_nobody_else() -> None:

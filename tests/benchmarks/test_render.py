@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import pytest
 
-from benchmarks.render import render
-from benchmarks.sample import Sample, read, write
+from benchmarks.render import REPORT, render
+from benchmarks.sample import RESULTS, Sample, of_peers, read, write
 from tests.benchmarks.runs import made_run, samples
 
 SMALL = "requests-0.5k-c64"
@@ -51,6 +50,13 @@ def test_machine_versions_and_source_are_named() -> None:
     ]
 
 
+def test_a_noisy_machine_and_a_quick_run_are_said_to_be_so() -> None:
+    run = made_run([])
+    assert "noisy" not in render(run, "x.json")
+    assert "others used 40% of its cores" in render(msgspec.structs.replace(run, background_share=0.4), "x.json")
+    assert "A quick run" in render(msgspec.structs.replace(run, is_quick=True), "x.json")
+
+
 def test_missed_targets_are_said_to_be_missed() -> None:
     run = made_run([*samples("xinf granian", SMALL, [90, 90]), *samples("smg cache_aware", SMALL, [100, 100])])
     line = next(line for line in render(run, "x.json").split("\n") if "smg cache_aware | ≤ 0.7 ×" in line)
@@ -79,10 +85,24 @@ def test_failures_are_listed_with_their_reason() -> None:
     assert "- smg cache_aware: did not start: no port\n" in render(made_run([failed]), "x.json")
 
 
-def test_results_survive_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_survive_the_file(tmp_path: Path) -> None:
     run = made_run(samples("xinf granian", SMALL, [30, 32, 40]))
-    monkeypatch.setattr("benchmarks.sample.RESULTS", tmp_path)
-    path = write(run)
+    path = write(run, tmp_path)
     assert path.name == "2026-01-02-0123456789.json"
     assert read(path) == run
     assert len(path.read_text().splitlines()) == 5  # one sample a line
+
+
+def test_results_of_xinf_alone_do_not_take_the_place_of_a_comparison(tmp_path: Path) -> None:
+    run = made_run([])
+    write(msgspec.structs.replace(run, question="gateway"), tmp_path)
+    assert of_peers(tmp_path) == []
+    comparison = write(run, tmp_path)
+    assert of_peers(tmp_path) == [comparison]
+
+
+def test_report_in_the_checkout_is_what_its_results_say() -> None:
+    found = of_peers(RESULTS)
+    assert REPORT.exists() == bool(found), "results and report are committed together: `python -m benchmarks.render`"
+    if found:
+        assert REPORT.read_text() in {render(read(path), path.name) for path in found}
