@@ -153,7 +153,7 @@ def _one(one: Contestant, cell: Cell, repeat: int, plan: Plan) -> Sample:
     was_idle = wait_until_idle(engine_pids)
     pids = (*one.gateway_pids(), *engine_pids)
     load = Load(
-        ports=(one.port,),
+        ports=one.ports,
         connections=cell.connections,
         size_bytes=cell.size_bytes,
         model=MODEL,
@@ -198,12 +198,12 @@ def _memory(one: Contestant, cell: Cell, site: Site, plan: Plan, say: Say) -> Sa
         one.start(site)
         pids = one.gateway_pids()
         # Threads, connections and buffers exist before the first reading: what grows after it are the prompts.
-        warm_up = Load(ports=(one.port,), connections=cell.connections, size_bytes=cell.size_bytes, n_requests=2000)
+        warm_up = Load(ports=one.ports, connections=cell.connections, size_bytes=cell.size_bytes, n_requests=2000)
         run(warm_up)
         start_bytes, after, errors, requests = gateway_rss_bytes(one), [], 0, 0
         for number, (size_bytes, n_requests) in enumerate(plan.memory_steps()):
             load = Load(
-                ports=(one.port,),
+                ports=one.ports,
                 connections=cell.connections,
                 size_bytes=size_bytes,
                 n_requests=n_requests,

@@ -38,7 +38,9 @@ class Contestant(Protocol):
     name: str
     family: Family
     settings: str  # what was set and why, for the report
-    port: int
+
+    @property
+    def ports(self) -> tuple[int, ...]: ...  # connections are dealt over them
 
     def version(self) -> str: ...
 

@@ -59,6 +59,10 @@ class Peer:
         self._service: Service | None = None
         self._site: Site | None = None
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return (self.port,)
+
     def version(self) -> str:
         if self.package == "nginx":
             shown = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True)
@@ -97,23 +101,26 @@ class Peer:
 
 
 class Direct:
-    """The load generator against one of the engines: what everything else adds to."""
+    """The load generator against the engines themselves: what everything else adds to."""
 
     name = "no gateway"
     family = Family.NONE
-    settings = "the load generator connects to one engine"
+    settings = "the load generator's connections are dealt over the engines"
     package = None
 
     def __init__(self) -> None:
-        self.port = 0
         self._site: Site | None = None
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        assert self._site is not None
+        return self._site.engines.ports
 
     def version(self) -> str:
         return ""
 
     def start(self, site: Site) -> None:
         self._site = site
-        self.port = site.engines.ports[0]
 
     def gateway_pids(self) -> tuple[int, ...]:
         return ()

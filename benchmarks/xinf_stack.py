@@ -39,6 +39,10 @@ class XinfStack:
         self._serve: Service | None = None
         self._agent: Service | None = None
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return (self.port,)
+
     def version(self) -> str:
         return subprocess.run([XINF, "version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
 
