@@ -29,7 +29,7 @@ from benchmarks.pin import GATEWAY_CPU, LOAD_CPU
 from benchmarks.sample import Run, Sample, Taker, commit, cpu_model, sample_of
 from benchmarks.service import NotReady
 
-WARM_UP_S = 0.4
+WARM_UP_S = 0.3
 WARM_UP_TOKENS = 2
 IDLE_WATCH_S = 0.5
 BACKGROUND_WATCH_S = 2.0

@@ -48,7 +48,7 @@ def _requests(size: str, size_bytes: int, connections: int, guests: frozenset[st
         profile=INSTANT,
         connections=connections,
         size_bytes=size_bytes,
-        seconds=1.5,
+        seconds=1.0,
         guests=guests,
     )
 
@@ -74,9 +74,9 @@ CELLS: tuple[Cell, ...] = (
     _requests("8k", 8 * KIB, 256, frozenset({"nginx"})),
     _requests("64k", 64 * KIB, 16, _FAST_GUESTS),
     _requests("64k", 64 * KIB, 64, frozenset({"nginx"})),
-    _streams(64, STEP_10_MS, 3.0, frozenset({"nginx", "naive ASGI proxy", "no gateway"})),
-    _streams(256, STEP_10_MS, 2.5, frozenset({"nginx", "no gateway"})),
-    _streams(1000, STEP_10_MS, 2.5, frozenset({"nginx", "no gateway"})),
+    _streams(64, STEP_10_MS, 2.2, frozenset({"nginx", "naive ASGI proxy", "no gateway"})),
+    _streams(256, STEP_10_MS, 2.2, frozenset({"nginx", "no gateway"})),
+    _streams(1000, STEP_10_MS, 2.2, frozenset({"nginx", "no gateway"})),
     # As long as one generation of streams takes: all begin at once and are counted to their end.
     _streams(1000, STEP_50_MS, 5.2, frozenset({"nginx", "no gateway"})),
     Cell(
