@@ -13,6 +13,7 @@ import ast
 import gc
 import mmap
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -23,10 +24,12 @@ from tests.fuzz.minimize import minimized
 from tests.fuzz.target import Case, Disagreement, Target
 
 TARGETS = ("scanner", "chain", "index", "ledger", "wire")
+MAX_CASE_S = 60  # of one case: it hangs; generous, because of busy machines
 TRIES_IN_PROCESS = 3000
 TRIES_BY_PROCESS = 60  # of a crash, which takes the process with it
+TRIES_HANGING = 8  # a minute each
 N_LEAK_CASES = 40
-MAX_LEAK_BYTES = 2048  # caches of the interpreter that still fill
+MAX_LEAK_BYTES = 512  # caches of the interpreter that still fill
 
 
 def target_of(name: str) -> Target:
@@ -65,12 +68,14 @@ def work(names: list[str], seed: int, seconds: float, progress: Path) -> int:
                 number = counts[target.name]
                 noted[:16] = at.to_bytes(8, "little") + number.to_bytes(8, "little")
                 case = case_of(target, seed, number)
+                signal.alarm(MAX_CASE_S)  # ends the process, like a crash
                 try:
                     target.check(case)
                 except Exception as error:  # whatever it is, the case goes with it
                     report_disagreement(target, seed, number, case, error)
                     return 1
                 counts[target.name] += 1
+    signal.alarm(0)
     for target in targets:
         print(f"  {target.name}: {counts[target.name]} cases, {target.n_rejected} rejected", flush=True)
         leaked = leak_of(target, seed)
@@ -135,7 +140,7 @@ def supervise(names: list[str], seed: int, seconds: float) -> int:
         [*worker, "--seed", str(seed), "--targets", ",".join(names)],
         cwd=sanitized.ROOT,
         env=sanitized.environment(),
-        timeout=seconds * 2 + 120,
+        timeout=seconds * 2 + 300,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -148,8 +153,11 @@ def supervise(names: list[str], seed: int, seconds: float) -> int:
     number = int.from_bytes(noted[8:], "little")
     print(done.stderr)
     case = case_of(target, seed, number)
-    smallest = minimized(case, lambda candidate: crashes(target.name, seed, candidate), TRIES_BY_PROCESS)
-    save(target.name, seed, number, smallest, f"CRASH, exit status {done.returncode}:\n{done.stderr[-6000:]}")
+    is_hanging = done.returncode == -signal.SIGALRM
+    tries = TRIES_HANGING if is_hanging else TRIES_BY_PROCESS
+    smallest = minimized(case, lambda candidate: crashes(target.name, seed, candidate), tries)
+    what = f"HANG of {MAX_CASE_S} s" if is_hanging else f"CRASH, exit status {done.returncode}"
+    save(target.name, seed, number, smallest, f"{what}:\n{done.stderr[-6000:]}")
     return 1
 
 
@@ -171,6 +179,7 @@ def replay(path: Path) -> int:
         for statement in ast.parse(path.read_text()).body
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
     }
+    signal.alarm(MAX_CASE_S)
     try:
         target_of(values["TARGET"]).check(values["CASE"])
     except Disagreement as error:

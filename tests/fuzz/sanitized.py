@@ -1,15 +1,19 @@
 """The build of xinf/_fast with the address and undefined-behaviour sanitizers, and what a process needs to load it.
 
-It lies in .build/sanitize, apart from the plain build, and is made anew when a source is newer.
+It lies in .build/sanitize, apart from the plain build, and is made anew when a source has changed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,12 +25,13 @@ FAILURES_DIR = ROOT / ".build" / "fuzz"
 def build() -> None:
     """Bring the build up to date. Raises: RuntimeError with the compiler's output."""
     stamp = BUILD_DIR / "stamp"
-    sources = [ROOT / "setup.py", *(ROOT / "xinf" / "_fast").glob("*.pyx"), *(ROOT / "xinf" / "_fast").glob("*.pxd")]
-    if stamp.exists() and all(source.stat().st_mtime < stamp.stat().st_mtime for source in sources):
+    digest = _digest_of_sources()
+    if stamp.exists() and stamp.read_text() == digest:
         return
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(BUILD_DIR, ignore_errors=True)  # nothing old is ever taken for new
+    BUILD_DIR.mkdir(parents=True)
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext"],
+        [sys.executable, "setup.py", "-q", "build_ext", "--parallel", str(os.cpu_count() or 1)],
         cwd=ROOT,
         env=os.environ | {"XINF_SANITIZE": "1", "XINF_BUILD_DIR": str(BUILD_DIR.relative_to(ROOT))},
         capture_output=True,
@@ -35,7 +40,15 @@ def build() -> None:
     )
     if done.returncode:
         raise RuntimeError(f"the sanitized build failed:\n{done.stdout}\n{done.stderr}")
-    stamp.touch()
+    stamp.write_text(digest)
+
+
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    fast = ROOT / "xinf" / "_fast"
+    for source in [ROOT / "setup.py", *sorted(fast.glob("*.pyx")), *sorted(fast.glob("*.pxd"))]:
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 def environment() -> dict[str, str]:
@@ -67,11 +80,17 @@ def load() -> None:
             raise RuntimeError(f"xinf._fast.{name} is not the sanitized one: {spec}")
 
 
-def allocated_bytes() -> int | None:
-    """Bytes allocated in this process as the address sanitizer counts them, None without it."""
+@functools.cache
+def _allocation_counter() -> Callable[[], int] | None:
     try:
         count = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
     except AttributeError:
         return None
     count.restype = ctypes.c_size_t
-    return int(count())
+    return count
+
+
+def allocated_bytes() -> int | None:
+    """Bytes allocated in this process as the address sanitizer counts them, None without it."""
+    count = _allocation_counter()
+    return None if count is None else int(count())
