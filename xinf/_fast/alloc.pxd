@@ -8,9 +8,15 @@ cdef extern from *:
     static int xinf_must_fail(void) { return xinf_fail_in > 0 && --xinf_fail_in == 0; }
     static void *xinf_malloc(size_t n) { return xinf_must_fail() ? NULL : malloc(n); }
     static void *xinf_calloc(size_t n, size_t size) { return xinf_must_fail() ? NULL : calloc(n, size); }
+    /* Whole cache lines, for structs that are one. */
+    static void *xinf_aligned(size_t n) {
+        void *p = NULL;
+        return xinf_must_fail() || posix_memalign(&p, 64, n) ? NULL : p;
+    }
     static void *xinf_realloc(void *p, size_t n) { return xinf_must_fail() ? NULL : realloc(p, n); }
     """
     long xinf_fail_in
     void *xinf_malloc(size_t n) noexcept nogil
     void *xinf_calloc(size_t n, size_t size) noexcept nogil
+    void *xinf_aligned(size_t n) noexcept nogil
     void *xinf_realloc(void *p, size_t n) noexcept nogil

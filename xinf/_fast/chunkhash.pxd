@@ -51,3 +51,4 @@ cdef extern from *:
     """
     uint64_t chunk_hash "xinf_chunk_hash"(uint64_t previous, const uint8_t *p, size_t n, uint64_t kind) noexcept nogil
     uint64_t load64 "xinf_load64"(const uint8_t *p) noexcept nogil
+    uint64_t fold "xinf_fold"(uint64_t a, uint64_t b) noexcept nogil

@@ -23,70 +23,46 @@ replicas cost exactly the same and ties are ties.
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from xinf._fast cimport alloc
-from xinf._fast.alloc cimport xinf_realloc
-from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.alloc cimport xinf_aligned, xinf_malloc, xinf_realloc
+from xinf._fast.chunkhash cimport chunk_hash, fold
+from xinf._fast.rates cimport set_prior
 
 # What `pick` gives when no candidate is ready below its limit. Handles are never negative.
 NOBODY = -1
 # A load report that has not been renewed for so long says nothing any more; engines report once a second at least.
 STALE_S = 2.0
+cdef double STALE_SECONDS = STALE_S
 
-cdef enum:
-    NONE = 0xFFFFFFFF  # end of a list of reservations
 
-cdef struct Row:
-    double prefill_tokens_per_s
-    double service_s
-    double trust  # share of the predicted cached tokens that comes true, 0 to 1
-    double report_s  # when the last report came
-    uint64_t identity  # for rendezvous hashing
-    uint64_t queued_prefill_tokens
-    uint64_t kv_blocks_used
-    uint64_t kv_blocks_total
-    uint64_t last_submit
-    uint64_t inflight_tokens
-    uint64_t inflight_blocks
-    uint64_t uncounted_tokens
-    uint64_t uncounted_blocks
-    uint32_t requests  # running and waiting in the report
-    uint32_t inflight
-    uint32_t uncounted
-    uint32_t max_running
-    uint32_t block_tokens
-    uint32_t first  # its newest reservation
-    uint8_t is_used
-    uint8_t is_ready
-    uint8_t has_report
+cdef class Rows:
+    """A held buffer of uint32, or none."""
 
-cdef struct Reservation:
-    uint64_t submit_id  # 0: not submitted yet
-    uint64_t tokens
-    uint64_t blocks
-    uint32_t row
-    uint32_t next
-    uint32_t previous
-    uint32_t generation  # even: free
-    uint8_t is_counted
+    cdef Py_buffer view
+    cdef const uint32_t *items
+    cdef size_t n
+
+    def __cinit__(self, source, str name):
+        if source is None:
+            return
+        PyObject_GetBuffer(source, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        if self.view.itemsize != 4:
+            raise ValueError(f"{name} must be items of 4 bytes, not {self.view.itemsize}")
+        self.items = <const uint32_t *>self.view.buf
+        self.n = self.view.len // 4
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
 
 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Ledger:
     """Reservations and costs of the replicas, which are small integers chosen by the caller."""
-
-    cdef Row *rows
-    cdef uint32_t n_rows
-    cdef Reservation *reservations
-    cdef uint32_t n_reservations
-    cdef uint32_t free_reservation
-    cdef uint32_t turn
-    cdef uint32_t total
-    cdef readonly uint32_t max_inflight
 
     def __cinit__(self, max_inflight: int, turn: int = 0):
         """`turn`: where the rotation of ties begins; random per process, so that several do not move in step."""
@@ -98,6 +74,7 @@ cdef class Ledger:
 
     def __dealloc__(self):
         free(self.rows)
+        free(self.lanes)
         free(self.reservations)
 
     cdef Row *row(self, replica) except NULL:
@@ -119,17 +96,11 @@ cdef class Ledger:
             raise ValueError(f"replica is {replica}, must be 0 to {(1 << 20) - 1}")
         if max_running < 1 or block_tokens < 1:
             raise ValueError(f"max_running is {max_running}, block_tokens is {block_tokens}, must be at least 1")
-        cdef uint32_t n = self.n_rows
-        cdef Row *grown
-        if replica >= n:
-            n = max(8, n * 2, <uint32_t>replica + 1)
-            grown = <Row *>xinf_realloc(self.rows, n * sizeof(Row))
-            if grown == NULL:
-                raise MemoryError("out of memory for the ledger's replicas")
-            memset(&grown[self.n_rows], 0, (n - self.n_rows) * sizeof(Row))
-            self.rows = grown
-            self.n_rows = n
+        self.check_rates(prefill_tokens_per_s, service_s, 1.0)
+        if replica >= self.n_rows:
+            self.grow_rows(replica + 1)
         cdef Row *row = &self.rows[<uint32_t>replica]
+        cdef uint64_t name_hash = <uint64_t>(identity & 0xFFFFFFFFFFFFFFFF)
         if row.is_used:
             raise ValueError(f"replica {replica} is in the ledger already")
         memset(row, 0, sizeof(Row))
@@ -137,8 +108,29 @@ cdef class Ledger:
         row.max_running = min(max_running, 1 << 30)
         row.block_tokens = min(block_tokens, 1 << 30)
         row.is_used = 1
-        row.identity = <uint64_t>(identity & 0xFFFFFFFFFFFFFFFF)
-        self.set_rates(replica, prefill_tokens_per_s, service_s, 1.0)
+        set_prior(&row.rates, prefill_tokens_per_s, service_s)
+        self.lanes[<uint32_t>replica].identity = chunk_hash(0, <const uint8_t *>&name_hash, sizeof(name_hash), 0)
+        self.refresh(replica)
+
+    cdef int grow_rows(self, uint32_t n_needed) except -1:
+        cdef uint32_t n = max(8, self.n_rows * 2, n_needed), i
+        cdef Row *grown = <Row *>xinf_realloc(self.rows, n * sizeof(Row))
+        cdef Lane *lanes
+        if grown != NULL:
+            self.rows = grown
+            lanes = <Lane *>xinf_aligned(n * sizeof(Lane))
+        if grown == NULL or lanes == NULL:
+            raise MemoryError("out of memory for the ledger's replicas")
+        memset(&grown[self.n_rows], 0, (n - self.n_rows) * sizeof(Row))
+        if self.n_rows:
+            memcpy(lanes, self.lanes, self.n_rows * sizeof(Lane))
+        free(self.lanes)
+        self.lanes = lanes
+        i = self.n_rows
+        self.n_rows = n
+        for i in range(i, n):
+            self.refresh(i)
+        return 0
 
     def remove(self, replica: int) -> None:
         """Take a replica out with all of its reservations, whose handles mean nothing from then on."""
@@ -146,10 +138,12 @@ cdef class Ledger:
         while row.first != NONE:
             self.let_go(row.first)
         row.is_used = 0
+        self.refresh(replica)
 
     def set_ready(self, replica: int, is_ready: bool) -> None:
         """Let a replica be picked, or not."""
         self.row(replica).is_ready = bool(is_ready)
+        self.refresh(replica)
 
     def set_limits(self, replica: int, max_running: int, block_tokens: int) -> None:
         """Change what the engine turned out to be."""
@@ -158,15 +152,21 @@ cdef class Ledger:
         cdef Row *row = self.row(replica)
         row.max_running = min(max_running, 1 << 30)
         row.block_tokens = min(block_tokens, 1 << 30)
+        self.refresh(replica)
 
     def set_rates(self, replica: int, prefill_tokens_per_s: float, service_s: float, trust: float) -> None:
         """Change what was measured. `service_s`: how long a request stays on average; `trust`: see Row."""
+        cdef Row *row = self.row(replica)
+        self.check_rates(prefill_tokens_per_s, service_s, trust)
+        row.rates.prefill_tokens_per_s = prefill_tokens_per_s
+        row.rates.service_s = service_s
+        row.rates.trust = trust
+        self.refresh(replica)
+
+    cdef int check_rates(self, double prefill_tokens_per_s, double service_s, double trust) except -1:
         if not 0 < prefill_tokens_per_s < INFINITY or not 0 < service_s < INFINITY or not 0 <= trust <= 1:
             raise ValueError(f"rates are out of range: {prefill_tokens_per_s} tokens/s, {service_s} s, trust {trust}")
-        cdef Row *row = self.row(replica)
-        row.prefill_tokens_per_s = prefill_tokens_per_s
-        row.service_s = service_s
-        row.trust = trust
+        return 0
 
     def report(
         self, replica: int, *, requests: int, queued_prefill_tokens: int, kv_blocks_used: int, kv_blocks_total: int,
@@ -189,6 +189,7 @@ cdef class Ledger:
             if not reservation.is_counted and 0 < reservation.submit_id <= row.last_submit:
                 self.count(row, reservation)
             at = reservation.next
+        self.refresh(replica)
 
     def forget_report(self, replica: int) -> None:
         """The Link is down: the last report and its submit ids mean nothing any more."""
@@ -202,6 +203,7 @@ cdef class Ledger:
         while at != NONE:
             self.reservations[at].is_counted = 0
             at = self.reservations[at].next
+        self.refresh(replica)
 
     cdef void count(self, Row *row, Reservation *reservation) noexcept nogil:
         reservation.is_counted = 1
@@ -223,17 +225,85 @@ cdef class Ledger:
             queued = row.inflight_tokens
             requests = row.inflight
             used = row.inflight_blocks
-        out[0] = queued / row.prefill_tokens_per_s
+        out[0] = queued / row.rates.prefill_tokens_per_s
         cached = believed_tokens(row, prompt, cached)
-        out[1] = uncached_tokens(prompt, cached) / row.prefill_tokens_per_s
-        out[2] = requests * row.service_s / row.max_running
+        out[1] = uncached_tokens(prompt, cached) / row.rates.prefill_tokens_per_s
+        out[2] = requests * row.rates.service_s / row.max_running
         out[3] = 0.0
         if row.has_report and row.kv_blocks_total:
             needed = blocks_for(uncached_tokens(prompt, cached), row.block_tokens)
             room = row.kv_blocks_total - used if used < row.kv_blocks_total else 0
             # A replica with nothing to do can evict whatever it holds: there is nobody to wait for.
             if needed > room and requests:
-                out[3] = row.service_s * (1.0 + <double>(needed - room) / (used if used else 1))
+                out[3] = row.rates.service_s * (1.0 + <double>(needed - room) / (used if used else 1))
+
+    cdef void refresh(self, uint32_t replica) noexcept nogil:
+        """Work out a replica's lane again; whatever changes its row calls this."""
+        cdef Row *row = &self.rows[replica]
+        cdef Lane *lane = &self.lanes[replica]
+        cdef double slot_s
+        lane.room_tokens[0] = lane.room_tokens[1] = UINT64_MAX
+        if not row.is_used or not row.is_ready or row.inflight >= self.max_inflight:
+            lane.base_s[0] = lane.base_s[1] = INFINITY
+            return
+        slot_s = row.rates.service_s / row.max_running
+        lane.s_per_token = 1 / row.rates.prefill_tokens_per_s
+        lane.fresh_until_s = row.report_s + STALE_SECONDS if row.has_report else -INFINITY
+        lane.base_s[0] = (
+            (row.queued_prefill_tokens + row.uncounted_tokens) * lane.s_per_token + (row.requests + row.uncounted) * slot_s
+        )
+        lane.base_s[1] = row.inflight_tokens * lane.s_per_token + row.inflight * slot_s
+        if row.has_report and row.kv_blocks_total:
+            # A replica with nothing to do can evict whatever it holds: there is nobody to wait for.
+            if row.requests + row.uncounted:
+                lane.room_tokens[0] = room_for(row, row.kv_blocks_used + row.uncounted_blocks)
+            if row.inflight:
+                lane.room_tokens[1] = room_for(row, row.inflight_blocks)
+
+    cdef double cost_of(self, uint32_t replica, uint64_t prompt, uint64_t cached, double now_s) noexcept nogil:
+        """The sum of the terms, INFINITY for a replica that is not open."""
+        cdef Lane *lane = &self.lanes[replica]
+        cdef double[4] terms
+        cdef bint is_stale = now_s > lane.fresh_until_s
+        cdef uint64_t own = uncached_tokens(prompt, believed_tokens(&self.rows[replica], prompt, cached) if cached else 0)
+        cdef double cost_s = lane.base_s[is_stale] + own * lane.s_per_token
+        if own > lane.room_tokens[is_stale]:
+            self.terms_of(&self.rows[replica], prompt, cached, now_s, terms)
+            cost_s += terms[3]
+        return cost_s
+
+    cdef Pick cheapest(
+        self, const uint32_t *candidates, size_t n, const uint32_t *cached, size_t n_cached, uint64_t prompt, double now_s,
+        const Excluded *excluded,
+    ) noexcept nogil:
+        """The open candidate that costs least. `cached`: by replica; NULL for nothing. Ties go round by turns."""
+        cdef Pick pick
+        cdef size_t i, start
+        cdef uint32_t replica
+        cdef double cost_s
+        pick.replica = NONE
+        pick.n_ties = 0
+        pick.cost_s = INFINITY
+        if n == 0:
+            return pick
+        # Whoever comes first from the start wins a tie; the start moves on by one per pick.
+        start = self.turn % n
+        self.turn = (self.turn + 1) & 0x7FFFFFFF
+        for i in range(start, start + n):
+            replica = candidates[i if i < n else i - n]
+            if replica >= self.n_rows:
+                continue
+            cost_s = self.cost_of(replica, prompt, cached[replica] if replica < n_cached else 0, now_s)
+            if cost_s > pick.cost_s or cost_s == INFINITY:
+                continue
+            if excluded.n and is_excluded(excluded, replica):
+                continue
+            if cost_s < pick.cost_s:
+                pick.replica = replica
+                pick.cost_s = cost_s
+                pick.n_ties = 0
+            pick.n_ties += 1
+        return pick
 
     def pick(
         self, candidates, cached, prompt_tokens: int, *, now_s: float, excluded=(), favourite: int = NOBODY,
@@ -243,66 +313,43 @@ cdef class Ledger:
         `candidates`: (n,) uint32 replicas. `cached`: uint32 tokens of the prompt said to be held, by replica; None for
         none. Exact ties go to `favourite` if it is among them, else round by turns. Raises: MemoryError.
         """
-        cdef Py_buffer rows
-        cdef Py_buffer hits
-        cdef bint has_hits = cached is not None
+        cdef Rows rows = Rows(candidates, "candidates")
+        cdef Rows hits = Rows(cached, "cached")
+        cdef Excluded out
+        cdef Pick pick
         cdef uint64_t prompt = prompt_tokens
-        cdef int wanted = favourite
-        cdef double now = now_s
-        cdef uint32_t best
-        PyObject_GetBuffer(candidates, &rows, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        cdef size_t i
+        cdef uint32_t *banned = self.banned(excluded, &out)
         try:
-            if rows.itemsize != 4:
-                raise ValueError(f"candidates must be items of 4 bytes, not {rows.itemsize}")
-            if has_hits:
-                PyObject_GetBuffer(cached, &hits, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-            else:
-                memset(&hits, 0, sizeof(hits))
-            try:
-                if has_hits and hits.itemsize != 4:
-                    raise ValueError(f"cached must be items of 4 bytes, not {hits.itemsize}")
-                best = self.cheapest(
-                    <uint32_t *>rows.buf, rows.len // 4, <uint32_t *>hits.buf if has_hits else NULL, hits.len // 4,
-                    prompt, now, excluded, wanted,
-                )
-                if best == NONE:
-                    return NOBODY
-                return self.reserve(best, prompt, (<uint32_t *>hits.buf)[best] if has_hits and best < hits.len // 4 else 0)
-            finally:
-                if has_hits:
-                    PyBuffer_Release(&hits)
+            pick = self.cheapest(rows.items, rows.n, hits.items, hits.n, prompt, now_s, &out)
+            if pick.n_ties > 1 and 0 <= favourite < self.n_rows and not is_excluded(&out, favourite):
+                for i in range(rows.n):
+                    if rows.items[i] == favourite and pick.cost_s == self.cost_of(
+                        favourite, prompt, hits.items[<size_t>favourite] if favourite < hits.n else 0, now_s
+                    ):
+                        pick.replica = favourite
         finally:
-            PyBuffer_Release(&rows)
+            free(banned)
+        if pick.replica == NONE:
+            return NOBODY
+        return self.reserve(pick.replica, prompt, hits.items[pick.replica] if pick.replica < hits.n else 0)
 
-    cdef uint32_t cheapest(
-        self, const uint32_t *candidates, Py_ssize_t n, const uint32_t *cached, Py_ssize_t n_cached, uint64_t prompt,
-        double now_s, excluded, int favourite,
-    ):
-        cdef double best_s = INFINITY, cost_s
-        cdef double[4] terms
-        cdef uint32_t best = NONE, replica
-        cdef Py_ssize_t i, start
-        cdef Row *row
-        if n == 0:
-            return NONE
-        # Whoever comes first from the start wins a tie; the start moves on by one per pick.
-        start = self.turn % n
-        self.turn = (self.turn + 1) & 0x7FFFFFFF
-        for i in range(n):
-            replica = candidates[start + i if start + i < n else start + i - n]
-            if replica >= self.n_rows:
-                continue
-            row = &self.rows[replica]
-            if not row.is_used or not row.is_ready or row.inflight >= self.max_inflight:
-                continue
-            if excluded and replica in excluded:
-                continue
-            self.terms_of(row, prompt, cached[replica] if cached != NULL and replica < n_cached else 0, now_s, terms)
-            cost_s = terms[0] + terms[1] + terms[2] + terms[3]
-            if cost_s < best_s or (cost_s == best_s and <int>replica == favourite):
-                best_s = cost_s
-                best = replica
-        return best
+    cdef uint32_t *banned(self, excluded, Excluded *out) except? NULL:
+        """The replicas to leave out; the caller frees them."""
+        cdef uint32_t *rows
+        out.rows = NULL
+        out.n = 0
+        if not excluded:
+            return NULL
+        rows = <uint32_t *>xinf_malloc(self.n_rows * sizeof(uint32_t))
+        if rows == NULL:
+            raise MemoryError("out of memory for the replicas to leave out")
+        for replica in range(self.n_rows):
+            if replica in excluded:
+                rows[out.n] = replica
+                out.n += 1
+        out.rows = rows
+        return rows
 
     def terms(self, replica: int, prompt_tokens: int, cached_tokens: int, now_s: float) -> tuple[float, float, float, float]:
         """Give the four terms of the cost of one replica, in seconds: queued, prefill, decode, full."""
@@ -314,58 +361,76 @@ cdef class Ledger:
         """Give the cached tokens that the engine will find of those said to be there: full blocks, times the trust."""
         return believed_tokens(self.row(replica), prompt_tokens, cached_tokens)
 
+    cdef uint64_t believed(self, uint32_t replica, uint64_t prompt, uint64_t cached) noexcept nogil:
+        return believed_tokens(&self.rows[replica], prompt, cached)
+
     def rendezvous(self, candidates, session: int, excluded=()) -> int:
         """Give the open candidate that `session` (a hash) weighs most, or NOBODY. O(candidates).
 
         When a replica comes or goes, only the sessions that it wins or held move.
         """
-        cdef Py_buffer rows
-        cdef uint64_t key = <uint64_t>(session & 0xFFFFFFFFFFFFFFFF), weight, best_weight = 0
-        cdef uint32_t replica
-        cdef Row *row
-        cdef Py_ssize_t i
-        best = NOBODY
-        PyObject_GetBuffer(candidates, &rows, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        cdef Rows rows = Rows(candidates, "candidates")
+        cdef Excluded out
+        cdef uint32_t *banned = self.banned(excluded, &out)
+        cdef uint32_t best
         try:
-            if rows.itemsize != 4:
-                raise ValueError(f"candidates must be items of 4 bytes, not {rows.itemsize}")
-            for i in range(rows.len // 4):
-                replica = (<uint32_t *>rows.buf)[i]
-                if replica >= self.n_rows:
-                    continue
-                row = &self.rows[replica]
-                if not row.is_used or not row.is_ready or row.inflight >= self.max_inflight:
-                    continue
-                weight = chunk_hash(row.identity, <const uint8_t *>&key, sizeof(key), 0)
-                if (best == NOBODY or weight > best_weight) and replica not in excluded:
-                    best = replica
-                    best_weight = weight
+            best = self.heaviest(rows.items, rows.n, <uint64_t>(session & 0xFFFFFFFFFFFFFFFF), &out)
         finally:
-            PyBuffer_Release(&rows)
+            free(banned)
+        return NOBODY if best == NONE else best
+
+    cdef uint32_t heaviest(
+        self, const uint32_t *candidates, size_t n, uint64_t session, const Excluded *excluded,
+    ) noexcept nogil:
+        """See rendezvous. NONE: nobody is open."""
+        cdef uint64_t weight, best_weight = 0
+        cdef uint32_t replica, best = NONE
+        cdef size_t i
+        cdef uint64_t key = chunk_hash(1, <const uint8_t *>&session, sizeof(session), 0)
+        for i in range(n):
+            replica = candidates[i]
+            if replica >= self.n_rows or self.lanes[replica].base_s[0] == INFINITY:
+                continue
+            # One multiplication: both sides are hashes already.
+            weight = fold(self.lanes[replica].identity ^ key, <uint64_t>0x9E3779B97F4A7C15)
+            if (best == NONE or weight > best_weight) and not is_excluded(excluded, replica):
+                best = replica
+                best_weight = weight
         return best
 
     def is_open(self, replica: int) -> bool:
         """Whether a replica is ready and below its limit."""
-        cdef Row *row = self.row(replica)
-        return bool(row.is_ready and row.inflight < self.max_inflight)
+        self.row(replica)
+        return bool(self.opens(replica))
+
+    cdef bint opens(self, uint32_t replica) noexcept nogil:
+        return replica < self.n_rows and self.lanes[replica].base_s[0] != INFINITY
 
     # ---- reservations ---------------------------------------------------------------------------------------------
 
     def reserve(self, replica: int, prompt_tokens: int, cached_tokens: int) -> int:
         """Count a request as on its way to `replica`, and give its handle. Raises: MemoryError."""
-        cdef Row *row = self.row(replica)
-        cdef uint32_t at = self.free_reservation
+        self.row(replica)
+        cdef int64_t handle = self.take(replica, prompt_tokens, cached_tokens)
+        if handle < 0:
+            raise MemoryError(f"out of memory for more than {self.n_reservations} reservations")
+        return handle
+
+    cdef int64_t take(self, uint32_t replica, uint64_t prompt, uint64_t cached) noexcept nogil:
+        """See reserve. -1: out of memory."""
+        cdef Row *row = &self.rows[replica]
+        cdef uint32_t at
         cdef Reservation *reservation
-        if at == NONE:
-            self.grow_reservations()
-            at = self.free_reservation
+        if self.free_reservation == NONE and not self.grow_reservations():
+            return -1
+        at = self.free_reservation
         reservation = &self.reservations[at]
         self.free_reservation = reservation.next
         reservation.generation += 1
         reservation.submit_id = 0
         reservation.is_counted = 0
-        reservation.row = <uint32_t>replica
-        reservation.tokens = uncached_tokens(prompt_tokens, believed_tokens(row, prompt_tokens, cached_tokens))
+        reservation.row = replica
+        reservation.tokens = uncached_tokens(prompt, believed_tokens(row, prompt, cached))
         reservation.blocks = blocks_for(reservation.tokens, row.block_tokens)
         reservation.previous = NONE
         reservation.next = row.first
@@ -379,21 +444,22 @@ cdef class Ledger:
         row.uncounted_tokens += reservation.tokens
         row.uncounted_blocks += reservation.blocks
         self.total += 1
-        return <uint64_t>reservation.generation << 31 | at
+        self.refresh(replica)
+        return <int64_t>(<uint64_t>reservation.generation << 31 | at)
 
-    cdef int grow_reservations(self) except -1:
+    cdef bint grow_reservations(self) noexcept nogil:
         cdef uint32_t n = self.n_reservations * 2 if self.n_reservations else 64
         cdef uint32_t i
         cdef Reservation *grown = <Reservation *>xinf_realloc(self.reservations, n * sizeof(Reservation))
         if grown == NULL:
-            raise MemoryError(f"out of memory for {n} reservations")
+            return 0
         memset(&grown[self.n_reservations], 0, (n - self.n_reservations) * sizeof(Reservation))
         self.reservations = grown
         for i in range(n, self.n_reservations, -1):
             grown[i - 1].next = self.free_reservation
             self.free_reservation = i - 1
         self.n_reservations = n
-        return 0
+        return 1
 
     cdef uint32_t find(self, int64_t handle) noexcept nogil:
         """The slot of a live handle, or NONE."""
@@ -409,22 +475,30 @@ cdef class Ledger:
 
     def submitted(self, handle: int, submit_id: int) -> None:
         """Say under which id a request went out, so that reports can count it. A dead handle is ignored."""
+        self.submit(handle, submit_id)
+
+    cdef void submit(self, int64_t handle, uint64_t submit_id) noexcept nogil:
         cdef uint32_t at = self.find(handle)
         cdef Row *row
         if at == NONE:
             return
         row = &self.rows[self.reservations[at].row]
         self.reservations[at].submit_id = submit_id
-        if row.has_report and not self.reservations[at].is_counted and 0 < self.reservations[at].submit_id <= row.last_submit:
+        if row.has_report and not self.reservations[at].is_counted and 0 < submit_id <= row.last_submit:
             self.count(row, &self.reservations[at])
+            self.refresh(self.reservations[at].row)
 
     def release(self, handle: int) -> bool:
         """End a reservation. False if it was ended before, or its replica was removed."""
+        return bool(self.give_back(handle))
+
+    cdef bint give_back(self, int64_t handle) noexcept nogil:
         cdef uint32_t at = self.find(handle)
         if at == NONE:
-            return False
+            return 0
         self.let_go(at)
-        return True
+        self.refresh(self.reservations[at].row)
+        return 1
 
     cdef void let_go(self, uint32_t at) noexcept nogil:
         cdef Reservation *reservation = &self.reservations[at]
@@ -456,7 +530,11 @@ cdef class Ledger:
 
     def queued_tokens(self, replica: int, now_s: float) -> int:
         """Prompt tokens before a new request on a replica, as the cost counts them."""
-        cdef Row *row = self.row(replica)
+        self.row(replica)
+        return self.queued(replica, now_s)
+
+    cdef uint64_t queued(self, uint32_t replica, double now_s) noexcept nogil:
+        cdef Row *row = &self.rows[replica]
         if row.has_report and now_s - row.report_s <= STALE_SECONDS:
             return row.queued_prefill_tokens + row.uncounted_tokens
         return row.inflight_tokens
@@ -470,9 +548,6 @@ cdef class Ledger:
         return self.total
 
 
-cdef double STALE_SECONDS = STALE_S
-
-
 cdef inline uint64_t uncached_tokens(uint64_t prompt, uint64_t cached) noexcept nogil:
     """An engine computes one token at least, or there would be nothing to sample from."""
     return prompt - cached if prompt > cached else 1
@@ -483,11 +558,17 @@ cdef inline uint64_t believed_tokens(Row *row, uint64_t prompt, uint64_t cached)
     cdef uint64_t most = prompt - 1 if prompt else 0
     if cached > most:
         cached = most
-    return <uint64_t>(cached * row.trust) // row.block_tokens * row.block_tokens
+    return <uint64_t>(cached * row.rates.trust) // row.block_tokens * row.block_tokens
 
 
 cdef inline uint64_t blocks_for(uint64_t tokens, uint32_t block_tokens) noexcept nogil:
     return (tokens + block_tokens - 1) // block_tokens
+
+
+cdef inline uint64_t room_for(Row *row, uint64_t used) noexcept nogil:
+    """Tokens that the KV pool has room for. Free blocks fit 50 bits: capped, so that the product fits."""
+    cdef uint64_t room = row.kv_blocks_total - used if used < row.kv_blocks_total else 0
+    return min(room, <uint64_t>1 << 33) * row.block_tokens
 
 
 def _fail_allocation(k: int) -> None:

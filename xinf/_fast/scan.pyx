@@ -21,42 +21,29 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport INT64_MAX, UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from xinf._fast cimport alloc
-from xinf._fast.chunkhash cimport chunk_hash
-from xinf._fast.dialogue cimport (
-    PART_FIRST, PART_TEXT, Dialogue, Message, clear_dialogue, read_messages,
+from xinf._fast.canonical cimport (
+    MEDIA_BYTES, ORDER_TOOLS_BEFORE_LAST_USER, ORDER_TOOLS_FIRST, TOKEN_ID_BYTES, feed_message, feed_prompt, feed_tools,
+    tools_position,
 )
+from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.dialogue cimport PART_TEXT, Dialogue, clear_dialogue, read_messages
 from xinf._fast.jsonread cimport (
     ABSENT, ARRAY, FALSE, MAX_DEPTH, NULL_VALUE, NUMBER, OBJECT, STRING, TRUE,
-    Reader, Span, enter, fail, next_item, read_key, read_string, read_value, same_text, skip_space, unescape,
+    Reader, Span, enter, fail, next_item, read_key, read_value, same_text, skip_space, unescape,
 )
+from xinf._fast.prompt cimport SHAPE_OBJECTS, SHAPE_WRONG, Prompt, read_prompt
 from xinf._fast.sink cimport (
-    KIND_CHAT, KIND_COMPLETION, KIND_EXTRA, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_PART, KIND_PAYLOAD,
-    KIND_PROMPT, KIND_ROLE, KIND_SALT, KIND_TEXT, KIND_TOKENS, KIND_TOOLS, KIND_TOOLS_MARK, MAX_CHUNK_BYTES,
-    MIN_CHUNK_BYTES, Sink, emit, feed_json, feed_text, mix, mix_json, record,
+    KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_ROLE, KIND_SALT, MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES, Sink, emit, feed_text, free_sink, init_sink, mix,
 )
 
 # Where a chat template puts the tools. The shim probes its renderer and publishes one of these per model.
 SYSTEM_TOOLS_REST = 0  # leading system and developer messages, tools, other messages (Qwen, Llama 3, most others)
-TOOLS_FIRST = 1  # tools, all messages
-TOOLS_BEFORE_LAST_USER = 2  # tools stand before the last user message (Mistral)
-
-cdef enum:
-    ORDER_TOOLS_FIRST = 1
-    ORDER_TOOLS_BEFORE_LAST_USER = 2
-    MEDIA_BYTES = 1024  # what a payload counts as in text, so that a large image does not look like a large prompt
-    TOKEN_ID_BYTES = 4  # what a token id counts as in text
-
-# Fields of the request that are looked at. Those from OPTION_FIRST on change how the whole prompt is rendered.
-cdef enum:
-    MODEL, STREAM, MAX_TOKENS, MAX_COMPLETION_TOKENS, MAX_OUTPUT_TOKENS, N, USER, SESSION_ID, CACHE_SALT
-    MESSAGES, PROMPT, INPUT, TOOLS, TOOL_CHOICE, ADD_GENERATION_PROMPT, CONTINUE_FINAL_MESSAGE, INSTRUCTIONS
-    OPTION_FIRST, CHAT_TEMPLATE = OPTION_FIRST, CHAT_TEMPLATE_KWARGS, DOCUMENTS, FUNCTIONS, REASONING_EFFORT
-    ADD_SPECIAL_TOKENS, TRUNCATE_PROMPT_TOKENS, MM_PROCESSOR_KWARGS
-    N_FIELDS
-    UNKNOWN = N_FIELDS
+TOOLS_FIRST = ORDER_TOOLS_FIRST  # tools, all messages
+TOOLS_BEFORE_LAST_USER = ORDER_TOOLS_BEFORE_LAST_USER  # tools stand before the last user message (Mistral)
 
 cdef struct FieldName:
     const char *name
@@ -80,14 +67,6 @@ def _set_field_names():
 
 _set_field_names()
 
-# Shapes of `prompt` and `input`.
-cdef enum:
-    SHAPE_NONE, SHAPE_TEXT, SHAPE_TEXTS, SHAPE_IDS, SHAPE_ID_LISTS, SHAPE_OBJECTS, SHAPE_WRONG
-
-cdef struct Prompt:
-    uint8_t shape
-    uint64_t n_text_bytes
-    uint64_t n_ids
 
 class ScanError(ValueError):
     """The body is not JSON. `offset` is the first byte that cannot be right, `reason` a phrase for people."""
@@ -96,184 +75,6 @@ class ScanError(ValueError):
         super().__init__(f"{reason} at byte {offset}")
         self.reason = reason
         self.offset = offset
-
-
-# ---- prompts ------------------------------------------------------------------------------------------------------
-
-
-cdef bint is_token_id(const uint8_t *base, const Span *span) noexcept nogil:
-    return span.kind == NUMBER and span.is_plain and base[span.start] != c'-' and parse_id(base, span) <= UINT32_MAX
-
-
-cdef uint64_t parse_id(const uint8_t *base, const Span *span) noexcept nogil:
-    """The value of a plain number, or something above UINT32_MAX."""
-    cdef uint64_t value = 0
-    cdef uint32_t i
-    if span.n_bytes > 10:
-        return UINT32_MAX + <uint64_t>1
-    for i in range(span.start, span.end):
-        value = value * 10 + (base[i] - c'0')
-    return value
-
-
-cdef bint read_ids(Reader *r, Prompt *prompt) noexcept nogil:
-    """An inner array of token ids."""
-    cdef Span span
-    cdef int more
-    cdef bint is_first = 1
-    if not enter(r):
-        return 0
-    while True:
-        more = next_item(r, c']', is_first)
-        if more <= 0:
-            return more == 0
-        is_first = 0
-        if not read_value(r, &span):
-            return 0
-        if is_token_id(r.base, &span):
-            prompt.n_ids += 1
-        else:
-            prompt.shape = SHAPE_WRONG
-
-
-cdef bint read_prompt(Reader *r, Prompt *prompt, Span *out) noexcept nogil:
-    """A prompt: a string, or an array of strings, of token ids or of arrays of token ids."""
-    cdef Span span
-    cdef int more
-    cdef uint8_t shape
-    cdef bint is_first = 1
-    memset(prompt, 0, sizeof(Prompt))
-    if r.p[0] != c'[':
-        if not read_value(r, out):
-            return 0
-        prompt.shape = SHAPE_TEXT if out.kind == STRING else SHAPE_NONE if out.kind == NULL_VALUE else SHAPE_WRONG
-        prompt.n_text_bytes = out.n_bytes if out.kind == STRING else 0
-        return 1
-    out.start = <uint32_t>(r.p - r.base)
-    if not enter(r):
-        return 0
-    while True:
-        more = next_item(r, c']', is_first)
-        if more < 0:
-            return 0
-        if more == 0:
-            break
-        if r.p[0] == c'[':
-            shape = SHAPE_ID_LISTS
-            if not read_ids(r, prompt):
-                return 0
-        else:
-            if not read_value(r, &span):
-                return 0
-            if span.kind == STRING:
-                shape = SHAPE_TEXTS
-                prompt.n_text_bytes += span.n_bytes
-            elif is_token_id(r.base, &span):
-                shape = SHAPE_IDS
-                prompt.n_ids += 1
-            else:
-                shape = SHAPE_WRONG
-        if is_first and prompt.shape == SHAPE_NONE:
-            prompt.shape = shape
-        elif prompt.shape != shape:
-            prompt.shape = SHAPE_WRONG
-        is_first = 0
-    out.end = <uint32_t>(r.p - r.base)
-    out.n_bytes = out.end - out.start
-    out.kind = ARRAY
-    return 1
-
-
-# ---- what is hashed, in which order ----------------------------------------------------------------------------------
-
-
-cdef void feed_message(Sink *sink, Dialogue *d, const Message *message) noexcept nogil:
-    cdef uint32_t i, n_bytes, n_parts = 0
-    cdef const Span *span
-    # An absent role is an empty one. Escapes in a role change the hash, not the meaning: that can only miss a match.
-    emit(sink, sink.body + message.role.start, message.role.end - message.role.start, KIND_ROLE, message.role.n_bytes)
-    if message.content.kind == STRING:
-        feed_text(sink, &message.content, KIND_TEXT)
-    for i in range(message.parts_begin, message.parts_end):
-        span = &d.parts.items[i]
-        if span.tag == PART_FIRST:
-            n_parts += 1
-            if n_parts > 1:
-                emit(sink, NULL, 0, KIND_PART, 0)
-        elif span.tag == PART_TEXT:
-            feed_text(sink, span, KIND_TEXT)
-        else:
-            n_bytes = mix_json(sink, span, KIND_PAYLOAD)
-            record(sink, n_bytes if n_bytes < MEDIA_BYTES else MEDIA_BYTES)
-    for i in range(message.extras_begin, message.extras_end):
-        feed_json(sink, &d.extras.items[i], KIND_EXTRA)
-
-
-cdef void feed_tools(Sink *sink, const Span *tools, const Span *choice) noexcept nogil:
-    mix(sink, choice, KIND_TOOLS_MARK)
-    emit(sink, NULL, 0, KIND_TOOLS_MARK, 0)
-    feed_json(sink, tools, KIND_TOOLS)
-
-
-cdef uint32_t tools_position(Dialogue *d, const uint8_t *body, int order) noexcept nogil:
-    """How many messages stand before the tools."""
-    cdef uint32_t i
-    if order == ORDER_TOOLS_FIRST:
-        return 0
-    if order == ORDER_TOOLS_BEFORE_LAST_USER:
-        for i in range(d.n_complete, 0, -1):
-            if same_text(body, &d.items[i - 1].role, b"user", 4):
-                return i - 1
-        return d.n_complete
-    for i in range(d.n_complete):
-        if not same_text(body, &d.items[i].role, b"system", 6) and not same_text(body, &d.items[i].role, b"developer", 9):
-            return i
-    return d.n_complete
-
-
-cdef void feed_prompt(Sink *sink, const Prompt *prompt, const Span *span) noexcept nogil:
-    """Hash `prompt` or `input`. Its array was validated, so this walk only looks for the items."""
-    cdef Reader r
-    cdef Span item
-    cdef uint32_t n_prompts = 0
-    cdef uint64_t token
-    cdef uint32_t narrow
-    if prompt.shape == SHAPE_TEXT:
-        feed_text(sink, span, KIND_TEXT)
-        return
-    if prompt.shape == SHAPE_NONE or prompt.shape == SHAPE_WRONG or prompt.shape == SHAPE_OBJECTS:
-        return
-    r.base = sink.body
-    r.end = sink.body + span.end
-    r.p = sink.body + span.start + 1
-    r.depth_left = MAX_DEPTH
-    sink.fill = 0
-    while r.p < r.end:
-        if r.p[0] == c'"' or r.p[0] == c'[':
-            n_prompts += 1
-            if n_prompts > 1:
-                emit(sink, NULL, 0, KIND_PROMPT, 0)
-        if r.p[0] == c'"':
-            read_string(&r, &item)
-            feed_text(sink, &item, KIND_TEXT)
-        elif c'0' <= r.p[0] <= c'9':
-            read_value(&r, &item)
-            token = parse_id(sink.body, &item)
-            narrow = <uint32_t>token
-            memcpy(sink.buffer + sink.fill, &narrow, TOKEN_ID_BYTES)
-            sink.fill += TOKEN_ID_BYTES
-            if sink.fill + TOKEN_ID_BYTES > sink.chunk_bytes:
-                flush_tokens(sink)
-        else:
-            if r.p[0] == c']':
-                flush_tokens(sink)
-            r.p += 1
-
-
-cdef void flush_tokens(Sink *sink) noexcept nogil:
-    if sink.fill:
-        emit(sink, sink.buffer, sink.fill, KIND_TOKENS, sink.fill)
-        sink.fill = 0
 
 
 # ---- the scan -----------------------------------------------------------------------------------------------------
@@ -291,16 +92,6 @@ cdef int field_of(const uint8_t *base, const Span *key) noexcept nogil:
 @cython.auto_pickle(False)
 cdef class Scan:
     """What `scan` found in a body; keeps the body alive. Spans become Python objects only when asked for."""
-
-    cdef bytes body
-    cdef const uint8_t *base
-    cdef Span top
-    cdef Span[N_FIELDS] fields
-    cdef Dialogue dialogue
-    cdef bint has_chat_dialogue  # the dialogue is `messages`, not `input`
-    cdef Prompt prompt
-    cdef Prompt input_prompt
-    cdef object model_text
 
     def __cinit__(self, bytes body not None, int max_depth=256):
         if not 1 <= max_depth <= MAX_DEPTH:
@@ -416,6 +207,9 @@ cdef class Scan:
 
     @property
     def stream(self) -> bool:
+        return self.is_stream()
+
+    cdef bint is_stream(self) noexcept nogil:
         return self.fields[STREAM].kind == TRUE
 
     @property
@@ -433,6 +227,13 @@ cdef class Scan:
         value = self.integer(&self.fields[N])
         return 1 if value is None else value
 
+    cdef bint asks_for_one(self) noexcept nogil:
+        """Whether `n` is 1, without an object."""
+        cdef const Span *span = &self.fields[N]
+        if span.kind != NUMBER or not span.is_plain or span.n_bytes > 20:
+            return 1
+        return span.n_bytes == 1 and self.base[span.start] == c'1'
+
     @property
     def session(self) -> bytes | None:
         """session_id, else user, as UTF-8; None when absent or empty."""
@@ -440,6 +241,21 @@ cdef class Scan:
             if self.fields[<int>field].kind == STRING and self.fields[<int>field].n_bytes:
                 return self.unescaped(&self.fields[<int>field])
         return None
+
+    cdef bint session_hash(self, uint64_t *out) except -1:
+        """What prefix.hash_bytes gives for the session; 0 when there is none."""
+        cdef const Span *span = &self.fields[SESSION_ID]
+        cdef bytes text
+        if span.kind != STRING or not span.n_bytes:
+            span = &self.fields[USER]
+        if span.kind != STRING or not span.n_bytes:
+            return 0
+        if span.is_plain:
+            out[0] = chunk_hash(0, self.base + span.start, span.n_bytes, 0)
+            return 1
+        text = self.unescaped(span)
+        out[0] = chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), 0)
+        return 1
 
     @property
     def cache_salt(self) -> bytes | None:
@@ -460,13 +276,16 @@ cdef class Scan:
     @property
     def has_tools(self) -> bool:
         """Whether there is a tools array with something in it."""
+        return self.names_tools()
+
+    cdef bint names_tools(self) noexcept nogil:
         cdef const Span *tools = &self.fields[TOOLS]
         cdef uint32_t i
         if tools.kind == ARRAY:
             for i in range(tools.start + 1, tools.end - 1):
                 if self.base[i] > c' ':
-                    return True
-        return False
+                    return 1
+        return 0
 
     @property
     def n_messages(self) -> int:
@@ -475,14 +294,20 @@ cdef class Scan:
     @property
     def n_token_ids(self) -> int:
         """Token ids given instead of text, over all prompts."""
+        return self.token_ids()
+
+    cdef uint64_t token_ids(self) noexcept nogil:
         return self.prompt.n_ids + self.input_prompt.n_ids
 
     @property
     def n_text_bytes(self) -> int:
         """Bytes of prompt text, unescaped, with roles and tools; a token id counts 4, a payload 1024 at most."""
+        return self.text_bytes()
+
+    cdef uint64_t text_bytes(self) noexcept nogil:
         cdef Dialogue *d = &self.dialogue
         cdef uint64_t total = self.prompt.n_text_bytes + self.input_prompt.n_text_bytes
-        cdef uint32_t i
+        cdef uint32_t i, j
         total += TOKEN_ID_BYTES * (self.prompt.n_ids + self.input_prompt.n_ids)
         for i in range(d.n):
             total += d.items[i].role.n_bytes
@@ -495,7 +320,7 @@ cdef class Scan:
                     total += min(d.parts.items[j].n_bytes, <uint32_t>MEDIA_BYTES)
             for j in range(d.items[i].extras_begin, d.items[i].extras_end):
                 total += d.extras.items[j].n_bytes
-        if self.has_tools:
+        if self.names_tools():
             total += self.fields[TOOLS].n_bytes
         if self.fields[INSTRUCTIONS].kind == STRING:
             total += self.fields[INSTRUCTIONS].n_bytes
@@ -556,19 +381,11 @@ cdef class Scan:
         cdef Sink sink
         cdef uint64_t start = <uint64_t>(seed & 0xFFFFFFFFFFFFFFFF)
         cdef int tools_order = order
-        cdef bint has_tools = self.has_tools
-        sink.body = self.base
-        sink.hashes = NULL
-        sink.ends = NULL
-        sink.n = sink.capacity = 0
-        sink.n_bytes = 0
-        sink.fill = 0
-        sink.chunk_bytes = chunk_bytes
-        sink.has_failed = 0
-        sink.state = start
+        cdef uint32_t size = chunk_bytes
+        init_sink(&sink)
         try:
             with nogil:
-                self.feed(&sink, tools_order, has_tools)
+                self.feed(&sink, start, tools_order, size)
             if sink.has_failed:
                 raise MemoryError("out of memory while hashing a prompt")
             if sink.n == 0:
@@ -576,16 +393,23 @@ cdef class Scan:
             return (PyBytes_FromStringAndSize(<char *>sink.hashes, sink.n * sizeof(uint64_t)),
                     PyBytes_FromStringAndSize(<char *>sink.ends, sink.n * sizeof(uint32_t)))
         finally:
-            free(sink.hashes)
-            free(sink.ends)
+            free_sink(&sink)
 
-    cdef void feed(self, Sink *sink, int order, bint has_tools) noexcept nogil:
+    cdef void feed(self, Sink *sink, uint64_t seed, int order, uint32_t chunk_bytes) noexcept nogil:
+        """Hash the prompt into the sink, which keeps its memory from one prompt to the next."""
         cdef int i
+        sink.body = self.base
+        sink.n = 0
+        sink.n_bytes = 0
+        sink.fill = 0
+        sink.chunk_bytes = chunk_bytes
+        sink.has_failed = 0
+        sink.state = seed
         mix(sink, &self.fields[CACHE_SALT], KIND_SALT)
         for i in range(OPTION_FIRST, N_FIELDS):
             mix(sink, &self.fields[i], KIND_OPTION + i - OPTION_FIRST)
         if self.fields[MESSAGES].kind == ARRAY or self.input_prompt.shape == SHAPE_OBJECTS:
-            self.feed_dialogue(sink, order, has_tools)
+            self.feed_dialogue(sink, order)
         elif self.fields[PROMPT].kind != ABSENT:
             sink.state = chunk_hash(sink.state, NULL, 0, KIND_COMPLETION)
             feed_prompt(sink, &self.prompt, &self.fields[PROMPT])
@@ -593,9 +417,10 @@ cdef class Scan:
             sink.state = chunk_hash(sink.state, NULL, 0, KIND_INPUT)
             feed_prompt(sink, &self.input_prompt, &self.fields[INPUT])
 
-    cdef void feed_dialogue(self, Sink *sink, int order, bint has_tools) noexcept nogil:
+    cdef void feed_dialogue(self, Sink *sink, int order) noexcept nogil:
         cdef Dialogue *d = &self.dialogue
         cdef uint32_t i, n_before = tools_position(d, sink.body, order)
+        cdef bint has_tools = self.names_tools()
         sink.state = chunk_hash(sink.state, NULL, 0, KIND_CHAT)
         if self.fields[INSTRUCTIONS].kind == STRING:
             feed_text(sink, &self.fields[INSTRUCTIONS], KIND_INSTRUCTIONS)

@@ -1,6 +1,7 @@
 # Where canonical text becomes a chain of hashes. The kinds and cuts here define the chain; shim and gateway must agree.
 
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from xinf._fast.alloc cimport xinf_realloc
@@ -47,6 +48,18 @@ cdef struct Sink:
     uint32_t fill
     bint has_failed
     uint8_t[MAX_CHUNK_BYTES + 8] buffer
+
+
+cdef inline void init_sink(Sink *sink) noexcept nogil:
+    sink.hashes = NULL
+    sink.ends = NULL
+    sink.n = sink.capacity = 0
+
+
+cdef inline void free_sink(Sink *sink) noexcept nogil:
+    free(sink.hashes)
+    free(sink.ends)
+    init_sink(sink)
 
 
 cdef inline void record(Sink *sink, uint32_t counts_as) noexcept nogil:
