@@ -163,48 +163,129 @@ def test_bytes_work_as_chains() -> None:
     assert lengths.tolist() == [0, 0, 10]
 
 
-@pytest.mark.parametrize("k", range(1, 40))
+N_TABLES = 9  # allocations of an index that is being made
+
+
+@pytest.mark.parametrize("k", range(1, 60))
 def test_failed_allocations_leave_the_index_right(k: int) -> None:
+    print("seed", k)
     prefix._fail_allocation(k)
     try:
         index = PrefixIndex(1 << 20)
     except MemoryError:
-        assert k <= 6
+        assert k <= N_TABLES
         return
     finally:
-        if k <= 6:
+        if k <= N_TABLES:
             prefix._fail_allocation(0)
+    assert k > N_TABLES
     model, rng = IndexModel(), random.Random(k)
     try:
         for _ in range(300):
-            chain = [rng.getrandbits(64) for _ in range(64)]
-            try:
-                index.insert(1, q(chain))
-            except MemoryError:
-                index._check()
-                continue
-            model.insert(1, chain)
-            best = matched(index, chain, 2)[2]
-            assert best == 64  # what was inserted last is there, whatever failed
+            replica, chain = rng.randrange(20), random_chain(rng)
+            index.insert(replica, q(chain))
+            model.insert(replica, chain)
+            lengths, _, _ = matched(index, chain, 20)
+            assert lengths[replica] == len(chain)  # what was inserted last is there, whatever failed
+            allowed, _ = model.match(chain, 20)
+            assert all(got <= most for got, most in zip(lengths, allowed, strict=True))
     finally:
         prefix._fail_allocation(0)
     index._check()
     assert len(index) <= len(model)
 
 
-def test_a_failed_growth_of_the_slots_evicts_instead() -> None:
-    index = PrefixIndex(1 << 20)
-    rng = random.Random(0)
-    for step in range(200):
-        chain = [rng.getrandbits(64) for _ in range(64)]
-        prefix._fail_allocation(1 if step >= 10 else 0)  # whatever the insert allocates, once
+def test_a_set_of_holders_that_cannot_be_had_leaves_the_newcomer_alone() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    chain = [1, 2, 3]
+    for replica in range(4):  # as many as fit into a set without an allocation
+        index.insert(replica, q(chain))
+    for replica in range(4, 20):
+        prefix._fail_allocation(1)
         try:
-            index.insert(0, q(chain))
+            index.insert(replica, q(chain))
         finally:
             prefix._fail_allocation(0)
         index._check()
-        assert matched(index, chain, 1)[2] == 64
-    assert index.evictions > 0
+        assert matched(index, chain)[0][replica] == 3
+    assert len(index) < 3 * 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_more_sets_of_holders_than_there_is_room_for(seed: int) -> None:
+    """Every chunk held by replicas of its own: sets are emptied and swept, what was just inserted is there."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    index, model = PrefixIndex(MIN_BYTES), IndexModel()
+    for step in range(4000):
+        replica, chunk = rng.randrange(30), rng.randrange(1, 600)
+        index.insert(replica, q([chunk]))
+        model.insert(replica, [chunk])
+        if rng.random() < 0.1:
+            index.remove(replica, q([chunk]))
+            model.remove(replica, [chunk])
+        elif rng.random() < 0.01:
+            index.drop(replica)
+            model.drop(replica)
+        else:
+            assert matched(index, [chunk])[0][replica] == 1
+        lengths, _, _ = matched(index, [chunk], 30)
+        allowed, _ = model.match([chunk], 30)
+        assert all(got <= most for got, most in zip(lengths, allowed, strict=True))
+        assert index.nbytes <= MIN_BYTES
+        if step % 200 == 0:
+            index._check()
+    index._check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_growing_index_agrees_with_the_naive_one(seed: int) -> None:
+    """Segments split, the directory doubles, replicas come and go; nothing is lost on the way."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    index, model = PrefixIndex(4 << 20), IndexModel()
+    chains = [[rng.getrandbits(64) for _ in range(rng.randrange(1, 80))] for _ in range(900)]
+    for step in range(2500):
+        replica, chain = rng.randrange(N_REPLICAS), rng.choice(chains)
+        pick = rng.random()
+        if pick < 0.9:
+            part = chain[: rng.randrange(1, len(chain) + 1)]
+            index.insert(replica, q(part))
+            model.insert(replica, part)
+        elif pick < 0.99:
+            index.remove(replica, q(chain[rng.randrange(len(chain)) :]))
+            model.remove(replica, chain)
+            index.remove(replica, q(chain))
+        else:
+            index.drop(replica)
+            model.drop(replica)
+        if step % 10 == 0:
+            other = rng.choice(chains)
+            lengths, hits = model.match(other, N_REPLICAS)
+            assert matched(index, other) == (lengths, hits, max(lengths))
+    index._check()
+    assert len(index) == len(model)
+    assert index.evictions == 0
+    assert index.n_chunks > 20_000
+
+
+def test_hashes_that_all_lead_to_one_segment_stay_within_bounds() -> None:
+    """Whoever knows how hashes are spread can fill one segment, and evicts only there."""
+    index = PrefixIndex(2 << 20)
+    index.insert(0, q(list(range(1, 2000))))
+    golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+    def leading(chunk: int) -> int:
+        product = ((chunk ^ 0xA0761D6478BD642F) & mask) * golden
+        return ((product & mask) ^ (product >> 64)) >> 56
+
+    alike = [chunk for chunk in range(10_000, 1_500_000) if leading(chunk) == 0x5A]
+    assert len(alike) > 4000
+    index.insert(1, q(alike))
+    index._check()
+    assert index.nbytes <= 2 << 20
+    assert index.held_by(0) > 1900
+    assert matched(index, alike[-10:])[1][1] == 10
 
 
 @pytest.mark.parametrize("replica", [-1, 1 << 20, 10**30])
@@ -238,7 +319,7 @@ def test_buffers_of_the_wrong_size_are_refused() -> None:
 
 
 def test_sizes_of_the_layout() -> None:
-    assert prefix._cell_bytes() == 32
+    assert prefix._entry_bytes() == 16
     assert PrefixIndex(64 << 20).max_replicas == 16_384
     assert PrefixIndex(64 << 20).nbytes < 1 << 20  # grows as it fills
 
@@ -249,7 +330,7 @@ def test_memory_per_entry_is_bounded_when_full() -> None:
     for _ in range(1200):
         index.insert(0, q([rng.getrandbits(64) for _ in range(64)]))
     assert index.evictions > 0
-    assert index.nbytes / len(index) < 48
+    assert index.nbytes / len(index) < 26
 
 
 def test_chain_bytes_and_hash_bytes_are_the_chunk_hash() -> None:

@@ -1,5 +1,6 @@
 # What decide.pyx needs of the ledger. See ledger.pyx for the picture and the invariants.
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from xinf._fast.rates cimport Rates
@@ -56,6 +57,7 @@ cdef struct Excluded:
     size_t n
 
 
+@cython.final
 cdef class Ledger:
     cdef Row *rows
     cdef Lane *lanes

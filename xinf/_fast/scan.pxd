@@ -1,5 +1,6 @@
 # What decide.pyx needs of a scanned body. See scan.pyx.
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from xinf._fast.dialogue cimport Dialogue
@@ -17,6 +18,7 @@ cdef enum:
     UNKNOWN = N_FIELDS
 
 
+@cython.final
 cdef class Scan:
     cdef bytes body
     cdef const uint8_t *base
