@@ -337,5 +337,5 @@ def test_many_rows_are_used_again() -> None:
             )
         for i in range(50):
             router.remove_replica(f"x{round_number}-{i}")
-    assert len(router._lengths) == 50
+    assert router._n_rows() == 50
     assert router.choose("m", request(), seed=1) is None

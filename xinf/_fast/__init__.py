@@ -13,7 +13,7 @@ malloc'ed in slabs and bounded by an argument; a failed allocation raises Memory
 
 from importlib.util import find_spec
 
-__all__ = ["counters", "ledger", "prefix", "scan"]
+__all__ = ["counters", "decide", "http1", "ledger", "prefix", "scan", "wire"]
 
 for _name in __all__:
     if find_spec(f"{__name__}.{_name}") is None:

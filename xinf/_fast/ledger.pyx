@@ -39,6 +39,9 @@ STALE_S = 2.0
 cdef double STALE_SECONDS = STALE_S
 
 
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
 cdef class Rows:
     """A held buffer of uint32, or none."""
 

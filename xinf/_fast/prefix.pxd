@@ -56,4 +56,5 @@ cdef class PrefixIndex:
     cdef uint32_t note(
         self, uint32_t set, uint32_t position, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t hit
     ) noexcept nogil
+    cdef uint32_t position_of(self, uint64_t hash) noexcept nogil
     cdef uint32_t position_held(self, uint32_t replica, uint64_t hash) noexcept nogil

@@ -532,6 +532,10 @@ cdef class PrefixIndex:
                 n_new += 1
         return n_new
 
+    cdef uint32_t position_of(self, uint64_t hash) noexcept nogil:
+        """The position of a chunk that is there."""
+        return self.find(hash).position
+
     cdef uint32_t position_held(self, uint32_t replica, uint64_t hash) noexcept nogil:
         """The position of a chunk that `replica` holds; 0 if it does not."""
         cdef uint16_t id = self.holders.id_of[replica]

@@ -1,0 +1,747 @@
+# cython: autotestdict=False
+"""One decision per request without Python in between: chain, match, estimate, pick, reserve, hold; and what comes after.
+
+    choose    scan ─▶ sink (hashes, ends) ─▶ index.reach ─▶ tokens ─▶ policy: ledger.cheapest / heaviest / turn
+                                                                       ─▶ ledger.take ─▶ index.hold
+    submitted, started ─▶ ledger        finished ─▶ ledger.give_back ─▶ rates, density ─▶ index.hold, if its end was wrong
+
+A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and index know
+replicas by. Buffers are kept from one request to the next; a `Choice` keeps what its request needs later: the chain, and
+where its chunks end (12 bytes per 64 bytes of prompt).
+
+Positions in the index are tokens: first estimated from the model's bytes per token, then set right by the usage of the
+answer. The second walk over the chain is left out when the index knows the end of the prompt well enough.
+
+Invariants: a choice is reserved in the ledger in the same call; a reservation is released once; everything runs on one
+thread and never blocks.
+
+    choose  O(prompt bytes + chunks + replicas of the model + replicas that hold any of it)    submitted, started  O(1)
+    finished  O(1), O(chunks) when positions were wrong
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.ref cimport PyObject
+from libc.math cimport NAN, isnan
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memmove, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from xinf._fast cimport alloc
+from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
+from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
+from xinf._fast.positions cimport place_chunks
+from xinf._fast.prefix cimport PrefixIndex
+from xinf._fast.rates cimport Density, learn_density, learn_prefill, learn_service, learn_trust
+from xinf._fast.scan cimport Scan
+from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
+
+from xinf._fast.prefix import MIN_BYTES
+
+# Policies, as numbers. See xinf/router/README.md.
+AUTO = 0
+LEAST_LOAD = 1
+ROUND_ROBIN = 2
+SESSION = 3
+PREFIX = 4
+
+cdef enum:
+    BY_COST = 0
+    BY_LOAD = 1
+    BY_TURN = 2
+    BY_SESSION = 3
+    BY_PREFIX = 4
+
+cdef struct Record:  # of one row: how predictions came out
+    uint64_t answers
+    uint64_t answers_within_block
+    uint64_t predicted_cached_tokens
+    uint64_t cached_tokens
+    uint64_t index_failures
+    uint8_t has_index
+
+cdef extern from "Python.h":
+    unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class Group:
+    """The replicas of one model."""
+
+    cdef str model
+    cdef int policy
+    cdef uint32_t *rows
+    cdef uint32_t n
+    cdef uint32_t capacity
+    cdef uint32_t turn  # of round robin
+    cdef Density density
+
+    def __dealloc__(self):
+        free(self.rows)
+
+    cdef int add(self, uint32_t row) except -1:
+        cdef uint32_t capacity = max(8, 2 * self.capacity)
+        cdef uint32_t *grown
+        if self.n == self.capacity:
+            grown = <uint32_t *>xinf_realloc(self.rows, capacity * sizeof(uint32_t))
+            if grown == NULL:
+                raise MemoryError(f"out of memory for the replicas of {self.model}")
+            self.rows = grown
+            self.capacity = capacity
+        self.rows[self.n] = row
+        self.n += 1
+        return 0
+
+    cdef void remove(self, uint32_t row) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.n):
+            if self.rows[i] == row:
+                self.n -= 1
+                memmove(&self.rows[i], &self.rows[i + 1], (self.n - i) * sizeof(uint32_t))
+                return
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class Choice:
+    """The replica chosen for one request, and what must be remembered until it ends.
+
+    Made by `choose`; handed back to `submitted`, `started` and `finished`.
+    """
+
+    cdef readonly str replica_id
+    cdef readonly int64_t handle  # of the reservation
+    cdef readonly str reason  # "prefix", "load", "round_robin", "session"
+    cdef readonly double chosen_s
+    cdef readonly bytes chain
+    cdef readonly uint32_t n_hits  # chunks up to the furthest one that the replica holds
+    cdef readonly uint32_t matched_tokens  # up to there
+    cdef readonly uint64_t matched_bytes
+    cdef readonly uint64_t promised_tokens  # of the matched tokens, whole blocks
+    cdef readonly uint64_t predicted_cached_tokens  # the same, times the replica's trust
+    cdef readonly uint64_t prompt_tokens  # estimated
+    cdef readonly uint64_t queued_tokens  # before it on the replica
+    cdef readonly bint can_learn  # the answer's usage says something about the prompt's text
+    cdef readonly bint is_stream
+    cdef readonly bint is_done
+    cdef double begun_s  # NAN: not begun
+    cdef uint32_t row
+    cdef uint32_t n
+    cdef uint32_t *ends  # bytes of text up to each chunk of the chain
+    cdef Group group
+
+    def __cinit__(self, *, str replica_id="", handle: int = -1, str reason="load", chosen_s: float = 0.0):
+        self.replica_id = replica_id
+        self.handle = handle
+        self.reason = reason
+        self.chosen_s = chosen_s
+        self.chain = b""
+        self.prompt_tokens = 1
+        self.begun_s = NAN
+
+    def __dealloc__(self):
+        free(self.ends)
+
+    @property
+    def started_s(self) -> float | None:
+        """When the first byte of a stream came."""
+        return None if isnan(self.begun_s) else self.begun_s
+
+    def __repr__(self) -> str:
+        return f"Choice({self.replica_id!r}, {self.reason!r}, predicted_cached_tokens={self.predicted_cached_tokens})"
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Weighed:
+    """What one replica would cost for one request."""
+
+    cdef readonly str replica_id
+    cdef readonly bint is_open
+    cdef readonly uint64_t matched_bytes
+    cdef readonly uint64_t predicted_cached_tokens
+    cdef readonly uint64_t prompt_tokens
+    cdef readonly double queued_s
+    cdef readonly double prefill_s
+    cdef readonly double decode_s
+    cdef readonly double full_s
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Learnt:
+    """What is known of one replica."""
+
+    cdef readonly str model
+    cdef readonly int policy
+    cdef readonly bint is_ready
+    cdef readonly bint uses_index
+    cdef readonly uint32_t inflight
+    cdef readonly uint32_t uncounted
+    cdef readonly uint32_t held_chunks
+    cdef readonly double prefill_tokens_per_s
+    cdef readonly double service_s
+    cdef readonly double trust
+    cdef readonly uint64_t answers
+    cdef readonly uint64_t answers_within_block
+    cdef readonly uint64_t predicted_cached_tokens
+    cdef readonly uint64_t cached_tokens
+    cdef readonly uint64_t index_failures
+
+
+@cython.auto_pickle(False)
+cdef class Decider:
+    """Chooses among the replicas that it was told of. `xinf.router.Router` is made of it: names, settings and views."""
+
+    cdef readonly Ledger ledger
+    cdef readonly PrefixIndex index  # None: off
+    cdef object clock  # None: the system's
+    cdef uint32_t chunk_bytes
+    cdef double prior_bytes_per_token
+    cdef double prior_prefill_tokens_per_s
+    cdef double prior_service_s
+    cdef uint32_t start
+    cdef dict groups  # by model
+    cdef dict row_of  # by replica id
+    cdef list names  # by row; None: free
+    cdef list group_of  # by row
+    cdef list free_rows
+    # By row, of one capacity.
+    cdef uint32_t capacity
+    cdef uint32_t *lengths  # filled by each match: tokens
+    cdef uint32_t *hits  # filled by each match: chunks
+    cdef uint32_t *scratch
+    cdef uint32_t *banned
+    cdef Record *records
+    # Of the prompt being looked at.
+    cdef Sink sink
+    cdef uint32_t *positions
+    cdef size_t n_positions
+    cdef uint32_t furthest
+
+    def __cinit__(self, *args, **kwargs):
+        init_sink(&self.sink)
+
+    def __init__(
+        self, *, max_inflight: int, index_max_bytes: int, chunk_bytes: int = 64, prior_prefill_tokens_per_s: float,
+        prior_bytes_per_token: float, prior_service_s: float, clock=None, turn: int = 0,
+    ) -> None:
+        """`clock`: has monotonic_s(); the system's own when None. `turn`: where the rotation of ties begins.
+
+        `index_max_bytes`: too few for an index turn it off. The priors hold until something was measured.
+        """
+        if self.groups is not None:
+            raise ValueError("a Decider is set up once")
+        if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
+            raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
+        self.ledger = Ledger(max_inflight, turn)
+        self.index = PrefixIndex(index_max_bytes) if index_max_bytes >= MIN_BYTES else None
+        self.clock = clock
+        self.chunk_bytes = chunk_bytes
+        self.prior_bytes_per_token = prior_bytes_per_token
+        self.prior_prefill_tokens_per_s = prior_prefill_tokens_per_s
+        self.prior_service_s = prior_service_s
+        self.start = turn & 0x7FFFFFFF
+        self.groups = {}
+        self.row_of = {}
+        self.names = []
+        self.group_of = []
+        self.free_rows = []
+
+    def __dealloc__(self):
+        free_sink(&self.sink)
+        free(self.positions)
+        free(self.lengths)
+        free(self.hits)
+        free(self.scratch)
+        free(self.banned)
+        free(self.records)
+
+    cdef double now(self) except -1:
+        cdef timespec t
+        if self.clock is not None:
+            return self.clock.monotonic_s()
+        clock_gettime(CLOCK_MONOTONIC, &t)
+        return t.tv_sec + 1e-9 * t.tv_nsec
+
+    # ---- replicas -------------------------------------------------------------------------------------------------
+
+    def _enter(
+        self, str replica_id not None, str model not None, policy: int, *, block_tokens: int, max_running: int,
+        is_ready: bool,
+    ) -> None:
+        """Enter a replica, or say what changed. Raises: MemoryError."""
+        cdef uint32_t row
+        known = self.row_of.get(replica_id)
+        if known is not None and (<Group>self.group_of[known]).model != model:
+            self._leave(replica_id)
+            known = None
+        if known is None:
+            known = self.add(replica_id, model, block_tokens, max_running)
+        else:
+            self.ledger.set_limits(known, max_running, block_tokens)
+        row = known
+        (<Group>self.group_of[row]).policy = policy
+        if self.ledger.rows[row].is_ready and not is_ready:
+            # Its Link is going or gone: what the engine said last, and its submit ids, no longer hold.
+            self.ledger.forget_report(row)
+        self.ledger.set_ready(row, is_ready)
+
+    cdef object add(self, str replica_id, str model, block_tokens, max_running):
+        cdef Group group
+        cdef uint32_t row
+        self.reserve_rows(len(self.names) + 1)
+        number = self.free_rows[len(self.free_rows) - 1] if self.free_rows else len(self.names)
+        row = number
+        self.ledger.add(
+            number,
+            prefill_tokens_per_s=self.prior_prefill_tokens_per_s,
+            service_s=self.prior_service_s,
+            max_running=max_running,
+            block_tokens=block_tokens,
+            identity=hash_text(replica_id),
+        )
+        group = self.groups.get(model)
+        if group is None:
+            group = Group()
+            group.model = model
+            group.turn = self.start
+            group.density.bytes_per_token = self.prior_bytes_per_token
+        try:
+            group.add(row)
+        except MemoryError:
+            self.ledger.remove(number)
+            raise
+        self.groups[model] = group
+        memset(&self.records[row], 0, sizeof(Record))
+        self.records[row].has_index = self.index is not None and row < self.index.max_replicas
+        if self.free_rows:
+            self.free_rows.pop()
+            self.names[row] = replica_id
+            self.group_of[row] = group
+        else:
+            self.names.append(replica_id)
+            self.group_of.append(group)
+        self.row_of[replica_id] = number
+        return number
+
+    cdef int reserve_rows(self, uint32_t n) except -1:
+        """Room for the tables by row."""
+        cdef uint32_t capacity = max(16, 2 * self.capacity)
+        if n <= self.capacity:
+            return 0
+        self.lengths = <uint32_t *>grown(self.lengths, capacity * sizeof(uint32_t))
+        self.hits = <uint32_t *>grown(self.hits, capacity * sizeof(uint32_t))
+        self.scratch = <uint32_t *>grown(self.scratch, capacity * sizeof(uint32_t))
+        self.banned = <uint32_t *>grown(self.banned, capacity * sizeof(uint32_t))
+        self.records = <Record *>grown(self.records, capacity * sizeof(Record))
+        self.capacity = capacity
+        return 0
+
+    def _leave(self, str replica_id not None) -> None:
+        """Forget a replica, what it holds and its reservations. Unknown ids are ignored."""
+        cdef Group group
+        cdef uint32_t row
+        known = self.row_of.pop(replica_id, None)
+        if known is None:
+            return
+        row = known
+        self.ledger.remove(known)
+        if self.records[row].has_index:
+            self.index.drop(known)
+        group = self.group_of[row]
+        group.remove(row)
+        if group.n == 0:
+            del self.groups[group.model]
+        self.names[row] = None
+        self.group_of[row] = None
+        self.free_rows.append(known)
+
+    def _report(
+        self, str replica_id not None, *, requests: int, queued_prefill_tokens: int, kv_blocks_used: int,
+        kv_blocks_total: int, last_submit: int,
+    ) -> None:
+        """Take in a load report. Those of unknown replicas are ignored: they were on their way when it left."""
+        known = self.row_of.get(replica_id)
+        if known is not None:
+            self.ledger.report(
+                known,
+                requests=requests,
+                queued_prefill_tokens=queued_prefill_tokens,
+                kv_blocks_used=kv_blocks_used,
+                kv_blocks_total=kv_blocks_total,
+                last_submit=last_submit,
+                now_s=self.now(),
+            )
+
+    # ---- choosing -------------------------------------------------------------------------------------------------
+
+    def choose(
+        self, str model not None, Scan scan, *, seed: int, exclude=(), order: int = 0, bytes session=None
+    ) -> Choice | None:
+        """Pick a replica and reserve it. None: no replica of the model is ready and below its limit.
+
+        `scan`: None for a body that is no JSON. `seed`: keeps prefixes of models and tenants apart. `exclude`: ids of
+        replicas that were tried. `order`: see Scan.chain. `session`: beats the one in the body. Raises: MemoryError.
+        """
+        cdef PyObject *found = PyDict_GetItem(self.groups, model)
+        cdef Choice choice
+        cdef Excluded excluded
+        cdef uint64_t key = 0
+        cdef bint has_match, has_key
+        cdef uint32_t row
+        if found == NULL:
+            return None
+        choice = Choice.__new__(Choice)
+        choice.group = <Group>found
+        choice.chosen_s = self.now()
+        excluded.rows = self.banned
+        excluded.n = self.ban(exclude) if exclude else 0
+        has_match = scan is not None and self.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+        has_key = self.session_key(scan, session, &key)
+        row = self.pick(choice, has_match, has_key, key, &excluded)
+        if row == NONE:
+            return None
+        choice.handle = self.ledger.take(row, choice.prompt_tokens, self.lengths[row] if has_match else 0)
+        if choice.handle < 0:
+            raise MemoryError("out of memory for a reservation")
+        self.settle(choice, row, has_match)
+        return choice
+
+    cdef size_t ban(self, exclude) except? 0:
+        """Note the rows of replicas to leave out."""
+        cdef size_t n = 0
+        for name in exclude:
+            row = self.row_of.get(name)
+            if row is not None and n < self.capacity:
+                self.banned[n] = row
+                n += 1
+        return n
+
+    cdef bint session_key(self, Scan scan, bytes session, uint64_t *key) except -1:
+        if session:
+            key[0] = chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(session), PyBytes_GET_SIZE(session), 0)
+            return 1
+        return scan is not None and scan.session_hash(key)
+
+    cdef bint look_up(self, Choice choice, Scan scan, uint64_t seed, int order) except -1:
+        """Fill in the chain and the estimate of the prompt, `lengths` and `hits`. 1 if anyone holds any of it."""
+        cdef double density = choice.group.density.bytes_per_token, n_bytes = 0
+        cdef uint64_t n_ids
+        cdef uint32_t most = 0, n
+        cdef double tokens
+        choice.is_stream = scan.is_stream()
+        if self.index is None or not (choice.group.policy == BY_COST or choice.group.policy == BY_PREFIX):
+            choice.prompt_tokens = max(1, <uint64_t>(scan.text_bytes() / density))
+            return 0
+        if not 0 <= order <= 2:
+            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        choice.can_learn = scan.asks_for_one()
+        scan.feed(&self.sink, seed, order, self.chunk_bytes)
+        if self.sink.has_failed:
+            raise MemoryError("out of memory while hashing a prompt")
+        n = <uint32_t>self.sink.n
+        self.furthest = 0
+        if n:
+            self.keep_chain(choice, n)
+            n_bytes = self.sink.ends[n - 1]
+            most = self.index.reach(self.sink.hashes, n, self.lengths, self.hits, len(self.names), &self.furthest)
+        n_ids = scan.token_ids()
+        if n_ids:
+            choice.prompt_tokens = n_ids
+            return most > 0
+        tokens = n_bytes / density
+        if most:
+            # What this prefix really took is better known than what the rest will take.
+            tokens = (n_bytes - self.sink.ends[self.furthest - 1]) / density + self.index.position_of(
+                self.sink.hashes[self.furthest - 1]
+            )
+        choice.prompt_tokens = max(1, <uint64_t>tokens)
+        return most > 0
+
+    cdef int keep_chain(self, Choice choice, uint32_t n) except -1:
+        choice.ends = <uint32_t *>xinf_malloc(n * sizeof(uint32_t))
+        if choice.ends == NULL:
+            raise MemoryError(f"out of memory for a chain of {n} chunks")
+        memcpy(choice.ends, self.sink.ends, n * sizeof(uint32_t))
+        choice.chain = PyBytes_FromStringAndSize(<char *>self.sink.hashes, n * sizeof(uint64_t))
+        choice.n = n
+        return 0
+
+    cdef uint32_t pick(
+        self, Choice choice, bint has_match, bint has_key, uint64_t key, const Excluded *excluded
+    ) noexcept:
+        """Apply the group's policy. Gives a row, or NONE."""
+        cdef Group group = choice.group
+        cdef Ledger ledger = self.ledger
+        cdef const uint32_t *rows = group.rows
+        cdef uint32_t n = group.n, favourite
+        cdef size_t n_cached = len(self.names) if has_match else 0
+        cdef Pick pick
+        if group.policy == BY_TURN:
+            choice.reason = "round_robin"
+            return self.next_turn(group, excluded)
+        if group.policy == BY_SESSION and has_key:
+            favourite = ledger.heaviest(rows, n, key, excluded)
+            if favourite != NONE:
+                choice.reason = "session"
+                return favourite
+        if group.policy == BY_PREFIX and has_match:
+            n = self.furthest_rows(group, excluded)
+            rows = self.scratch
+        pick = ledger.cheapest(rows, n, self.lengths, n_cached, choice.prompt_tokens, choice.chosen_s, excluded)
+        if has_key and pick.n_ties > 1:
+            # Of replicas that cost exactly the same, the session's favourite. Looked for only now: it costs a walk.
+            favourite = ledger.heaviest(group.rows, group.n, key, excluded)
+            if favourite != NONE and pick.cost_s == ledger.cost_of(
+                favourite, choice.prompt_tokens, self.lengths[favourite] if n_cached else 0, choice.chosen_s
+            ) and (rows != self.scratch or self.lengths[favourite] == self.lengths[pick.replica]):
+                return favourite
+        return pick.replica
+
+    cdef uint32_t next_turn(self, Group group, const Excluded *excluded) noexcept nogil:
+        """The next open row in turn."""
+        cdef uint32_t step, at
+        for step in range(group.n):
+            at = (group.turn + step) % group.n
+            if self.ledger.opens(group.rows[at]) and not is_excluded(excluded, group.rows[at]):
+                group.turn = (at + 1) % group.n
+                return group.rows[at]
+        return NONE
+
+    cdef uint32_t furthest_rows(self, Group group, const Excluded *excluded) noexcept nogil:
+        """The open rows that hold most of the prompt, however busy they are, into `scratch`. Gives how many."""
+        cdef uint32_t i, row, most = 0, n = 0
+        for i in range(group.n):
+            row = group.rows[i]
+            if self.lengths[row] < most or not self.ledger.opens(row) or is_excluded(excluded, row):
+                continue
+            if self.lengths[row] > most:
+                most = self.lengths[row]
+                n = 0
+            self.scratch[n] = row
+            n += 1
+        return n
+
+    cdef int settle(self, Choice choice, uint32_t row, bint has_match) except -1:
+        """Complete a choice that is reserved, and let the index hold its prompt."""
+        cdef uint64_t usable
+        cdef uint32_t block_tokens = self.ledger.rows[row].block_tokens
+        choice.row = row
+        choice.replica_id = <str>self.names[row]
+        choice.queued_tokens = self.ledger.queued(row, choice.chosen_s)
+        if has_match and self.hits[row]:
+            choice.n_hits = self.hits[row]
+            choice.matched_tokens = self.lengths[row]
+            choice.matched_bytes = choice.ends[choice.n_hits - 1]
+            usable = min(<uint64_t>choice.matched_tokens, choice.prompt_tokens - 1)
+            choice.promised_tokens = usable // block_tokens * block_tokens
+            choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
+            if choice.predicted_cached_tokens and choice.reason == "load":
+                choice.reason = "prefix"
+        return self.hold(choice, choice.prompt_tokens, choice.n_hits)
+
+    cdef int hold(self, Choice choice, uint64_t prompt_tokens, uint32_t n_known) except -1:
+        """Let the index hold the prompt of a choice, which has `prompt_tokens` as far as known.
+
+        `n_known`: chunks whose positions are known, up to the one at `matched_tokens`.
+        """
+        cdef uint32_t *grown_positions
+        if choice.n == 0 or not self.records[choice.row].has_index:
+            return 0
+        if self.n_positions < choice.n:
+            grown_positions = <uint32_t *>xinf_realloc(self.positions, 2 * choice.n * sizeof(uint32_t))
+            if grown_positions == NULL:
+                self.records[choice.row].index_failures += 1  # routing goes on by load
+                return 0
+            self.positions = grown_positions
+            self.n_positions = 2 * <size_t>choice.n
+        place_chunks(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
+        if not self.index.hold(
+            choice.row, <const uint64_t *>PyBytes_AS_STRING(choice.chain), choice.n, self.positions, n_known
+        ):
+            self.records[choice.row].index_failures += 1
+        return 0
+
+    # ---- afterwards -----------------------------------------------------------------------------------------------
+
+    def submitted(self, Choice choice not None, submit_id: int) -> None:
+        """Say under which id of its Link a request went out, so that load reports can count it."""
+        self.ledger.submit(choice.handle, submit_id)
+
+    def started(self, Choice choice not None) -> None:
+        """Say that the first byte of an answer came. Optional: of streams, the prefill rate is learnt from it."""
+        if choice.is_stream and isnan(choice.begun_s):  # the first byte of any other answer is its last one
+            choice.begun_s = self.now()
+
+    def finished(
+        self, Choice choice not None, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, is_ok: bool
+    ) -> None:
+        """Release the reservation and learn from the usage. Only the first call for a choice does anything.
+
+        Call it for every choice, however it ended; token counts are 0 when unknown.
+        """
+        cdef int64_t n_prompt = prompt_tokens, n_cached = cached_tokens
+        if choice.is_done:
+            return
+        choice.is_done = True
+        # False: the replica was removed meanwhile (and perhaps another one has its name now).
+        if not self.ledger.give_back(choice.handle):
+            return
+        if n_prompt > 0:
+            if is_ok:
+                self.learn(choice, n_prompt, max(n_cached, 0), completion_tokens)
+        elif not is_ok and choice.n and self.records[choice.row].has_index:
+            # Nothing was computed: take out what the choice added.
+            self.index.let_go(
+                choice.row, <const uint64_t *>PyBytes_AS_STRING(choice.chain) + choice.n_hits, choice.n - choice.n_hits
+            )
+
+    cdef int learn(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, int64_t completion_tokens) except -1:
+        cdef Row *row = &self.ledger.rows[choice.row]
+        cdef Record *record = &self.records[choice.row]
+        cdef double now_s = self.now(), first_s
+        cdef uint64_t own, others
+        if not isnan(choice.begun_s) or completion_tokens <= 1:
+            first_s = (now_s if isnan(choice.begun_s) else choice.begun_s) - choice.chosen_s
+            # `queued_tokens` was read with the request's own reservation in it; count what it really took instead.
+            own = max(1, above(choice.prompt_tokens, choice.predicted_cached_tokens))
+            others = above(choice.queued_tokens, own)
+            learn_prefill(&row.rates, others + max(1, above(prompt_tokens, cached_tokens)), first_s)
+        learn_service(&row.rates, now_s - choice.chosen_s)
+        if choice.can_learn:
+            if choice.n:
+                learn_density(&choice.group.density, choice.ends[choice.n - 1], prompt_tokens)
+                self.correct(choice, prompt_tokens, row.block_tokens)
+            learn_trust(&row.rates, choice.promised_tokens, cached_tokens)
+            record.answers += 1
+            record.answers_within_block += (
+                above(choice.predicted_cached_tokens, cached_tokens) + above(cached_tokens, choice.predicted_cached_tokens)
+                <= row.block_tokens
+            )
+            record.predicted_cached_tokens += choice.predicted_cached_tokens
+            record.cached_tokens += cached_tokens
+        self.ledger.refresh(choice.row)
+        return 0
+
+    cdef int correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) except -1:
+        """Set positions right, unless the index knows the end of the prompt to within a quarter of a block."""
+        cdef uint64_t position, wrong
+        if not self.records[choice.row].has_index:
+            return 0
+        position = self.index.position_held(
+            choice.row, (<const uint64_t *>PyBytes_AS_STRING(choice.chain))[choice.n - 1]
+        )
+        wrong = above(position, prompt_tokens) + above(prompt_tokens, position)
+        if position and wrong <= max(1, block_tokens // 4):
+            return 0
+        # Of a prompt that was known to its end, the usage says that all of it was known badly.
+        if 0 < choice.n_hits < choice.n:
+            # Others may have set it right meanwhile.
+            choice.matched_tokens = self.index.position_held(
+                choice.row, (<const uint64_t *>PyBytes_AS_STRING(choice.chain))[choice.n_hits - 1]
+            )
+            if 0 < choice.matched_tokens <= prompt_tokens:
+                return self.hold(choice, prompt_tokens, choice.n_hits)
+        return self.hold(choice, prompt_tokens, 0)
+
+    # ---- what it knows --------------------------------------------------------------------------------------------
+
+    def inflight(self, str replica_id not None) -> int:
+        """Requests of this process on a replica; 0 for an unknown one."""
+        known = self.row_of.get(replica_id)
+        return 0 if known is None else self.ledger.inflight(known)
+
+    def _n_rows(self) -> int:
+        """Rows ever given out."""
+        return len(self.names)
+
+    def _ids(self) -> list[str]:
+        """The replicas, in the order of their arrival."""
+        return list(self.row_of)
+
+    def _densities(self) -> dict[str, float]:
+        """Bytes of prompt text per token, by model."""
+        return {model: (<Group>group).density.bytes_per_token for model, group in self.groups.items()}
+
+    def _learnt(self, str replica_id not None) -> Learnt:
+        """Show what is known of a replica. Raises: KeyError."""
+        cdef uint32_t number = self.row_of[replica_id]
+        cdef Row *row = &self.ledger.rows[number]
+        cdef Record *record = &self.records[number]
+        cdef Group group = self.group_of[number]
+        cdef Learnt learnt = Learnt()
+        learnt.model = group.model
+        learnt.policy = group.policy
+        learnt.is_ready = row.is_ready
+        learnt.uses_index = record.has_index and (group.policy == BY_COST or group.policy == BY_PREFIX)
+        learnt.inflight = row.inflight
+        learnt.uncounted = row.uncounted
+        learnt.held_chunks = self.index.held_by(number) if record.has_index else 0
+        learnt.prefill_tokens_per_s = row.rates.prefill_tokens_per_s
+        learnt.service_s = row.rates.service_s
+        learnt.trust = row.rates.trust
+        learnt.answers = record.answers
+        learnt.answers_within_block = record.answers_within_block
+        learnt.predicted_cached_tokens = record.predicted_cached_tokens
+        learnt.cached_tokens = record.cached_tokens
+        learnt.index_failures = record.index_failures
+        return learnt
+
+    def _weigh(self, str model not None, Scan scan, *, seed: int, order: int = 0) -> list[Weighed]:
+        """Show what `choose` would weigh, for each replica of a model. Changes nothing."""
+        cdef Group group = self.groups.get(model)
+        cdef Choice choice
+        cdef Weighed weighed
+        cdef double[4] terms
+        cdef bint has_match
+        cdef uint32_t i, row, held
+        if group is None:
+            return []
+        choice = Choice.__new__(Choice)
+        choice.group = group
+        choice.chosen_s = self.now()
+        has_match = scan is not None and self.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+        shown = []
+        for i in range(group.n):
+            row = group.rows[i]
+            held = self.lengths[row] if has_match else 0
+            self.ledger.terms_of(&self.ledger.rows[row], choice.prompt_tokens, held, choice.chosen_s, terms)
+            weighed = Weighed()
+            weighed.replica_id = self.names[row]
+            weighed.is_open = self.ledger.opens(row)
+            weighed.matched_bytes = choice.ends[self.hits[row] - 1] if has_match and self.hits[row] else 0
+            weighed.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, held)
+            weighed.prompt_tokens = choice.prompt_tokens
+            weighed.queued_s, weighed.prefill_s, weighed.decode_s, weighed.full_s = terms[0], terms[1], terms[2], terms[3]
+            shown.append(weighed)
+        return shown
+
+
+cdef inline uint64_t above(uint64_t a, uint64_t b) noexcept nogil:
+    """How much a is above b."""
+    return a - b if a > b else 0
+
+
+cdef uint64_t hash_text(str text):
+    cdef bytes data = text.encode()
+    return chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), 0)
+
+
+cdef void *grown(void *table, size_t n_bytes) except NULL:
+    cdef void *larger = xinf_realloc(table, n_bytes)
+    if larger == NULL:
+        raise MemoryError(f"out of memory for {n_bytes} bytes of a table of replicas")
+    return larger
+
+
+def _fail_allocation(k: int) -> None:
+    """For tests: let the k-th allocation from now on fail once; 0 for none. Index and ledger have their own."""
+    alloc.xinf_fail_in = k
