@@ -95,8 +95,8 @@ class H2Stream(asyncio.Protocol):
         self._is_over = False
         # Out.
         self._is_woken = False  # something waits at the listener
-        self._next_take: asyncio.Handle | None = None
-        self._is_next_take_timed = False
+        self._turn: asyncio.Handle | None = None  # the next take
+        self._timer: asyncio.TimerHandle | None = None  # looks whether a take is due
         self._is_gate_open = True  # see pacing
         self._gate_opens_s = 0.0  # at the latest
         self._unsent: memoryview | None = None  # of the message on its way
@@ -134,18 +134,21 @@ class H2Stream(asyncio.Protocol):
         """Plan the next take: with the next turn of the loop, so that what this turn brings goes along, or when due."""
         if not self._is_woken or self._unsent is not None or self._is_paused:
             return
-        if self._next_take is not None and self._is_next_take_timed and self._is_gate_open:
-            self._next_take.cancel()
-            self._next_take = None
-        if self._next_take is None:
-            self._is_next_take_timed = not self._is_gate_open
-            if self._is_gate_open:
-                self._next_take = self._loop.call_soon(self._take)
-            else:
-                self._next_take = self._loop.call_at(self._gate_opens_s, self._take)
+        if self._is_gate_open:
+            # A timer is left to run out: making and cancelling one per message costs more than a turn in vain.
+            if self._turn is None:
+                self._turn = self._loop.call_soon(self._take)
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._gate_opens_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() >= self._gate_opens_s:
+            self._is_gate_open = True
+        self._schedule()
 
     def _take(self) -> None:
-        self._next_take = None
+        self._turn = None
         if self._is_over or self._unsent is not None or self._is_paused:
             return
         self._is_woken = False
@@ -260,8 +263,9 @@ class H2Stream(asyncio.Protocol):
         self._reader.stop()
         self._unsent = None
         self._parts = []
-        if self._next_take is not None:
-            self._next_take.cancel()
+        for handle in (self._turn, self._timer):
+            if handle is not None:
+                handle.cancel()
         if not self._transport.is_closing():
             self._transport.write(h2.rst_stream(_STREAM, h2.CANCEL) + h2.goaway(code))
             self._transport.close()
