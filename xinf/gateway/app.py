@@ -10,7 +10,7 @@ import os
 
 from xinf.core import log
 from xinf.core.config import Config, from_environ
-from xinf.core.errors import ConfigError, NotFound, XinfError
+from xinf.core.errors import ConfigError, InvalidRequest, NotFound, XinfError
 from xinf.gateway.answers import Answer
 from xinf.gateway.asgi import Receive, Scope, Send
 from xinf.gateway.asgi_client import AsgiClient, send_answer
@@ -74,6 +74,9 @@ class Application:
             await send_answer(send, self.core.refuse(head, error), [])
             return
         except ClientGone:
+            # Granian says the same of chunks that are malformed; without an answer of ours it would say 500.
+            error = InvalidRequest("the body ended early, or its chunks are malformed")
+            await send_answer(send, self.core.refuse(head, error), [])
             return
         client = AsgiClient(send, receive)
         client.exchange = self.core.serve(admission, body, client)
