@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
+import psutil
 
+from tests.children import living_children
 from xinf.core.config import Config, load, to_environ
 from xinf.core.ids import DeploymentName, ReplicaId
 from xinf.core.records import DeploymentRecord, EngineSpec, Phase, ReplicaRecord, RoutingPolicy
@@ -32,6 +34,9 @@ from xinf.meta import LmdbStore, MetaServer, Records
 
 T = TypeVar("T")
 DEADLINE_S = 30.0
+# Every front that the suite in tests/gateway/fronts runs over: values of `gateway.front`. This is the one list.
+FRONTS = ("granian",)
+DEFAULT_FRONT = "granian"
 
 
 def free_port() -> int:
@@ -109,7 +114,9 @@ class Engine:
 class GatewayStack:
     """`with GatewayStack(...) as stack:` gives a gateway; `deploy` adds models with their engines."""
 
-    def __init__(self, *, workers: int = 1, overrides: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, *, workers: int = 1, overrides: dict[str, object] | None = None, front: str = DEFAULT_FRONT
+    ) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="xg", dir="/tmp"))
         self.port = free_port()
         is_tls = "gateway.tls_cert" in (overrides or {})
@@ -124,6 +131,7 @@ class GatewayStack:
                 "data_dir": str(self.dir / "data"),
                 "gateway.port": self.port,
                 "gateway.workers": workers,
+                **({} if front == DEFAULT_FRONT else {"gateway.front": front}),
                 **(overrides or {}),
             },
         )
@@ -174,15 +182,18 @@ class GatewayStack:
 
         wait_for(answers, what="the gateway's first answer")
 
-    def connect(self, *, receive_buffer_bytes: int | None = None) -> socket.socket:
+    def connect(self, *, receive_buffer_bytes: int | None = None, segment_bytes: int | None = None) -> socket.socket:
         """Open a plain connection, closed with the stack at the latest.
 
-        A small receive buffer makes a client that does not read stall its server soon.
+        A small receive buffer makes a client that does not read stall its server soon; small segments, which keep the
+        server's send buffer small too, make it sooner still.
         """
         raw = socket.socket()
         self._sockets.append(raw)
         if receive_buffer_bytes is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        if segment_bytes is not None:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
         raw.settimeout(DEADLINE_S)
         raw.connect(("127.0.0.1", self.port))
         return raw
@@ -208,6 +219,24 @@ class GatewayStack:
         if engines:
             self.wait_ready(name)
         return engines
+
+    def publish(self, name: str, address: str) -> ReplicaId:
+        """Write the records of a deployment whose one engine somebody else runs; returns when its Links are up."""
+        spec = EngineSpec(model=f"sim/{name}", engine="sim", served_names=(name,))
+        record = DeploymentRecord(name=DeploymentName(name), spec=spec, replicas=1, created_s=time.time())
+        self.store.call(self.store.records.create(DeploymentRecord, name, record))
+        replica = ReplicaRecord(
+            id=ReplicaId(f"{name}-0"),
+            deployment=DeploymentName(name),
+            generation=1,
+            spec=spec,
+            phase=Phase.READY,
+            address=address,
+        )
+        self.store.call(self.store.records.create(ReplicaRecord, replica.id, replica))
+        n_workers = self.config.gateway.workers
+        wait_for(lambda: self.metric("xinf_link_up", replica=replica.id) == n_workers, what=f"links to {replica.id}")
+        return replica.id
 
     def add_engine(self, name: str) -> Engine:
         """Start one more engine of a deployment and publish it."""
@@ -311,6 +340,18 @@ class GatewayStack:
             if sample.partition("{")[0] == name and all(label in sample for label in wanted):
                 total += float(value)
         return total
+
+    def has(self, name: str) -> bool:
+        """Whether the gateway knows a deployment of this name."""
+        return self.client.get(f"/v1/models/{name}").status_code == 200
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that serve: the master's children that live."""
+        return living_children(self.gateway.pid)
+
+    def worker_bytes(self) -> int:
+        """Resident memory of all workers."""
+        return sum(process.memory_info().rss for process in self.workers())
 
     def engine_load(self, engine: Engine) -> float:
         """Requests that the gateway has open on an engine."""
