@@ -52,7 +52,7 @@ def unharmed(stack: GatewayStack, scripted: ScriptedReplica) -> Iterator[None]:
     before = {process.pid for process in stack.workers()}
     begin = len(stack.log())
     yield
-    assert scripted.n_open == 0
+    wait_for(lambda: scripted.n_open == 0, what="every request ended or cancelled at the scripted engine")
     answer = stack.client.post("/v1/chat/completions", content=chat("m", max_tokens=1))
     assert answer.status_code == 200
     assert {process.pid for process in stack.workers()} == before
