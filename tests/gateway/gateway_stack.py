@@ -35,7 +35,7 @@ from xinf.meta import LmdbStore, MetaServer, Records
 T = TypeVar("T")
 DEADLINE_S = 30.0
 # Every front that the suite in tests/gateway/fronts runs over: values of `gateway.front`. This is the one list.
-FRONTS = ("granian",)
+FRONTS = ("granian", "granian-rsgi", "direct")
 DEFAULT_FRONT = "granian"
 
 

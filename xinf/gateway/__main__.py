@@ -21,10 +21,13 @@ def main() -> int:
     log.configure("gateway", level=config.log_level)
     try:
         if config.gateway.front == "direct":
-            from xinf.gateway.direct_master import serve
+            from xinf.gateway import direct_master
+
+            direct_master.serve(config, target)
         else:
-            from xinf.gateway.front import serve
-        serve(config, target)
+            from xinf.gateway import front
+
+            front.serve(config, target)
     except ConfigError as error:
         logging.getLogger("xinf.gateway").error(str(error))
         return 1

@@ -75,8 +75,8 @@ class Application:
             return
         except ClientGone:
             # Granian says the same of chunks that are malformed; without an answer of ours it would say 500.
-            error = InvalidRequest("the body ended early, or its chunks are malformed")
-            await send_answer(send, self.core.refuse(head, error), [])
+            early = InvalidRequest("the body ended early, or its chunks are malformed")
+            await send_answer(send, self.core.refuse(head, early), [])
             return
         client = AsgiClient(send, receive)
         client.exchange = self.core.serve(admission, body, client)
