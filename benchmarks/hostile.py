@@ -13,7 +13,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from tests.gateway.raw_http import chat, post, scripted_chat
 
@@ -25,6 +25,10 @@ FLOOD_PER_S = 200
 GARBAGE_PER_S = 100
 VANISH_PER_S = 50
 GIANTS_PER_S = 5
+
+
+Act = Callable[[int], Awaitable[None]]  # one client, once; the argument is the port
+Kind = Callable[[int], Awaitable[None]]  # many of them, for ever
 
 
 async def _connect(port: int, *, is_slow: bool = False) -> socket.socket:
@@ -93,20 +97,20 @@ async def giant(port: int) -> None:
             await asyncio.get_running_loop().sock_sendall(raw, b" " * (1 << 20))
 
 
-async def _survive(act: Callable[[int], Awaitable[None]], port: int) -> None:
+async def _survive(act: Act, port: int) -> None:
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(10.0):
             await act(port)
 
 
-async def _always(act: Callable[[int], Awaitable[None]], port: int) -> None:
+async def _always(act: Act, port: int) -> None:
     while True:
         with contextlib.suppress(OSError):
             await act(port)
         await asyncio.sleep(0.1)
 
 
-async def _at_rate(act: Callable[[int], Awaitable[None]], port: int, per_s: float) -> None:
+async def _at_rate(act: Act, port: int, per_s: float) -> None:
     running: set[asyncio.Task[None]] = set()
     try:
         while True:
@@ -119,14 +123,28 @@ async def _at_rate(act: Callable[[int], Awaitable[None]], port: int, per_s: floa
             task.cancel()
 
 
-async def everything(port: int) -> None:
-    """Run all kinds at once until cancelled."""
-    await asyncio.gather(
-        *(_always(slow_sender, port) for _ in range(N_SLOW_SENDERS)),
-        *(_always(slow_reader, port) for _ in range(N_SLOW_READERS)),
-        *(_always(idle, port) for _ in range(N_IDLE)),
-        _at_rate(flood, port, FLOOD_PER_S),
-        _at_rate(garbage, port, GARBAGE_PER_S),
-        _at_rate(vanisher, port, VANISH_PER_S),
-        _at_rate(giant, port, GIANTS_PER_S),
-    )
+def _many(act: Act, n: int) -> Kind:
+    async def run(port: int) -> None:
+        await asyncio.gather(*(_always(act, port) for _ in range(n)))
+
+    return run
+
+
+def _often(act: Act, per_s: float) -> Kind:
+    return lambda port: _at_rate(act, port, per_s)
+
+
+KINDS: dict[str, Kind] = {
+    "slow-senders": _many(slow_sender, N_SLOW_SENDERS),
+    "slow-readers": _many(slow_reader, N_SLOW_READERS),
+    "idle": _many(idle, N_IDLE),
+    "flood": _often(flood, FLOOD_PER_S),
+    "garbage": _often(garbage, GARBAGE_PER_S),
+    "vanishers": _often(vanisher, VANISH_PER_S),
+    "giants": _often(giant, GIANTS_PER_S),
+}
+
+
+async def run_all(port: int, names: Iterable[str]) -> None:
+    """Run these kinds at once until cancelled. Raises: KeyError for one that is not in KINDS."""
+    await asyncio.gather(*(KINDS[name](port) for name in names))

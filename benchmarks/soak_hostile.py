@@ -3,7 +3,7 @@
 Phases alternate, quiet and hostile, over one gateway per front; the well-behaved loop runs in a process of its own.
 The hostile clients cost CPU themselves, so on few cores a part of the difference is theirs.
 
-    python -m benchmarks.soak_hostile [--fronts granian,...] [--seconds 5] [--repeats 3] [--json FILE]
+    python -m benchmarks.soak_hostile [--fronts granian,...] [--kinds idle,...] [--repeats 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hostile import everything
+from benchmarks.hostile import KINDS, run_all
 from benchmarks.open_files import raise_limit
 from tests.gateway.fronts.scripted_replica import ScriptedReplica
 from tests.gateway.gateway_stack import FRONTS, GatewayStack
@@ -44,7 +44,7 @@ async def _loop_beside(port: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-async def _phase(stack: GatewayStack, *, hostile: bool, seconds: float) -> dict[str, Any]:
+async def _phase(stack: GatewayStack, *, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
     begin_s = time.monotonic()
     rss: list[tuple[float, float]] = []
 
@@ -54,8 +54,8 @@ async def _phase(stack: GatewayStack, *, hostile: bool, seconds: float) -> dict[
             await asyncio.sleep(SAMPLE_S)
 
     around = [asyncio.ensure_future(sample())]
-    if hostile:
-        around.append(asyncio.ensure_future(everything(stack.port)))
+    if kinds:
+        around.append(asyncio.ensure_future(run_all(stack.port, kinds)))
         await asyncio.sleep(SETTLE_S)
     loop = await _loop_beside(stack.port, seconds)
     for task in around:
@@ -65,7 +65,7 @@ async def _phase(stack: GatewayStack, *, hostile: bool, seconds: float) -> dict[
             raise outcome
     latencies = sorted(loop["latencies_ms"])
     return {
-        "is_hostile": hostile,
+        "is_hostile": bool(kinds),
         "n_requests": len(latencies),
         "n_failed": len(loop["failures"]),
         "failures": loop["failures"][:5],
@@ -75,18 +75,18 @@ async def _phase(stack: GatewayStack, *, hostile: bool, seconds: float) -> dict[
     }
 
 
-async def _soak(stack: GatewayStack, *, seconds: float, repeats: int) -> list[dict[str, Any]]:
-    await _phase(stack, hostile=False, seconds=2.0)  # warm-up
+async def _soak(stack: GatewayStack, *, kinds: tuple[str, ...], seconds: float, repeats: int) -> list[dict[str, Any]]:
+    await _phase(stack, kinds=(), seconds=2.0)  # warm-up
     phases = []
     for _ in range(repeats):
-        for hostile in (False, True):
-            phases.append(await _phase(stack, hostile=hostile, seconds=seconds))
+        for played in ((), kinds):
+            phases.append(await _phase(stack, kinds=played, seconds=seconds))
             print(json.dumps({key: value for key, value in phases[-1].items() if key != "rss_mib"}), file=sys.stderr)
-    phases.append(await _phase(stack, hostile=False, seconds=seconds))
+    phases.append(await _phase(stack, kinds=(), seconds=seconds))
     return phases
 
 
-def soak(front: str, *, seconds: float, repeats: int) -> dict[str, Any]:
+def soak(front: str, *, kinds: tuple[str, ...], seconds: float, repeats: int) -> dict[str, Any]:
     """Run all phases against one front."""
     with GatewayStack(front=front, overrides=LIMITS) as stack:
         stack.deploy("m")
@@ -94,7 +94,7 @@ def soak(front: str, *, seconds: float, repeats: int) -> dict[str, Any]:
         stack.store.call(replica.start())
         stack.publish("scripted", replica.address)
         before = stack.worker_bytes()
-        phases = asyncio.run(_soak(stack, seconds=seconds, repeats=repeats))
+        phases = asyncio.run(_soak(stack, kinds=kinds, seconds=seconds, repeats=repeats))
         stack.store.call(replica.stop())
         return {
             "front": front,
@@ -129,12 +129,16 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fronts", default=",".join(FRONTS))
+    parser.add_argument("--kinds", default=",".join(KINDS), help="hostile clients to play, comma-separated")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write every sample here")
     asked = parser.parse_args()
     raise_limit()
-    results = [soak(front, seconds=asked.seconds, repeats=asked.repeats) for front in asked.fronts.split(",")]
+    kinds = tuple(asked.kinds.split(","))
+    results = [
+        soak(front, kinds=kinds, seconds=asked.seconds, repeats=asked.repeats) for front in asked.fronts.split(",")
+    ]
     if asked.json:
         machine = {"python": platform.python_version(), "kernel": platform.release(), "n_cpus": os.cpu_count()}
         asked.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
