@@ -188,7 +188,7 @@ def test_page_or_refusal(stack: GatewayStack, line: str, status: int) -> None:
     raw.close()
 
 
-@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 200), ("/nothing", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz/m", 200), ("/nothing", 404)])
 def test_head_has_the_status_and_no_body(stack: GatewayStack, path: str, status: int) -> None:
     raw = stack.connect()
     raw.sendall(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
