@@ -23,8 +23,8 @@ Handler = Callable[[grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def grpc_server(directory: Path, handler: Handler) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
-    """A grpc.aio server with one bidirectional method. Gives it and its target."""
+async def grpc_server(directory: Path | None, handler: Handler) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
+    """A grpc.aio server with one bidirectional method, on TCP if there is no directory. Gives it and its target."""
 
     async def talk(_: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await handler(context)
@@ -33,8 +33,10 @@ async def grpc_server(directory: Path, handler: Handler) -> AsyncIterator[tuple[
     sizes = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
     server = grpc.aio.server(options=sizes)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Talk": method}),))
-    target = f"unix:{directory}/g.sock"
-    server.add_insecure_port(target)
+    target = "127.0.0.1:0" if directory is None else f"unix:{directory}/g.sock"
+    port = server.add_insecure_port(target)
+    if directory is None:
+        target = f"127.0.0.1:{port}"
     await server.start()
     try:
         yield server, target

@@ -104,6 +104,13 @@ async def test_messages_come_back_in_order_and_whole(short_dir: Path, owner: Own
         assert await owner.wait_messages(len(sent)) == sent
 
 
+async def test_tcp_works_as_well(owner: Owner) -> None:
+    async with grpc_server(None, echo) as (_, target):
+        await owner.open(target)
+        owner.send(bytes(100_000))
+        assert await owner.wait_messages(1) == [bytes(100_000)]
+
+
 async def test_messages_larger_than_every_window_go_both_ways(short_dir: Path, owner: Owner) -> None:
     sent = [os.urandom(39 << 20), b"after it"]
     async with grpc_server(short_dir, echo) as (_, target):

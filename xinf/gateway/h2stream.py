@@ -45,7 +45,10 @@ _CONNECTION = 0
 
 
 class StreamListener(Protocol):
-    """The owner of a stream. Called on the event loop; must not block. One that raises loses the stream."""
+    """The owner of a stream. Called on the event loop; must neither block nor raise.
+
+    One that raises while it is given messages loses the stream, as asyncio closes the connection then.
+    """
 
     def take(self) -> bytes:
         """Give the next message, b"" when nothing waits. When more waits than it holds, call `wake` in here."""
@@ -108,8 +111,7 @@ class H2Stream(asyncio.Protocol):
         # In.
         self._reader = h2.FrameReader(self)
         self._unrenewed = 0  # bytes that came since our windows were renewed
-        self._parts: list[bytes] = []  # of a message, with its prefix
-        self._n_parts_bytes = 0
+        self._begun = bytearray()  # a message that has not arrived completely, with its prefix
         self._wanted_bytes = 0  # of that message and its prefix, or of the prefix
         self._header_block: list[bytes] | None = None
         self._is_last_block = False
@@ -246,7 +248,7 @@ class H2Stream(asyncio.Protocol):
             return
         if exc is not None:
             text = f"the connection broke: {exc}"
-        elif self._reader.is_inside or self._parts:
+        elif self._reader.is_inside or self._begun:
             text = "the connection was closed in the middle of a frame"
         else:
             text = "the connection was closed"
@@ -262,7 +264,7 @@ class H2Stream(asyncio.Protocol):
         self._is_over = True
         self._reader.stop()
         self._unsent = None
-        self._parts = []
+        self._begun = bytearray()
         for handle in (self._turn, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -286,8 +288,8 @@ class H2Stream(asyncio.Protocol):
         self._schedule()
 
     def on_data(self, data: bytes, at: int, end: int) -> None:
-        if self._parts:
-            at = self._add_part(data, at, end)
+        while self._begun and at < end:
+            at = self._continue(data, at, end)
         while end - at >= _PREFIX_BYTES and not self._is_over:
             after = at + self._message_bytes(data, at)
             if after > end:
@@ -296,28 +298,20 @@ class H2Stream(asyncio.Protocol):
             at = after
         if at < end and not self._is_over:
             self._wanted_bytes = self._message_bytes(data, at) if end - at >= _PREFIX_BYTES else _PREFIX_BYTES
-            self._parts = [data[at:end]]
-            self._n_parts_bytes = end - at
+            self._begun += memoryview(data)[at:end]
 
-    def _add_part(self, data: bytes, at: int, end: int) -> int:
-        """Continue the message that has begun. Returns where the next one begins."""
-        while at < end:
-            part = data[at : min(end, at + self._wanted_bytes - self._n_parts_bytes)]
-            self._parts.append(part)
-            self._n_parts_bytes += len(part)
-            at += len(part)
-            if self._n_parts_bytes < self._wanted_bytes:
-                break
-            whole = b"".join(self._parts)
-            self._wanted_bytes = self._message_bytes(whole, 0)
-            if self._n_parts_bytes == self._wanted_bytes:
-                self._parts = []
-                self._listener.on_message(whole[_PREFIX_BYTES:])
-                break
-            self._parts = [whole]
-        return at
+    def _continue(self, data: bytes, at: int, end: int) -> int:
+        """Add to the message that has begun. Returns where what does not belong to it begins."""
+        after = min(end, at + self._wanted_bytes - len(self._begun))
+        self._begun += memoryview(data)[at:after]
+        if len(self._begun) == _PREFIX_BYTES:
+            self._wanted_bytes = self._message_bytes(self._begun, 0)
+        if len(self._begun) == self._wanted_bytes:
+            begun, self._begun = self._begun, bytearray()
+            self._listener.on_message(bytes(memoryview(begun)[_PREFIX_BYTES:]))
+        return after
 
-    def _message_bytes(self, data: bytes, at: int) -> int:
+    def _message_bytes(self, data: bytes | bytearray, at: int) -> int:
         """The length of the message whose prefix stands at `at`, prefix included."""
         n_bytes = int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
         if data[at]:
