@@ -1,6 +1,8 @@
 from collections.abc import Collection
 from typing import Final, Protocol, final
 
+from typing_extensions import disjoint_base
+
 from xinf._fast.ledger import Ledger
 from xinf._fast.prefix import PrefixIndex
 from xinf._fast.scan import Scan
@@ -106,6 +108,7 @@ class Learnt:
     @property
     def index_failures(self) -> int: ...
 
+@disjoint_base
 class Decider:
     def __init__(
         self,

@@ -33,13 +33,11 @@ from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
-from xinf._fast.positions cimport place_chunks
-from xinf._fast.prefix cimport PrefixIndex
+from xinf._fast.positions cimport place_chunks, place_rest
+from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
 from xinf._fast.rates cimport Density, learn_density, learn_prefill, learn_service, learn_trust
 from xinf._fast.scan cimport Scan
 from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
-
-from xinf._fast.prefix import MIN_BYTES
 
 # Policies, as numbers. See xinf/router/README.md.
 AUTO = 0
@@ -242,7 +240,7 @@ cdef class Decider:
         if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
         self.ledger = Ledger(max_inflight, turn)
-        self.index = PrefixIndex(index_max_bytes) if index_max_bytes >= MIN_BYTES else None
+        self.index = PrefixIndex(index_max_bytes) if index_max_bytes >= MIN_INDEX_BYTES else None
         self.clock = clock
         self.chunk_bytes = chunk_bytes
         self.prior_bytes_per_token = prior_bytes_per_token
@@ -452,7 +450,7 @@ cdef class Decider:
         if n:
             self.keep_chain(choice, n)
             n_bytes = self.sink.ends[n - 1]
-            most = self.index.reach(self.sink.hashes, n, self.lengths, self.hits, len(self.names), &self.furthest)
+            most = self.index.reach(self.sink.hashes, n, self.lengths, self.hits, len(self.names), &self.furthest, 1)
         n_ids = scan.token_ids()
         if n_ids:
             choice.prompt_tokens = n_ids
@@ -546,29 +544,32 @@ cdef class Decider:
             choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
             if choice.predicted_cached_tokens and choice.reason == "load":
                 choice.reason = "prefix"
-        return self.hold(choice, choice.prompt_tokens, choice.n_hits)
+        self.hold(choice, choice.prompt_tokens, choice.n_hits)
+        return 0
 
-    cdef int hold(self, Choice choice, uint64_t prompt_tokens, uint32_t n_known) except -1:
+    cdef void hold(self, Choice choice, uint64_t prompt_tokens, uint32_t n_known) noexcept:
         """Let the index hold the prompt of a choice, which has `prompt_tokens` as far as known.
 
         `n_known`: chunks whose positions are known, up to the one at `matched_tokens`.
         """
+        cdef const uint64_t *hashes = <const uint64_t *>PyBytes_AS_STRING(choice.chain)
         cdef uint32_t *grown_positions
         if choice.n == 0 or not self.records[choice.row].has_index:
-            return 0
+            return
         if self.n_positions < choice.n:
             grown_positions = <uint32_t *>xinf_realloc(self.positions, 2 * choice.n * sizeof(uint32_t))
             if grown_positions == NULL:
                 self.records[choice.row].index_failures += 1  # routing goes on by load
-                return 0
+                return
             self.positions = grown_positions
             self.n_positions = 2 * <size_t>choice.n
-        place_chunks(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
-        if not self.index.hold(
-            choice.row, <const uint64_t *>PyBytes_AS_STRING(choice.chain), choice.n, self.positions, n_known
-        ):
+        if n_known and self.index.touch(choice.row, hashes, n_known) == n_known:
+            place_rest(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
+        else:
+            place_chunks(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
+            n_known = 0
+        if not self.index.hold(choice.row, hashes + n_known, choice.n - n_known, self.positions + n_known):
             self.records[choice.row].index_failures += 1
-        return 0
 
     # ---- afterwards -----------------------------------------------------------------------------------------------
 
@@ -631,26 +632,24 @@ cdef class Decider:
         self.ledger.refresh(choice.row)
         return 0
 
-    cdef int correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) except -1:
+    cdef void correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) noexcept:
         """Set positions right, unless the index knows the end of the prompt to within a quarter of a block."""
+        cdef const uint64_t *hashes = <const uint64_t *>PyBytes_AS_STRING(choice.chain)
+        cdef uint32_t n_known = choice.n_hits
         cdef uint64_t position, wrong
         if not self.records[choice.row].has_index:
-            return 0
-        position = self.index.position_held(
-            choice.row, (<const uint64_t *>PyBytes_AS_STRING(choice.chain))[choice.n - 1]
-        )
+            return
+        position = self.index.position_held(choice.row, hashes[choice.n - 1])
         wrong = above(position, prompt_tokens) + above(prompt_tokens, position)
         if position and wrong <= max(1, block_tokens // 4):
-            return 0
-        # Of a prompt that was known to its end, the usage says that all of it was known badly.
-        if 0 < choice.n_hits < choice.n:
+            return
+        if n_known:
             # Others may have set it right meanwhile.
-            choice.matched_tokens = self.index.position_held(
-                choice.row, (<const uint64_t *>PyBytes_AS_STRING(choice.chain))[choice.n_hits - 1]
-            )
-            if 0 < choice.matched_tokens <= prompt_tokens:
-                return self.hold(choice, prompt_tokens, choice.n_hits)
-        return self.hold(choice, prompt_tokens, 0)
+            choice.matched_tokens = self.index.position_held(choice.row, hashes[n_known - 1])
+            if n_known == choice.n or not 0 < choice.matched_tokens <= prompt_tokens:
+                n_known = 0  # what was known is wrong by what the usage says, or gone
+        self.index.forget_trail()
+        self.hold(choice, prompt_tokens, n_known)
 
     # ---- what it knows --------------------------------------------------------------------------------------------
 

@@ -23,16 +23,22 @@ cdef inline void line(
         out[i] = last
 
 
+cdef inline void place_rest(
+    const uint32_t *ends, size_t n, double n_tokens, size_t n_known, double known_tokens, uint32_t *out
+) noexcept nogil:
+    """The chunks behind the first `n_known`, of which the last one stands at `known_tokens`. Fills out[n_known:]."""
+    cdef double known_bytes = ends[n_known - 1] if n_known else 0.0
+    if n == n_known:
+        return
+    if n_known:
+        out[n_known - 1] = <uint32_t>known_tokens
+    line(ends, n_known, n, known_bytes, known_tokens, ends[n - 1], max(n_tokens, known_tokens), out)
+
+
 cdef inline void place_chunks(
     const uint32_t *ends, size_t n, double n_tokens, size_t n_known, double known_tokens, uint32_t *out
 ) noexcept nogil:
     """`ends`: (n,) bytes of text up to each chunk's end. `n_known`: chunks up to the one known to stand at `known_tokens`."""
-    cdef double known_bytes = ends[n_known - 1] if n_known else 0.0
-    if n == 0:
-        return
-    if n_known == 0:
-        known_tokens = 0.0
-    if n_tokens < known_tokens:
-        n_tokens = known_tokens
-    line(ends, 0, n_known, 0.0, 0.0, known_bytes, known_tokens, out)
-    line(ends, n_known, n, known_bytes, known_tokens, ends[n - 1], n_tokens, out)
+    if n_known:
+        line(ends, 0, n_known, 0.0, 0.0, ends[n_known - 1], known_tokens, out)
+    place_rest(ends, n, n_tokens, n_known, known_tokens if n_known else 0.0, out)

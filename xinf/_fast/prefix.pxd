@@ -10,6 +10,11 @@ cdef struct Entry:
     uint32_t position
     uint32_t holders  # handle of a set and the used bit; 0: free
 
+ctypedef Entry *Home
+
+cdef enum:
+    MIN_INDEX_BYTES = 1 << 17
+
 cdef struct Segment:
     uint16_t n  # entries
     uint16_t hand  # of the clock
@@ -32,6 +37,10 @@ cdef class PrefixIndex:
     cdef uint64_t n_evicted
     cdef uint32_t n_matches
     cdef Holders holders
+    # What the last reach found of each chunk, from `trail_begin` on; good until something changes.
+    cdef Home *trail
+    cdef size_t trail_room
+    cdef size_t trail_begin
 
     cdef void plan_sizes(self)
     cdef Entry *bucket_of(self, uint64_t hash) noexcept nogil
@@ -44,15 +53,17 @@ cdef class PrefixIndex:
     cdef void sweep(self, uint32_t segment) noexcept nogil
     cdef void relieve(self) noexcept nogil
     cdef int check_replica(self, replica) except -1
-    cdef bint join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil
+    cdef void join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil
     cdef void enter(self, uint64_t hash, uint32_t position, uint32_t set) noexcept nogil
-    cdef bint hold(
-        self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions, size_t n_known
-    ) noexcept nogil
+    cdef bint hold(self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions) noexcept nogil
+    cdef size_t touch(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil
     cdef void let_go(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil
     cdef uint32_t reach(
-        self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest
+        self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest,
+        bint keeps_trail,
     ) noexcept nogil
+    cdef void forget_trail(self) noexcept nogil
+    cdef Home *trail_for(self, size_t n) noexcept nogil
     cdef uint32_t note(
         self, uint32_t set, uint32_t position, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t hit
     ) noexcept nogil

@@ -28,12 +28,12 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport SIZE_MAX, UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from xinf._fast cimport alloc
-from xinf._fast.alloc cimport xinf_calloc, xinf_malloc, xinf_reserve
+from xinf._fast.alloc cimport xinf_calloc, xinf_malloc, xinf_realloc, xinf_reserve
 from xinf._fast.chunkhash cimport chunk_hash, fold
 from xinf._fast.holders cimport (
     MALLOC_BYTES, NO_ID, HolderSet, claim_id, close_holders, empty_next, gain, holder_table_bytes, ids_of, is_pressed,
@@ -49,7 +49,7 @@ cdef extern from *:
     int lowest_bit "__builtin_ctz"(unsigned int mask) noexcept nogil
 
 # The least `max_bytes`: fixed tables and a few segments.
-MIN_BYTES = 1 << 17
+MIN_BYTES = MIN_INDEX_BYTES
 
 cdef enum:
     BUCKET = 4  # entries in a cache line
@@ -62,9 +62,6 @@ cdef enum:
     USED_BIT = 0x80000000
     SET_BITS = 0x7FFFFFFF
     KIND_PLAIN = 6  # of chunks of plain bytes; the same as text in the canonical chain
-
-
-ctypedef Entry *Home
 
 
 cdef inline uint64_t mixed(uint64_t hash) noexcept nogil:
@@ -95,13 +92,13 @@ cdef inline Entry *probe(Entry *bucket, uint64_t hash) noexcept nogil:
 
     Which of the four it is cannot be predicted, so they are compared without branches.
     """
-    cdef uint32_t taken = taken_mask(bucket)
-    cdef uint32_t same = same_mask(bucket, hash) & taken
-    if same:
+    cdef uint32_t same = same_mask(bucket, hash), taken
+    if same and bucket[lowest_bit(same)].holders:
         return bucket + lowest_bit(same)
-    if taken != FULL_BUCKET:
-        return NULL
-    return probe_on(bucket, hash)
+    taken = taken_mask(bucket)
+    if same & taken:  # behind one that is free and was the same
+        return bucket + lowest_bit(same & taken)
+    return probe_on(bucket, hash) if taken == FULL_BUCKET else NULL
 
 
 cdef Entry *probe_on(Entry *bucket, uint64_t hash) noexcept nogil:
@@ -116,6 +113,12 @@ cdef Entry *probe_on(Entry *bucket, uint64_t hash) noexcept nogil:
         if same:
             return base + at + lowest_bit(same)
     return NULL
+
+
+cdef inline Entry *home_bucket(Entry *entries, const uint32_t *directory, int depth, uint64_t hash) noexcept nogil:
+    """The home of a hash."""
+    cdef uint64_t x = mixed(hash)
+    return entries + <size_t>directory[x >> (64 - depth)] * SEGMENT + (x & (N_BUCKETS - 1)) * BUCKET
 
 
 @cython.final
@@ -173,6 +176,7 @@ cdef class PrefixIndex:
         free(self.entries)
         free(self.segments)
         free(self.directory)
+        free(self.trail)
         close_holders(&self.holders)
 
     cdef void plan_sizes(self):
@@ -193,10 +197,7 @@ cdef class PrefixIndex:
     # ---- entries --------------------------------------------------------------------------------------------------
 
     cdef Entry *bucket_of(self, uint64_t hash) noexcept nogil:
-        """The home of a hash."""
-        cdef uint64_t x = mixed(hash)
-        cdef size_t segment = self.directory[x >> (64 - self.depth)]
-        return self.entries + segment * SEGMENT + (x & (N_BUCKETS - 1)) * BUCKET
+        return home_bucket(self.entries, self.directory, self.depth, hash)
 
     cdef Entry *find(self, uint64_t hash) noexcept nogil:
         return probe(self.bucket_of(hash), hash)
@@ -309,6 +310,7 @@ cdef class PrefixIndex:
         """Sets are getting scarce: empty the next two, and sweep the next segment of what was emptied before."""
         empty_next(&self.holders, 0)
         empty_next(&self.holders, 0)
+        self.trail_begin = SIZE_MAX
         self.sweep_hand = (self.sweep_hand + 1) % self.n_segments
         self.sweep(self.sweep_hand)
 
@@ -334,13 +336,13 @@ cdef class PrefixIndex:
             if places.n != hashes.n:
                 raise ValueError(f"{places.n} positions for {hashes.n} chunks")
             where = <const uint32_t *>places.items
-        if hashes.n and not self.hold(row, <const uint64_t *>hashes.items, hashes.n, where, 0) and self.n_nodes == 0:
+        if hashes.n and not self.hold(row, <const uint64_t *>hashes.items, hashes.n, where) and self.n_nodes == 0:
             raise MemoryError("out of memory for the first holder in a prefix index")
 
-    cdef bint join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil:
-        """Let `id` hold a chunk too. 0: there was no room for one more set of holders, so it holds it `alone` now."""
+    cdef void join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil:
+        """Let `id` hold a chunk too; `alone`, if there is no room for one more set of holders. `entry` may move."""
         cdef Holders *h = &self.holders
-        cdef uint32_t source = entry.holders & SET_BITS, to
+        cdef uint32_t source = entry.holders & SET_BITS, to, n_made = h.n_made
         cdef bint is_alone = 0
         if h.last_id == id and h.last_from == source:
             to = h.last_to
@@ -361,7 +363,8 @@ cdef class PrefixIndex:
             h.sets[to].refs += 1
             unref(h, source)
         entry.holders = to | USED_BIT
-        return not is_alone
+        if n_made != h.n_made and is_pressed(h):
+            self.relieve()  # moves entries
 
     cdef void enter(self, uint64_t hash, uint32_t position, uint32_t set) noexcept nogil:
         """Make an entry for a chunk that has none, at the price of others if need be."""
@@ -375,45 +378,74 @@ cdef class PrefixIndex:
         self.put(segment, hash, position, set | USED_BIT)
         self.n_nodes += 1
 
-    cdef bint hold(
-        self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions, size_t n_known
-    ) noexcept nogil:
-        """See insert. The first `n_known` chunks keep their positions if they are there. 0: no memory for a holder."""
+    cdef bint hold(self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions) noexcept nogil:
+        """See insert. 0: no memory for a holder."""
         cdef Holders *h = &self.holders
+        cdef const uint32_t *directory = self.directory
+        cdef Entry *entries = self.entries
         cdef Entry *entry
         cdef uint16_t id = claim_id(h, replica)
         cdef uint32_t alone = with_id(h, 0, id)
-        cdef uint32_t position, n_made
+        cdef uint32_t position
+        cdef int depth = self.depth
         cdef size_t i
         if alone == 0:
             return 0
         h.sets[alone].refs += 1  # keeps it while we are here
+        self.forget_trail()
         for i in range(min(n, <size_t>AHEAD)):
-            prefetch(self.bucket_of(hashes[i]))
+            prefetch(home_bucket(entries, directory, depth, hashes[i]))
         for i in range(n):
             if i + AHEAD < n:
-                prefetch(self.bucket_of(hashes[i + AHEAD]))
+                prefetch(home_bucket(entries, directory, depth, hashes[i + AHEAD]))
             if h.n_retired:
                 scrub(h, SCRUB_SETS)
             position = positions[i] if positions != NULL else <uint32_t>min(i + 1, <size_t>UINT32_MAX)
-            entry = self.find(hashes[i])
+            entry = probe(home_bucket(entries, directory, depth, hashes[i]), hashes[i])
             if entry == NULL:
                 self.enter(hashes[i], position, alone)
+                depth = self.depth
                 h.sets[alone].refs += 1
                 gain(h, id)
                 continue
+            entry.position = position
             if h.last_id == id and h.last_to == entry.holders & SET_BITS:
                 entry.holders |= USED_BIT  # it holds this one already
             else:
-                n_made = h.n_made
                 self.join(entry, id, alone)
-                if n_made != h.n_made and is_pressed(h):
-                    self.relieve()
-                    entry = self.find(hashes[i])
-            if i >= n_known or entry.position == 0:
-                entry.position = position
         unref(h, alone)
         return 1
+
+    cdef size_t touch(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil:
+        """Let `replica` hold the first chunks of a chain as far as they are there. Gives how many. Their positions stay.
+
+        Right after `reach` for the same chain, what that found is not looked up again; else forget_trail() goes first.
+        """
+        cdef Holders *h = &self.holders
+        cdef Entry *entry
+        cdef uint16_t id = claim_id(h, replica)
+        cdef uint32_t alone = with_id(h, 0, id)
+        cdef size_t i
+        if alone == 0:
+            return 0
+        h.sets[alone].refs += 1
+        for i in range(n):
+            if i >= self.trail_begin:
+                entry = self.trail[i]
+            else:
+                if i + AHEAD < n:
+                    prefetch(self.bucket_of(hashes[i + AHEAD]))
+                entry = self.find(hashes[i])
+            if entry == NULL or entry.position == 0:
+                n = i
+                break
+            if h.last_id == id and h.last_to == entry.holders & SET_BITS:
+                entry.holders |= USED_BIT
+            else:
+                self.join(entry, id, alone)
+        unref(h, alone)
+        self.trail_begin = SIZE_MAX
+        return n
 
     def remove(self, replica: int, chain) -> None:
         """Let `replica` no longer hold the chunks of `chain`; those it does not hold are ignored."""
@@ -464,20 +496,26 @@ cdef class PrefixIndex:
             if places.n != out.n:
                 raise ValueError(f"hits has {places.n} items, lengths {out.n}")
             out_hits = <uint32_t *>places.items
-        return self.reach(<const uint64_t *>hashes.items, hashes.n, <uint32_t *>out.items, out_hits, out.n, &furthest)
+        return self.reach(<const uint64_t *>hashes.items, hashes.n, <uint32_t *>out.items, out_hits, out.n, &furthest, 0)
 
     cdef uint32_t reach(
-        self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest
+        self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest,
+        bint keeps_trail,
     ) noexcept nogil:
         """See match. From the end: the first chunk met that a replica holds is its furthest.
 
-        `furthest`: set to the number of chunks up to the last one that anybody holds.
+        `furthest`: set to the number of chunks up to the last one that anybody holds. `keeps_trail`: for `touch`.
         """
         cdef Holders *h = &self.holders
+        cdef const uint32_t *directory = self.directory
+        cdef Entry *entries = self.entries
         cdef Home[AHEAD] homes
+        cdef Home *trail = self.trail_for(n) if keeps_trail else NULL
         cdef Entry *entry
+        cdef int depth = self.depth
         cdef uint32_t best = 0, n_found = 0, n_new, i, set, last_set = 0
         cdef size_t left
+        self.trail_begin = SIZE_MAX
         furthest[0] = 0
         if n_lengths:
             memset(lengths, 0, n_lengths * sizeof(uint32_t))
@@ -491,28 +529,48 @@ cdef class PrefixIndex:
             for i in range(h.n_sets + 1):
                 h.sets[i].seen = 0
         for left in range(n, n - min(n, <size_t>AHEAD), -1):
-            homes[left & (AHEAD - 1)] = self.bucket_of(hashes[left - 1])
+            homes[left & (AHEAD - 1)] = home_bucket(entries, directory, depth, hashes[left - 1])
             prefetch(homes[left & (AHEAD - 1)])
-        for left in range(n, 0, -1):
+        left = n
+        while left:
             entry = probe(homes[left & (AHEAD - 1)], hashes[left - 1])
             if left > AHEAD:
-                homes[left & (AHEAD - 1)] = self.bucket_of(hashes[left - 1 - AHEAD])
+                homes[left & (AHEAD - 1)] = home_bucket(entries, directory, depth, hashes[left - 1 - AHEAD])
                 prefetch(homes[left & (AHEAD - 1)])
+            left -= 1
+            if trail != NULL:
+                trail[left] = entry
             if entry == NULL or entry.position == 0:
                 continue
             set = entry.holders & SET_BITS
             if set == last_set or h.sets[set].seen == self.n_matches:
                 continue
             last_set = set
-            n_new = self.note(set, entry.position, lengths, hits, n_lengths, <uint32_t>left)
+            n_new = self.note(set, entry.position, lengths, hits, n_lengths, <uint32_t>left + 1)
             if n_new:
                 best = max(best, entry.position)
                 if n_found == 0:
-                    furthest[0] = <uint32_t>left
+                    furthest[0] = <uint32_t>left + 1
                 n_found += n_new
                 if n_found == h.n_active:
                     break
+        if trail != NULL:
+            self.trail_begin = left
         return best
+
+    cdef void forget_trail(self) noexcept nogil:
+        self.trail_begin = SIZE_MAX
+
+    cdef Home *trail_for(self, size_t n) noexcept nogil:
+        """Room for the entries of n chunks. NULL: out of memory, which only makes `touch` look them up again."""
+        cdef Home *grown
+        if n > self.trail_room:
+            grown = <Home *>xinf_realloc(self.trail, 2 * n * sizeof(Home))
+            if grown == NULL:
+                return NULL
+            self.trail = grown
+            self.trail_room = 2 * n
+        return self.trail
 
     cdef uint32_t note(
         self, uint32_t set, uint32_t position, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t hit
