@@ -58,12 +58,12 @@ class Outbox:
     """Calls that have something to send, in order, with a bound on the bytes they hold."""
 
     def __init__(self, max_bytes: int, on_over: Callable[[], None]) -> None:
-        self._max_bytes = max_bytes
-        self._on_over = on_over
+        self.max_bytes = max_bytes
+        self.on_over = on_over  # called when the calls hold more
         self._calls: deque[Call] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._is_woken = False
-        self.n_bytes = 0
+        self.n_bytes = 0  # held by all calls
         self.last_begun = 0  # the last call whose work has begun; they begin in the order of their submits
 
     def __len__(self) -> int:
@@ -74,12 +74,6 @@ class Outbox:
         call.is_queued = True
         self._calls.append(call)
         self.wake()
-
-    def count(self, n_bytes: int) -> None:
-        """Note that a call holds so many bytes more."""
-        self.n_bytes += n_bytes
-        if self.n_bytes > self._max_bytes:
-            self._on_over()
 
     def put(self, writer: MessageWriter, room_bytes: int, on_ended: Callable[[int], None]) -> bool:
         """Put what waits into `writer`, about `room_bytes` of it. False when nothing waits.
@@ -177,9 +171,12 @@ class Call:
         self._chunks.append(data)
         n_bytes = len(data)
         self.n_sent_bytes += n_bytes
+        outbox = self._outbox
         if not self.is_queued:
-            self._outbox.queue(self)
-        self._outbox.count(n_bytes)
+            outbox.queue(self)
+        outbox.n_bytes += n_bytes
+        if outbox.n_bytes > outbox.max_bytes:
+            outbox.on_over()
 
     def done(self, usage: Usage) -> None:
         """End well, or badly if there was no answer."""

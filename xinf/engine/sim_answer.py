@@ -46,7 +46,7 @@ PREFILL_ONLY = Planned(b"", b"", "stop")
 class Part(SimSequence):
     """One prompt with one answer of a request. `text`: what the client sees, which a stop string may have cut."""
 
-    __slots__ = ("answer", "event_end", "event_start", "finish_reason", "index", "text")
+    __slots__ = ("answer", "event_end", "event_next", "event_start", "finish_reason", "index", "text")
 
     def __init__(self, index: int, prompt: bytes, planned: Planned, *, arrived_s: float, salt: str | None) -> None:
         super().__init__(prompt, planned.generated, arrived_s=arrived_s, salt=salt)
@@ -56,6 +56,7 @@ class Part(SimSequence):
         self.answer: Answer
         self.event_start: bytes
         self.event_end: bytes
+        self.event_next: bytes
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -188,6 +189,7 @@ class StreamAnswer(Answer):
         for part in parts:
             part.event_start = b'%b{"index":%d%b' % (self._head, part.index, field)
             part.event_end = close
+            part.event_next = close + b"null}]}\n\n"
 
     def on_token(self, part: Part) -> bool:
         n_generated = part.n_generated
@@ -197,7 +199,7 @@ class StreamAnswer(Answer):
         piece = part.text[at - BYTES_PER_TOKEN : at]
         if not part.is_done:
             if piece:
-                self.reply.chunk(part.event_start + piece + part.event_end + b"null}]}\n\n")
+                self.reply.chunk(part.event_start + piece + part.event_next)
             return False
         reason = part.finish_reason.encode()
         self.reply.chunk(b'%b%b%b"%b"}]}\n\n' % (part.event_start, piece, part.event_end, reason))

@@ -42,6 +42,8 @@ class SimEngine:
     def __init__(self, settings: SimSettings) -> None:
         self.settings = settings
         self.cache = BlockCache(settings.kv_blocks)
+        self._is_instant = settings.is_instant
+        self._kv_tokens = settings.kv_tokens
         self.n_steps = 0
         self.n_tokens = 0  # generated since the beginning
         self._waiting: deque[SimSequence] = deque()
@@ -63,31 +65,46 @@ class SimEngine:
 
         For an idle engine whose steps take no time, where nothing can come in between.
         """
-        if self.n_unfinished or not self.settings.is_instant:
+        if self._running or self._n_waiting or not self._is_instant:
             raise ValueError(f"{self.n_unfinished} requests are unfinished, or steps take time: step through them")
+        n_answer = sequence.n_answer
+        # The last token of an answer is never computed.
+        n_last = sequence.n_prompt + (n_answer - 1 if n_answer else 0)
+        if self.settings.cache:
+            self._hold_at_once(sequence, now_s, n_last)
+        else:
+            # The engine is idle and nothing stays: which blocks it held, nobody can tell.
+            self._check_fits(sequence)
+            sequence.is_waiting = False
+            sequence.started_s = now_s
+            sequence.n_computed = n_last
+        n_prefill = sequence.n_prompt - sequence.cached_tokens
+        self.n_steps += -(-n_prefill // self.settings.max_batched_tokens) + n_last - sequence.n_prompt
+        sequence.n_generated = n_answer
+        self.n_tokens += n_answer
+        sequence.is_done = True
+        sequence.first_token_s = sequence.finished_s = now_s
+
+    def _hold_at_once(self, sequence: SimSequence, now_s: float, n_last: int) -> None:
+        """Compute the first `n_last` tokens of a sequence, and let it go."""
         self._enqueue(sequence)
         self._admit(now_s, sequence.n_prompt)  # the whole prompt, however many steps it would take
-        n_prefill = sequence.n_prompt - sequence.cached_tokens
-        self.n_steps += -(-n_prefill // self.settings.max_batched_tokens) + max(0, sequence.n_answer - 1)
-        # The last token of an answer is never computed. Block by block: what is evicted for one block must be able to
-        # take away what the next one would find.
-        n_last = sequence.n_prompt + max(0, sequence.n_answer - 1)
+        # Block by block: what is evicted for one block can be what the next one would have found.
         block_tokens = self.settings.block_tokens
         while (n_left := n_last - sequence.n_computed) > 0:
             self._extend(sequence, min(n_left, block_tokens - sequence.n_computed % block_tokens))
-        sequence.n_generated = sequence.n_answer
-        self.n_tokens += sequence.n_answer
-        sequence.is_done = True
-        sequence.first_token_s = sequence.finished_s = now_s
         self._leave(sequence)
 
     def _enqueue(self, sequence: SimSequence) -> None:
-        needed = sequence.n_prompt + sequence.n_answer
-        if needed > self.settings.kv_tokens:
-            raise ValueError(f"a request of {needed} tokens never fits a cache of {self.settings.kv_tokens}")
+        self._check_fits(sequence)
         self._waiting.append(sequence)
         self._n_waiting += 1
         self._queued_prefill += sequence.n_prompt
+
+    def _check_fits(self, sequence: SimSequence) -> None:
+        needed = sequence.n_prompt + sequence.n_answer
+        if needed > self._kv_tokens:
+            raise ValueError(f"a request of {needed} tokens never fits a cache of {self._kv_tokens}")
 
     def cancel(self, sequence: SimSequence) -> None:
         """Forget a sequence wherever it is; its blocks are free at once. Harmless when it is done."""
@@ -114,10 +131,11 @@ class SimEngine:
         for sequence in moved:
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
-            if sequence.n_answer:
+            n_answer = sequence.n_answer
+            if n_answer:
                 sequence.n_generated += 1
                 self.n_tokens += 1
-            if sequence.n_generated >= sequence.n_answer:
+            if sequence.n_generated >= n_answer:
                 sequence.is_done = True
                 sequence.finished_s = now_s
                 self._leave(sequence)
@@ -142,15 +160,28 @@ class SimEngine:
         budget = self.settings.max_batched_tokens
         n_prefill = 0
         n_decode = 0
+        block_tokens = self.settings.block_tokens
+        has_cache = self.settings.cache
         for sequence in list(self._running):
             if sequence.is_waiting:  # preempted by one before it in this very loop
                 continue
-            if sequence.n_computed + 1 == sequence.n_known:  # all but the newest token: decodes
-                if self._extend(sequence, 1):
-                    n_decode += 1
-                    budget -= 1
+            n_computed = sequence.n_computed
+            n_left = sequence.n_prompt + sequence.n_generated - n_computed
+            if n_left == 1:  # all but the newest token: decodes
+                # Within a block nothing is allocated, and nothing becomes findable unless it waits for that.
+                n_full, n_in_block = divmod(n_computed, block_tokens)
+                if (
+                    0 < n_in_block < block_tokens - 1
+                    and n_computed >= sequence.n_prompt
+                    and (len(sequence.shared) == n_full or not has_cache)
+                ):
+                    sequence.n_computed = n_computed + 1
+                elif not self._extend(sequence, 1):
+                    continue
+                n_decode += 1
+                budget -= 1
             elif budget > 0:
-                n_tokens = min(budget, sequence.n_known - sequence.n_computed)
+                n_tokens = min(budget, n_left)
                 if self._extend(sequence, n_tokens):
                     n_prefill += n_tokens
                     budget -= n_tokens
@@ -163,7 +194,7 @@ class SimEngine:
         if n_prefill or n_decode:
             step_s = self.settings.step_ms / 1000.0 if n_decode else 0.0
             self._due_s = now_s + step_s + n_prefill * self._s_per_token
-            self._batch = [s for s in self._running if s.n_computed == s.n_known]
+            self._batch = [s for s in self._running if s.n_computed == s.n_prompt + s.n_generated]
         else:
             self._due_s = None
 
