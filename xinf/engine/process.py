@@ -11,6 +11,7 @@ and the guard kills what is left of their processes.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -164,6 +165,8 @@ class Shim:
         watchdog = Watchdog(self._pulse, timeout_s=self._spec.watchdog_timeout_s, on_hung=self._hung)
         self._heartbeat()
         watchdog.start()
+        gc.collect()
+        gc.freeze()  # what was built stays: no later collection needs to look at it
         self._intake.open()
         await self._server.set_serving(True)
         self._status.enter(Phase.READY)

@@ -42,6 +42,8 @@ from xinf.engine.sim_answer import (
     WholeAnswer,
     send_error,
     send_json,
+    send_whole,
+    sum_usage,
 )
 from xinf.engine.sim_request import (
     GenerationCall,
@@ -235,8 +237,20 @@ class SimAdapter:
                 planned = self._plan_answer(call, prompt, choice)
                 parts.append(Part(len(parts), prompt, planned, arrived_s=now_s, salt=salt))
         header = self._header(request, "chatcmpl" if call.is_chat else "cmpl", name)
+        if self._answers_at_once and not call.is_stream and not self._engine.n_unfinished:
+            self._answer_at_once(call, header, reply, parts)
+            return None
         kind = StreamAnswer if call.is_stream else WholeAnswer
         return self._submit(kind(call, header, reply, parts, self._cancel), now_s)
+
+    def _answer_at_once(self, call: GenerationCall, header: Header, reply: FinalReply, parts: list[Part]) -> None:
+        """Take the short way of an engine that has nothing else to do and takes no time, for what is not streamed."""
+        if self._dead_reason is not None:
+            raise EngineDied(self._dead_reason)
+        for part in parts:
+            self._engine.run_at_once(part, part.arrived_s)
+        send_whole(reply, header, parts, sum_usage(parts, call.n), is_chat=call.is_chat)
+        self._tell()
 
     def _plan_answer(self, call: GenerationCall, prompt: bytes, choice: int) -> Planned:
         """Decide one answer and why it ends."""
@@ -299,29 +313,19 @@ class SimAdapter:
 
     # ---- the engine's time ----------------------------------------------------------------------------------------
 
-    def _submit(self, answer: Answer, now_s: float) -> Answer | None:
-        """Give the engine what an answer needs. None when the answer is complete."""
+    def _submit(self, answer: Answer, now_s: float) -> Answer:
+        """Give the engine what an answer needs."""
         if self._dead_reason is not None:
             raise EngineDied(self._dead_reason)
         engine = self._engine
         if not engine.n_unfinished:
             self._last_step_s = now_s
-            if self._answers_at_once and type(answer) is WholeAnswer:
-                self._run_at_once(answer, now_s)
-                return None
         for part in answer.parts:
             engine.submit(part, now_s)
         self._answers[answer] = None
         self._arm(now_s)
         self._tell()
         return answer
-
-    def _run_at_once(self, answer: Answer, now_s: float) -> None:
-        """Take the short way of an engine that has nothing else to do and takes no time, for what is not streamed."""
-        for part in answer.parts:
-            self._engine.run_at_once(part, now_s)
-            answer.on_token(part)
-        self._tell()
 
     def _cancel(self, answer: Answer) -> None:
         if self._answers.pop(answer, answer) is None:

@@ -79,6 +79,39 @@ def send_error(reply: FinalReply, error: XinfError) -> None:
     send_json(reply, error.http_status, openai_body(error))
 
 
+def send_whole(reply: FinalReply, header: Header, parts: Sequence[Part], usage: Usage, *, is_chat: bool) -> None:
+    """Answer with what all parts came to, as one JSON document."""
+    if is_chat:
+        head = _head(header, b"chat.completion")
+        form = b'{"index":%d,"message":{"role":"assistant","content":"%b"},"logprobs":null,"finish_reason":"%b"}'
+    else:
+        head = _head(header, b"text_completion")
+        form = b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":"%b"}'
+    choices = b",".join([form % (part.index, part.text, part.finish_reason.encode()) for part in parts])
+    reply.start(200, JSON_HEADERS)
+    reply.chunk(b'%b,"choices":[%b],"usage":%b}' % (head, choices, _usage_json(usage)))
+    reply.done(usage)
+
+
+def sum_usage(parts: Sequence[Part], n: int) -> Usage:
+    """Sum what a request took. The n answers to one prompt share it: it counts once, with what its first found."""
+    if len(parts) == 1:
+        (part,) = parts
+        return Usage(
+            prompt_tokens=part.n_prompt,
+            cached_tokens=part.cached_tokens,
+            completion_tokens=part.n_generated,
+            queued_s=part.queued_s,
+        )
+    firsts = parts[::n]
+    return Usage(
+        prompt_tokens=sum(part.n_prompt for part in firsts),
+        cached_tokens=sum(part.cached_tokens for part in firsts),
+        completion_tokens=sum(part.n_generated for part in parts),
+        queued_s=max(part.queued_s for part in firsts),
+    )
+
+
 class Answer:
     """One request in the engine: told of progress by the driver, it says what there is to say. The request's Work."""
 
@@ -101,27 +134,8 @@ class Answer:
         self._n_open -= 1
         if self._n_open:
             return False
-        self._end(self.usage())
+        self._end(sum_usage(self.parts, self.n))
         return True
-
-    def usage(self) -> Usage:
-        """Sum what it took. The n answers to one prompt share it: it counts once, with what its first found."""
-        parts = self.parts
-        if len(parts) == 1:
-            (part,) = parts
-            return Usage(
-                prompt_tokens=part.n_prompt,
-                cached_tokens=part.cached_tokens,
-                completion_tokens=part.n_generated,
-                queued_s=part.queued_s,
-            )
-        firsts = parts[:: self.n]
-        return Usage(
-            prompt_tokens=sum(part.n_prompt for part in firsts),
-            cached_tokens=sum(part.cached_tokens for part in firsts),
-            completion_tokens=sum(part.n_generated for part in parts),
-            queued_s=max(part.queued_s for part in firsts),
-        )
 
     def cancel(self) -> None:
         """Stop the engine's work for it."""
@@ -153,18 +167,9 @@ class WholeAnswer(Answer):
         self._is_chat = call.is_chat
 
     def _end(self, usage: Usage) -> None:
-        if self._is_chat:
-            head = _head(self._header, b"chat.completion")
-            form = b'{"index":%d,"message":{"role":"assistant","content":"%b"},"logprobs":null,"finish_reason":"%b"}'
-        else:
-            head = _head(self._header, b"text_completion")
-            form = b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":"%b"}'
-        choices = b",".join([form % (part.index, part.text, part.finish_reason.encode()) for part in self.parts])
-        reply = self.reply
-        reply.start(200, JSON_HEADERS)
-        reply.chunk(b'%b,"choices":[%b],"usage":%b}' % (head, choices, _usage_json(usage)))
+        parts = self.parts
         self.release()
-        reply.done(usage)
+        send_whole(self.reply, self._header, parts, usage, is_chat=self._is_chat)
 
 
 class StreamAnswer(Answer):
