@@ -217,7 +217,12 @@ class Connection(asyncio.Protocol):
         if self._current is None and self._refusal is not None:
             status, error = self._refusal
             Exchange(self, self._transport, is_last=True).answer(status, msgspec.json.encode(openai_body(error)))
-        must_wait = len(pending) > PIPELINED_REQUESTS or self._pending_bytes > PIPELINED_BYTES
+        if pending or self._is_paused:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Read on only while not too much waits."""
+        must_wait = len(self._pending) > PIPELINED_REQUESTS or self._pending_bytes > PIPELINED_BYTES
         if must_wait != self._is_paused and not self._is_closing:
             self._is_paused = must_wait
             if must_wait:
