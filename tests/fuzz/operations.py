@@ -66,6 +66,9 @@ class IndexTarget:
             prefix_module._fail_allocation(0)
         run.finish()
 
+    def exercise(self, case: Sequence[Operation]) -> None:
+        self.check(case)
+
 
 class _IndexRun:
     def __init__(self, max_bytes: int) -> None:
@@ -136,22 +139,24 @@ class LedgerTarget:
         next_id = 1
         for _ in range(rng.choice([10, 60, 300])):
             replica, index, tokens = rng.randrange(n_replicas), rng.randrange(1000), rng.choice([0, 1, 40, 2000, 2**31])
+            # Some of the rows, among them ones that are not in the ledger.
+            rows = rng.sample(range(n_replicas + 2), rng.randrange(n_replicas + 3))
             made: list[Operation] = [
-                ("add", replica, rng.choice([0.5, 8000.0]), rng.choice([0.1, 2.0]), rng.randrange(1, 9),
+                ("add", replica, rng.choice([0.5, 8000.0, 8000.0]), rng.choice([0.1, 2.0]), rng.randrange(1, 9),
                  rng.choice([1, 16])),
                 ("ready", replica, rng.random() < 0.8),
                 ("reserve", replica, rng.randrange(tokens + 1), rng.randrange(tokens + 1)),
-                ("pick", [rng.randrange(n_replicas + 2) for _ in range(rng.randrange(6))], rng.randrange(tokens + 1),
+                ("pick", rows, rng.randrange(tokens + 1),
                  rng.choice([None, [rng.randrange(tokens + 1) for _ in range(rng.randrange(n_replicas + 2))]]),
                  {rng.randrange(n_replicas)} if rng.random() < 0.2 else set(), rng.randrange(-1, n_replicas)),
-                ("rendezvous", [rng.randrange(n_replicas + 2) for _ in range(rng.randrange(6))], rng.getrandbits(64)),
+                ("rendezvous", rows, rng.getrandbits(64)),
                 ("release", index), ("release", index), ("submitted", index, next_id),
                 ("report", replica, rng.randrange(9), rng.randrange(3000), rng.randrange(100), rng.choice([0, 100]),
                  rng.randrange(next_id + 1)),
                 ("forget", replica), ("rates", replica, rng.random()), ("limits", replica, rng.choice([1, 16])),
                 ("wait", rng.choice([0.1, 1.5, 3.0])), ("fail", rng.randrange(1, 3)),
             ]  # fmt: skip
-            weights = [8, 4, 8, 8, 2, 4, 4, 4, 4, 1, 1, 1, 2, 1]
+            weights = [6, 2, 4, 16, 2, 6, 6, 6, 4, 1, 1, 1, 2, 1]
             operation = rng.choices([*made, ("remove", replica)], [*weights, 1])[0]
             next_id += operation[0] == "submitted"
             operations.append(operation)
@@ -166,6 +171,9 @@ class LedgerTarget:
                     run.compare()
         finally:
             ledger_module._fail_allocation(0)
+
+    def exercise(self, case: Sequence[Operation]) -> None:
+        self.check(case)
 
 
 class _LedgerRun:
@@ -198,6 +206,7 @@ class _LedgerRun:
         except MemoryError:
             return
         self.model.replicas[replica] = ModelReplica(rate, service_s, max_running, block_tokens)
+        self.ready(replica, True)
 
     def remove(self, replica: int) -> None:
         if not self.known(replica):

@@ -21,6 +21,10 @@ from xinf._fast.scan import Scan, ScanError, scan
 
 DEEPEST = 1024  # orjson's own limit
 N_ALLOCATIONS = 8  # of the tables of a small request and its chain
+PROPERTIES = (
+    "model", "stream", "max_tokens", "n", "session", "cache_salt", "kind", "has_tools", "n_messages", "n_token_ids",
+    "n_text_bytes", "type_error",
+)  # fmt: skip
 
 
 def rejected_at(body: bytes, max_depth: int) -> int | None:
@@ -86,6 +90,9 @@ class ScannerTarget:
         self.check_fields(body, rng)
         self.check_failures(body, rng)
 
+    def exercise(self, case: bytes) -> None:
+        exercise(case)
+
     def check_fields(self, body: bytes, rng: random.Random) -> None:
         found = scan(body, DEEPEST)
         for name in ("n_messages", "n_token_ids", "n_text_bytes"):
@@ -128,6 +135,23 @@ class ScannerTarget:
         same(scan(body, DEEPEST).chain(1), expected, "chain after an allocation failed")
 
 
+def exercise(case: bytes) -> None:
+    """Everything that a scan can be asked, with and without allocations that fail."""
+    body = bytes(case)
+    for failing in range(N_ALLOCATIONS + 1):
+        scan_module._fail_allocation(failing)
+        try:
+            found = scan(body, DEEPEST)
+            for name in PROPERTIES:
+                getattr(found, name)
+            for order in range(3):
+                found.chain_with_ends(1, order)
+        except (ScanError, MemoryError):
+            continue
+        finally:
+            scan_module._fail_allocation(0)
+
+
 def is_modelled(request: dict[str, Any]) -> bool:
     """The naive chain knows the chat's messages and prompts, not the items of the Responses API."""
     return not field_model.is_dialogue(request.get("input"))
@@ -162,6 +186,9 @@ class ChainTarget:
         texts = {"messages": [{"role": "user", "content": text} for text in strings_of(request)]}
         escaped = json.dumps(texts, ensure_ascii=True).encode().replace(b"/", b"\\/")
         same(chains(scan(escaped), 1, 0, 64), chains(scan(orjson.dumps(texts)), 1, 0, 64), "chain of escaped texts")
+
+    def exercise(self, case: bytes) -> None:
+        exercise(case)
 
 
 def strings_of(value: Any) -> list[str]:

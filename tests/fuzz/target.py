@@ -27,6 +27,10 @@ class Target(Protocol):
         """Run a case. Raises: Disagreement."""
         ...
 
+    def exercise(self, case: Any) -> None:
+        """Run a case on the extension; what models and their libraries keep must not look like a leak of ours."""
+        ...
+
 
 def expect(holds: bool, *what: object) -> None:
     """Raise a Disagreement that shows `what`."""
