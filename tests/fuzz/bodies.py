@@ -29,6 +29,7 @@ CORPUS: list[bytes] = [
     b'{"' + b"\\u0061" * 33 + b'":1,"\\u006dodel":"\\ud83d\\ude00","cont\\u00e9nt":0}',
     b'{"max_tokens":9223372036854775807,"n":-9223372036854775808,"max_output_tokens":-0,"max_completion_tokens":1E0}',
     b'{"user":"","session_id":"\\u0000","cache_salt":"\\ud800\\udc00","model":"\xf0\x9f\x98\x80"}',
+    b'{"messages":[{"role":"' + b"long" * 1100 + b'"},{"role":"user","\\n":"' + b"x" * 4200 + b'"}]}',
     b'{"a":' * 255 + b"0" + b"}" * 255,
     b"[" * 1023 + b'{"a":1e309}' + b"]" * 1023,
     b'["' + b"a" * 15 + b'"]',

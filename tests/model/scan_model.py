@@ -44,6 +44,14 @@ class Chain:
 
     def emit(self, data: bytes, kind: int, counts_as: int) -> None:
         self.mix(data, kind)
+        self.note(counts_as)
+
+    def emit_role(self, data: bytes, counts_as: int) -> None:
+        """One chunk however long, unlike other values in one block."""
+        self.state = chunk_hash(self.state, data, ROLE)
+        self.note(counts_as)
+
+    def note(self, counts_as: int) -> None:
         self.n_bytes += counts_as
         self.hashes.append(self.state)
         self.ends.append(self.n_bytes)
@@ -56,7 +64,7 @@ class Chain:
 
 def feed_message(chain: Chain, message: dict[str, Any]) -> None:
     role = message.get("role", "")
-    chain.emit(raw(role), ROLE, len(role.encode()))
+    chain.emit_role(raw(role), len(role.encode()))
     content = message.get("content")
     if isinstance(content, str):
         chain.feed(content.encode(), TEXT)
