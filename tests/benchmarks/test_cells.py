@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.arena import seed_of
 from benchmarks.bench_peers import contestants
 from benchmarks.cells import CELLS, SCALING_CELLS, Kind, chosen, takes_part
 from benchmarks.command import select
@@ -15,6 +16,11 @@ RIVALS = {Family.XINF, Family.CACHE_AWARE, Family.ROUND_ROBIN}
 def test_names_of_cells_and_contestants_are_unique() -> None:
     for names in ([cell.name for cell in CELLS], [one.name for one in contestants()]):
         assert len(set(names)) == len(names)
+
+
+def test_no_two_cells_or_repeats_share_a_seed() -> None:
+    seeds = [seed_of(cell.name, repeat) for cell in CELLS for repeat in range(20)]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_every_guest_of_a_cell_exists() -> None:

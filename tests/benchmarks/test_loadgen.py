@@ -39,7 +39,7 @@ def test_prompts_are_distinct_valid_json() -> None:
         measure(server.port, n_requests=200, max_tokens=7, is_stream=False, model="m-1", extra=',"ignore_eos":true')
     requests = [json.loads(body) for body in server.bodies]
     contents = [request["messages"][0]["content"] for request in requests]
-    assert len(set(contents)) == len(contents) >= 200
+    assert len({content[:17] for content in contents}) == len(contents) >= 200  # in the first chunk of a prefix chain
     assert {(r["model"], r["max_tokens"], r["stream"], r["ignore_eos"]) for r in requests} == {("m-1", 7, False, True)}
 
 
