@@ -96,7 +96,7 @@ async def listener() -> Recorder:
 async def link(engine: ScriptedEngine, listener: Recorder) -> AsyncIterator[Link]:
     made = Link("r1", engine.address, gateway="host/1/0", listener=listener)
     made.start()
-    await eventually(lambda: made.is_up)
+    await eventually(lambda: made.is_up and engine.hellos)
     yield made
     await made.close("the test is over")
 
@@ -212,13 +212,14 @@ async def test_silent_engine_is_given_up(
     await eventually(lambda: listener.states == ["up", "down", "up"])
 
 
-async def test_other_protocol_is_refused(short_dir: Path, listener: Recorder) -> None:
+async def test_other_protocol_is_refused(short_dir: Path, listener: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     engine = ScriptedEngine(short_dir / "p.sock")
     engine.protocol = 9
     await engine.start()
     link = Link("r1", engine.address, gateway="g", listener=listener)
     link.start()
-    await eventually(lambda: engine.hellos)
+    await eventually(lambda: len(caplog.records) > 1)  # refused, and tried again
+    assert {record.getMessage() for record in caplog.records} == {"replica cannot be talked to"}
     assert not link.is_up
     await link.close("the test is over")
     await engine.stop()

@@ -1,8 +1,10 @@
 """The Link: one gRPC stream to one replica, with every request of this gateway process on it.
 
-    submit() ─┐                                        ┌─▶ sink.on_start, on_chunk, on_end ... then flush, once a frame
-    submit() ─┼▶ waiting ──one write in flight──▶ engine ──frames──▶ _deliver
-    cancel() ─┘   its completion is the batching       └─▶ on_load
+    submit() ─┐                                             ┌─▶ sink.on_start, on_chunk, on_end, then flush once
+    submit() ─┼▶ frames ──take, one at a time──▶ engine ──frame─▶ on_message
+    cancel() ─┘   paced by what the engine sends            └─▶ on_load
+
+The stream is HTTP/2 on this event loop (`h2stream`): gRPC's own client hands everything between threads.
 
 Invariants:
 - a sink hears on_end or on_lost once, unless its request was cancelled; after a cancel it hears nothing
@@ -25,7 +27,6 @@ import grpc
 import grpc.aio
 import msgspec
 from google.protobuf.message import DecodeError
-from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from xinf._fast.wire import (
     EngineFrame,
@@ -38,6 +39,7 @@ from xinf._fast.wire import (
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, EngineError, XinfError
 from xinf.gateway.client import RawHeaders
+from xinf.gateway.h2stream import H2Stream, open_stream
 from xinf.router import LoadView
 
 logger = logging.getLogger("xinf.gateway")
@@ -110,6 +112,10 @@ class LinkListener(Protocol):
     def on_load(self, link: Link, load: LoadView) -> None: ...
 
 
+class _Refused(Exception):
+    """The engine is not one that we can talk to."""
+
+
 class Link:
     """A Link to one replica at one address."""
 
@@ -124,8 +130,9 @@ class Link:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._last_id = 0
         self._frames = GatewayFrameWriter()  # what waits to be written
-        self._writer: asyncio.Future[None] | None = None  # set while the writer waits for something to write
-        self._call: Any = None
+        self._stream: H2Stream | None = None
+        self._over: asyncio.Future[str] | None = None  # why the stream that is open ended
+        self._was_up = False  # the stream that is open
         self._last_frame_s = 0.0
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
@@ -189,16 +196,13 @@ class Link:
 
     def tick(self, now_s: float) -> None:
         """Give up a stream that has been silent for too long. `now_s`: monotonic."""
-        if self.is_up and now_s - self._last_frame_s > SILENCE_S and self._call is not None:
+        if self.is_up and now_s - self._last_frame_s > SILENCE_S:
             logger.warning("replica is silent, reconnecting", extra={"kv": {"replica": self.replica}})
-            self._call.cancel()
+            self._give_up_stream(f"nothing came for {SILENCE_S:.0f} s")
 
     def _wake(self) -> None:
-        writer = self._writer
-        if writer is not None:
-            self._writer = None
-            if not writer.done():
-                writer.set_result(None)
+        if self._stream is not None:
+            self._stream.wake()
 
     # ---- the stream --------------------------------------------------------------------------------------------
 
@@ -212,9 +216,9 @@ class Link:
             ("grpc.min_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", int(BACKOFF_LAST_S * 1000)),
         ]
+        # For `Generate`; it connects when there is a first one.
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             # Bytes in and out: the codec is ours, and knows nothing that it need not.
-            self._open_stream: Any = channel.stream_stream(METHODS + "Link", None, None)
             self._open_call: Any = channel.unary_stream(METHODS + "Generate", None, None)
             backoff_s = BACKOFF_FIRST_S
             while not self._is_closed:
@@ -224,66 +228,82 @@ class Link:
 
     async def _connect_once(self) -> bool:
         """Run one stream to its end. Returns whether it ever was up."""
-        call = self._call = self._open_stream()
-        writer: asyncio.Task[None] | None = None
-        was_up = False
-        reason = "the stream ended"
-        try:
-            self._frames.clear()
-            self._frames.hello(self._gateway, PROTOCOL, False)
-            await call.write(self._frames.take(FRAME_BYTES))
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                data = await call.read()
-            if data is EOF or (first := decode_engine_frame(data)).hello is None:
-                return False
-            self._go_up(pb.EngineInfo.FromString(first.hello))
-            was_up = True
-            writer = asyncio.get_running_loop().create_task(self._write(call))
-            self._deliver(first)
-            while (data := await call.read()) is not EOF:
-                self._last_frame_s = time.monotonic()
-                self._deliver(decode_engine_frame(data))
-        except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name.lower()}: {error.details()}"
-        except TimeoutError:
-            reason = f"no hello within {HELLO_TIMEOUT_S:.0f} s"
-        except (asyncio.InvalidStateError, WireError, DecodeError) as error:
-            reason = f"the stream broke: {error}"
-        except asyncio.CancelledError:
-            # The stream's own cancellation (`tick`) arrives here as well as ours.
-            if self._is_closed:
-                raise
-            reason = "given up"
-        finally:
-            call.cancel()
-            if writer is not None:
-                writer.cancel()
-            self._go_down(EngineDied(f"replica {self.replica} went away ({reason})", replica=self.replica))
-        return was_up
-
-    async def _write(self, call: Any) -> None:
         loop = asyncio.get_running_loop()
-        frames = self._frames
+        over = self._over = loop.create_future()
+        self._was_up = False
+        self._frames.clear()
+        self._frames.hello(self._gateway, PROTOCOL, False)
+        timer = loop.call_later(HELLO_TIMEOUT_S, self._expect_hello)
         try:
-            while True:
-                if not len(frames):
-                    self._writer = loop.create_future()
-                    await self._writer
-                await call.write(frames.take(FRAME_BYTES))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            call.cancel()  # the reader learns of it and says why
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                self._stream = await open_stream(
+                    self.address, METHODS + "Link", self, max_message_bytes=MAX_MESSAGE_BYTES
+                )
+            self._stream.wake()
+            reason = await over
+        except TimeoutError:
+            reason = f"no connection within {HELLO_TIMEOUT_S:.0f} s"
+        except OSError as error:
+            reason = f"unavailable: {error}"
         finally:
-            self._writer = None
+            timer.cancel()
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
+            self._over = None
+        self._go_down(self._died(reason))
+        return self._was_up
+
+    def take(self) -> bytes:
+        """The stream asks for the next frame; bodies up to FRAME_BYTES go into one."""
+        frame = self._frames.take(FRAME_BYTES)
+        if len(self._frames):
+            self._wake()
+        return frame
+
+    def on_message(self, data: bytes) -> None:
+        """The stream brought a frame."""
+        self._last_frame_s = time.monotonic()
+        try:
+            frame = decode_engine_frame(data)
+            if not self.is_up:
+                self._greet(frame)
+        except (WireError, DecodeError, _Refused) as error:
+            logger.error("replica cannot be talked to", extra={"kv": {"replica": self.replica, "reason": str(error)}})
+            self._give_up_stream(f"the stream broke: {error}")
+            return
+        self._deliver(frame)
+
+    def on_lost(self, reason: str) -> None:
+        """The stream is over. What was open is told at once, before anybody can submit again."""
+        self._go_down(self._died(reason))
+        if self._over is not None and not self._over.done():
+            self._over.set_result(reason)
+
+    def _give_up_stream(self, reason: str) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self.on_lost(reason)
+
+    def _expect_hello(self) -> None:
+        if not self._was_up:
+            self._give_up_stream(f"no hello within {HELLO_TIMEOUT_S:.0f} s")
+
+    def _greet(self, frame: EngineFrame) -> None:
+        """The first frame of a stream. Raises: _Refused, DecodeError."""
+        if frame.hello is None:
+            raise _Refused("the first frame has no hello")
+        info = pb.EngineInfo.FromString(frame.hello)
+        if info.protocol != PROTOCOL:
+            raise _Refused(f"the engine speaks protocol {info.protocol}, not {PROTOCOL}")
+        self._go_up(info)
+
+    def _died(self, reason: str) -> EngineDied:
+        return EngineDied(f"replica {self.replica} went away ({reason})", replica=self.replica)
 
     def _go_up(self, info: Any) -> None:
-        if info.protocol != PROTOCOL:
-            logger.error(
-                "replica speaks another protocol",
-                extra={"kv": {"replica": self.replica, "theirs": info.protocol, "ours": PROTOCOL}},
-            )
-            raise asyncio.InvalidStateError(f"protocol {info.protocol}, not {PROTOCOL}")
         self.info = info
-        self.is_up = True
+        self.is_up = self._was_up = True
         self._last_frame_s = time.monotonic()
         logger.info("link is up", extra={"kv": {"replica": self.replica, "address": self.address}})
         self._listener.on_link_up(self)
