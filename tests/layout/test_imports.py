@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"core", "router", "sim", "_fast"},
 }
 ALLOWED["cli"] = set(ALLOWED) - {"engine"}
-HEAVY = ("torch", "vllm", "grpc", "granian", "numpy", "lmdb")
+HEAVY = ("torch", "vllm", "grpc", "granian", "numpy", "lmdb", "matplotlib", "xinf.bench")
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:

@@ -8,13 +8,16 @@ from xinf.bench.target import Endpoint
 
 DONE = b"[DONE]"
 _MESSAGE_CHARACTERS = 300
+# A field of any type: `Raw | None` would be null or nothing, to msgspec.
+_ABSENT = msgspec.Raw()
+_NOTHING = (b"", b"null")
 
 
 class _Message(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = _ABSENT
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -46,7 +49,12 @@ class Answer(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     data: list[msgspec.Raw] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it says that the request failed."""
+        return bytes(self.error) not in _NOTHING
 
     @property
     def has_output(self) -> bool:
@@ -59,7 +67,7 @@ class Answer(msgspec.Struct, gc=False):
                     message.content
                     or message.reasoning_content
                     or message.reasoning
-                    or message.tool_calls not in (None, b"null", b"[]")
+                    or bytes(message.tool_calls) not in (*_NOTHING, b"[]")
                 )
             ):
                 return True

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMATS = (".svg", ".png")
 _DPI = 150
+# Above the curves, for the legend.
+_HEADROOM = 1.2
 # A latency axis that spans more than this is logarithmic; else it begins at 0.
 _LOG_FROM = 10
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -88,17 +90,19 @@ def _draw_run(figure: Figure, results: Sequence[Result]) -> None:
     steps(rate, series.requests_per_s, _BLUE, "answers/s")
     if any(series.errors_per_s):
         steps(rate, series.errors_per_s, "#c00000", "errors/s")
-    rate.set(title="throughput over time", xlabel="seconds", ylabel="requests/s", ylim=(0, None), xlim=(0, at_s[-1]))
+    most = _HEADROOM * max([*series.requests_per_s, *series.errors_per_s], default=0.0)
+    rate.set(
+        title="throughput over time", xlabel="seconds", ylabel="requests/s", ylim=(0, most or 1), xlim=(0, at_s[-1])
+    )
+    lines = [*rate.get_lines()]
     if any(series.events_per_s):
         events = rate.twinx()
         steps(events, series.events_per_s, _ORANGE, "stream events/s (right)")
-        events.set(ylabel="events/s", ylim=(0, None))
+        events.set(ylabel="events/s", ylim=(0, _HEADROOM * max(series.events_per_s)))
         events.spines["right"].set_visible(True)
         events.grid(visible=False)
-        lines = [*rate.get_lines(), *events.get_lines()]
-        rate.legend(lines, [str(line.get_label()) for line in lines], loc="lower right")
-    else:
-        rate.legend(loc="lower right")
+        lines += events.get_lines()
+    rate.legend(lines, [str(line.get_label()) for line in lines], loc="upper left", ncols=len(lines))
     busy = figure.add_subplot(grid[1, 1])
     busy.fill_between(at_s, [*series.concurrency, series.concurrency[-1]], step="post", color=_BLUE, alpha=0.3)
     steps(busy, series.concurrency, _BLUE, "open requests")
@@ -123,8 +127,8 @@ def _draw_distributions(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_xscale("log")
     _plain_log(axes.xaxis)
     axes.set(title="latency: share of requests (ITL: of events) below", xlabel="milliseconds", ylim=(0, 1.01))
-    # The least of all is often a matter of two events in one packet: the axis begins where one in a hundred is below.
-    least = [values[1] for result in results for *_, values in _curves(result) if values[1] > 0]
+    # The least of all is often a matter of two events in one packet: the axis begins where one in twenty is below.
+    least = [values[5] for result in results for *_, values in _curves(result) if values[5] > 0]
     if least:
         axes.set_xlim(left=min(least) / 1.1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], ["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
@@ -192,7 +196,15 @@ def _draw_sweep(figure: Figure, points: Sequence[Point]) -> None:
              ylabel="requests/s", xlim=(0, None), ylim=(0, None))  # fmt: skip
     if has_tokens:
         tokens = axes.twinx()
-        _errorbars(tokens, offered, _spreads(ordered, "output_tokens_per_s"), _PINK, "output tokens/s (right)", scale=1)
+        _errorbars(
+            tokens,
+            offered,
+            _spreads(ordered, "output_tokens_per_s"),
+            _PINK,
+            "output tokens/s (right)",
+            scale=1,
+            style="--",
+        )
         tokens.set(ylabel="tokens/s", ylim=(0, None))
         tokens.spines["right"].set_visible(True)
         tokens.grid(visible=False)
@@ -213,7 +225,14 @@ def _exactly(value: float) -> Spread:
 
 
 def _errorbars(
-    axes: Axes, xs: Sequence[Spread | None], ys: Sequence[Spread | None], colour: str, label: str, *, scale: float
+    axes: Axes,
+    xs: Sequence[Spread | None],
+    ys: Sequence[Spread | None],
+    colour: str,
+    label: str,
+    *,
+    scale: float,
+    style: str = "-",
 ) -> None:
     """Medians joined by a line; bars from the least to the most of the repeats, both ways."""
     pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
@@ -226,4 +245,4 @@ def _errorbars(
 
     axes.errorbar([x.median for x, _ in pairs], [y.median * scale for _, y in pairs], color=colour, label=label,
                   xerr=bars(lambda pair: pair[0], 1), yerr=bars(lambda pair: pair[1], scale), marker="o",
-                  markersize=4, linewidth=1.4, elinewidth=0.8, capsize=2)  # fmt: skip
+                  linestyle=style, markersize=4, linewidth=1.4, elinewidth=0.8, capsize=2)  # fmt: skip

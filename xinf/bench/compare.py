@@ -84,7 +84,7 @@ def _warnings(a: Document, b: Document, *, has_rows: bool) -> list[str]:
         one, other = getattr(a.settings, name), getattr(b.settings, name)
         if one != other:
             found.append(f"{name} differs: {_show(one)} and {_show(other)}")
-    if min(point.n_repeats for document in (a, b) for point in document.points) < 3:
+    if min((point.n_repeats for document in (a, b) for point in document.points), default=0) < 3:
         found.append("fewer than 3 repeats: the spread says little, use --repeat 5")
     if a.is_interrupted or b.is_interrupted:
         found.append("a run was interrupted")

@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._content_type = b""
         self._has_length = False
         self._has_head = False
+        self._has_unasked = False
         self.n_requests = 0
 
     def send(self, request: bytes, listener: Listener) -> None:
@@ -85,6 +86,8 @@ class Connection(asyncio.Protocol):
             self._break(f"the answer is not HTTP/1.1: {error}")
         except httptools.HttpParserUpgrade:
             self._break("the server switched protocols")
+        if self._has_unasked:
+            self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         listener, self._listener = self._listener, None
@@ -99,6 +102,10 @@ class Connection(asyncio.Protocol):
         self._on_closed(self)
 
     # ---- llhttp ---------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        # A second answer to one question would be taken for the answer to the next one.
+        self._has_unasked = self._listener is None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()

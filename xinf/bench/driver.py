@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from array import array
+from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,7 +19,7 @@ from xinf.bench.exchange import Exchange
 from xinf.bench.load import ClosedLoop, Load, OpenLoop, arrivals
 from xinf.bench.record import Failure, Record
 from xinf.bench.target import Endpoint
-from xinf.bench.workload import Workload
+from xinf.bench.workload import Session, Workload
 
 # A client of a closed loop that cannot connect waits before it tries again: it measures, it does not flood.
 _PAUSE_S = 0.1
@@ -30,6 +33,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     n_requests: int | None = None
     duration_s: float | None = None
+
+
+class _Ready(msgspec.Struct, frozen=True, gc=False):
+    """A session whose first request is written."""
+
+    number: int
+    session: Session
+    request: bytes
 
 
 class Driver:
@@ -59,18 +70,16 @@ class Driver:
         self._is_stream = is_stream
         self._think_time_s = think_time_s
         self._limits = limits
+        self._record_numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._zero_s = time.monotonic()
         self._cpu_zero_s = time.process_time()
         self._gate: asyncio.Semaphore | None = None
         self._work: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def run(self, load: Load, seed: int, *, first_session: int = 0) -> Collector:
         """Send until a limit is reached and all answers are in, or until `interrupt`."""
-        # Sleeping tasks are cheap, a mostly idle generator is not told by its wall clock: CPU is sampled beside it.
-        watching = self._loop.create_task(self._watch())
-        self._zero_s = time.monotonic()
-        self._cpu_zero_s = time.process_time()
         if isinstance(load, ClosedLoop):
             self._work = self._loop.create_task(self._run_closed(load, first_session))
         else:
@@ -81,8 +90,9 @@ class Driver:
             if not self.is_interrupted:
                 raise
         finally:
-            watching.cancel()
-            self._sample()
+            if self._watching is not None:
+                self._watching.cancel()
+                self._sample()
         return self.collector
 
     def interrupt(self) -> None:
@@ -94,12 +104,25 @@ class Driver:
     # ---- loops ----------------------------------------------------------------------------------------------------
 
     async def _run_closed(self, load: ClosedLoop, first_session: int) -> None:
-        numbers = iter(range(first_session, 1 << 62))
+        # The next request is written while answers are waited for, so that no client stands idle for its sake. They
+        # leave in the order of their numbers: which requests a run sends is no matter of timing.
+        numbers = itertools.count(first_session)
+        ready: deque[_Ready] = deque()
+
+        def prepare() -> None:
+            if len(ready) < load.concurrency and not self.is_interrupted:
+                ready.append(self._prepare(next(numbers)))
 
         async def client() -> None:
             while self._has_room(self._now_s()):
-                await self._run_session(next(numbers), None)
+                first = ready.popleft() if ready else self._prepare(next(numbers))
+                self._loop.call_soon(prepare)
+                self.n_sent += 1
+                await self._run_session(first, None)
 
+        n_first = min(load.concurrency, self._limits.n_requests or load.concurrency)
+        ready.extend(self._prepare(next(numbers)) for _ in range(n_first))
+        self._start_clock()
         async with asyncio.TaskGroup() as group:
             for _ in range(load.concurrency):
                 group.create_task(client())
@@ -110,15 +133,21 @@ class Driver:
         # `rate` speaks of requests: a session of several turns arrives as many times less often.
         session_load = msgspec.structs.replace(load, rate=load.rate / self._workload.n_turns)
         with Alarm() as alarm:
+            self._start_clock()
             async with asyncio.TaskGroup() as group:
                 for number, at_s in enumerate(arrivals(session_load, seed), first_session):
+                    first = self._prepare(number)
                     if at_s > self._now_s() or number % _BURST == 0:
                         await alarm.until(self._zero_s + min(at_s, self._limits.duration_s or at_s))
                     if not self._has_room(at_s):
                         return
-                    if self._workload.n_turns == 1:
-                        self.n_sent += 1  # it is promised: the task comes to it later
-                    group.create_task(self._run_session(number, at_s))
+                    self.n_sent += 1
+                    group.create_task(self._run_session(first, at_s))
+
+    def _start_clock(self) -> None:
+        self._zero_s = time.monotonic()
+        self._cpu_zero_s = time.process_time()
+        self._watching = self._loop.create_task(self._watch())
 
     def _has_room(self, at_s: float) -> bool:
         limits = self._limits
@@ -126,22 +155,34 @@ class Driver:
             limits.duration_s is None or at_s < limits.duration_s
         )
 
-    async def _run_session(self, number: int, intended_s: float | None) -> None:
-        """Send a session's turns one after the other. `intended_s`: of its first one in an open loop."""
+    def _prepare(self, number: int) -> _Ready:
         session = self._workload.session(number)
+        return _Ready(number, session, self._request(session, 0, ()))
+
+    def _request(self, session: Session, turn: int, answers: Sequence[str]) -> bytes:
+        body = self._writer.write(session, turn, answers)
+        return b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
+
+    async def _run_session(self, first: _Ready, intended_s: float | None) -> None:
+        """Send a session's turns one after the other; the first is counted and allowed for already.
+
+        `intended_s`: of the first one in an open loop.
+        """
+        session = first.session
         answers: list[str] = []
         is_open_loop = intended_s is not None
         for turn in range(len(session.turns)):
-            if not (is_open_loop and self._workload.n_turns == 1):
+            if turn:
                 if not self._has_room(self._now_s()):
                     return
                 self.n_sent += 1
-            if turn and self._think_time_s:
-                await asyncio.sleep(self._think_time_s)
+                if self._think_time_s:
+                    await asyncio.sleep(self._think_time_s)
+            request = self._request(session, turn, answers) if turn else first.request
             now_s = self._now_s()
             record = Record(
-                number=self.n_sent - 1,
-                session=number,
+                number=next(self._record_numbers),
+                session=first.number,
                 turn=turn,
                 intended_s=now_s if intended_s is None else intended_s,
                 dispatched_s=now_s,
@@ -155,8 +196,6 @@ class Driver:
                 keep_text=len(session.turns) > 1,
                 zero_s=self._zero_s,
             )
-            body = self._writer.write(session, turn, answers)
-            request = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
             record.request_bytes = len(request)
             await self._send(request, exchange)
             if record.failure is not None:

@@ -115,7 +115,7 @@ class Exchange:
             self._note(Failure.MALFORMED, "the stream goes on after [DONE]")
             return
         answer = decode(payload)
-        if answer.error is not None and answer.error != b"null":
+        if answer.is_error:
             self._note(Failure.ERROR_EVENT, error_message(payload))
             return
         if answer.has_output:
@@ -137,7 +137,7 @@ class Exchange:
         record = self.record
         try:
             answer = decode(b"".join(self._body))
-            if answer.error is not None and answer.error != b"null":
+            if answer.is_error:
                 self._note(Failure.ERROR_EVENT, error_message(b"".join(self._body)))
                 return
             check_whole(answer, self._endpoint)

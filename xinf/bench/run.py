@@ -137,6 +137,8 @@ class Bench:
                     return None
             if isinstance(plan.load, ClosedLoop):
                 await self._connect(client, plan.load.concurrency)
+                if self.is_interrupted:
+                    return None
             opened, waits = client.n_opened, client.n_waits
             limits = Limits(n_requests=settings.n_requests, duration_s=settings.duration_s)
             started_s = time.time()
@@ -257,6 +259,11 @@ class Bench:
         return EngineError(f"{self._target.url}{self._settings.endpoint.path} {what}: {message}")
 
     def _unreachable(self, message: str) -> Unavailable:
+        if "CERTIFICATE_VERIFY_FAILED" in message:
+            return Unavailable(
+                f"the certificate of {self._target.url} is not trusted: {message}",
+                remedy="name its authority in SSL_CERT_FILE, or do without the check by --insecure",
+            )
         return Unavailable(
             f"nothing answers at {self._target.url}: {message}",
             remedy="start the server, or name another one with --url",

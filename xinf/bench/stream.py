@@ -30,7 +30,7 @@ class EventStream:
             raise ValueError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         payloads = []
         for event in events:
-            if event.startswith(b"data: ") and b"\n" not in event:
+            if event.startswith(b"data: ") and b"\n" not in event and len(event) > 6:
                 payloads.append(event[6:])
             elif (payload := _payload(event)) is not None:
                 payloads.append(payload)
@@ -43,7 +43,7 @@ class EventStream:
 
 
 def _payload(event: bytes) -> bytes | None:
-    """Read an event's lines; None if it has no data."""
+    """Read an event's lines; None if it has no data, or none in it: such an event is not dispatched."""
     found: list[bytes] = []
     for line in event.split(b"\n"):
         name, _, value = line.partition(b":")
@@ -51,4 +51,4 @@ def _payload(event: bytes) -> bytes | None:
             found.append(value.removeprefix(b" "))
         elif name not in (b"", b"event", b"id", b"retry"):
             raise ValueError(f"a line of the stream is no field of an event: {line[:80]!r}")
-    return b"\n".join(found) if found else None
+    return b"\n".join(found) or None

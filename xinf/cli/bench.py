@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,9 +50,9 @@ Concurrency = Annotated[
         "--concurrency",
         "--max-concurrency",
         help="Requests open at once: a closed loop of so many clients; with --rate, the most that are let out. "
-        "Several with commas: a sweep.",
+        f"Several with commas: a sweep. (default: {_DEFAULT_CONCURRENCY}, without --rate)",
         rich_help_panel=_LOAD,
-        show_default=_DEFAULT_CONCURRENCY,
+        show_default=False,
     ),
 ]
 Rate = Annotated[
@@ -123,15 +124,12 @@ RangeRatio = Annotated[
 ]
 Prefixes = Annotated[
     int,
-    typer.Option(
-        "--prefixes", "--prefix-repetition-num-prefixes", min=1, help="Shared prefixes.", rich_help_panel=_WORKLOAD
-    ),
+    typer.Option("--prefixes", min=1, help="Shared prefixes.", rich_help_panel=_WORKLOAD),
 ]
 PrefixLen = Annotated[
     int,
     typer.Option(
         "--prefix-len",
-        "--prefix-repetition-prefix-len",
         min=1,
         help="Their length in tokens, before --input-len.",
         rich_help_panel=_WORKLOAD,
@@ -180,7 +178,7 @@ Insecure = Annotated[
 ]
 SloOption = Annotated[
     str | None,
-    typer.Option("--slo", "--goodput", help="Objectives: ttft=200ms,tpot=30ms,e2e=2s.", rich_help_panel=_REPORT),
+    typer.Option("--slo", "--goodput", help="For goodput: ttft=200ms,tpot=30ms,e2e=2s.", rich_help_panel=_REPORT),
 ]
 Percentiles = Annotated[
     str, typer.Option("--percentiles", "--metric-percentiles", help="To show.", rich_help_panel=_REPORT)
@@ -411,7 +409,7 @@ def _headers(given: list[str] | None, api_key: str | None) -> tuple[tuple[str, s
     if api_key:
         headers.append(("authorization", f"Bearer {api_key.strip()}"))
     for item in given or ():
-        name, separator, value = item.partition("=")
+        name, separator, value = re.split(r"([=:])", item, maxsplit=1) if re.search(r"[=:]", item) else (item, "", "")
         if not separator or not name.strip():
             raise typer.BadParameter(f"--header {item!r} is not NAME=VALUE")
         headers = [pair for pair in headers if pair[0] != name.strip().lower()]

@@ -21,7 +21,8 @@ _SHARES = ("failed_share", "cache_hit_share", "generator_cpu")
 def print_plan(settings: Settings) -> None:
     """Say what is about to be measured; the seed too, so that it can be done again."""
     work = settings.workload
-    lengths = f"{work.input_tokens} tokens in, {work.output_tokens} out"
+    out = "" if settings.endpoint.value == "embeddings" else f", {work.output_tokens} out"
+    lengths = f"{work.input_tokens} tokens in{out}"
     details = {
         "random": lengths,
         "shared-prefix": f"{work.n_prefixes} prefixes of {work.prefix_tokens} tokens in {work.prefix_share:.0%} of "
@@ -41,8 +42,9 @@ def print_plan(settings: Settings) -> None:
 def print_document(document: Document) -> None:
     """Print one run in full, several as one row per load."""
     print()
+    if document.is_interrupted:
+        print("interrupted; what was measured until then:" if document.results else "interrupted before a run")
     if not document.results:
-        print("no run has ended")
         return
     if len(document.results) == 1:
         _print_result(document.results[0])
@@ -92,7 +94,8 @@ def _count_rows(summary: Summary) -> list[tuple[str, str]]:
     rows = [("requests", f"{summary.n_good} good{failed}{cut} in {summary.window_s:.2f} s")]
     if summary.input_tokens is not None:
         rows.append(("input tokens", str(summary.input_tokens)))
-    rows.append(("output tokens", f"{summary.output_tokens} (counted from {summary.output_tokens_from})"))
+    if summary.output_tokens:
+        rows.append(("output tokens", f"{summary.output_tokens} (counted from {summary.output_tokens_from})"))
     if summary.cached_tokens is not None and summary.cache_hit_share is not None:
         rows.append(("prefix cache hits", f"{summary.cache_hit_share:.1%} of input tokens"))
     return rows
@@ -106,7 +109,8 @@ def _rate_rows(summary: Summary) -> list[tuple[str, str]]:
         )
     if summary.input_tokens_per_s is not None:
         rows.append(("input tokens/s", f"{summary.input_tokens_per_s:.1f}"))
-    rows.append(("output tokens/s", f"{summary.output_tokens_per_s:.1f}"))
+    if summary.output_tokens:
+        rows.append(("output tokens/s", f"{summary.output_tokens_per_s:.1f}"))
     rows.append(("concurrency", f"{summary.concurrency_mean:.1f} on average, {summary.concurrency_max} at most"))
     return rows
 
