@@ -152,6 +152,20 @@ def test_slow_sender_of_a_body_is_told_408(stack: GatewayStack, body: bytes) -> 
     raw.close()
 
 
+def test_slow_senders_are_all_closed_at_once(stack: GatewayStack) -> None:
+    # A server closes when nothing reads the body any more; an error that keeps its frames alive holds it open.
+    senders = [stack.connect() for _ in range(30)]
+    for raw in senders:
+        raw.sendall(post(CHAT, b'{"model":', length=1000))
+    readers = [AnswerReader(raw) for raw in senders]
+    assert {reader.answer().status for reader in readers} == {408}
+    for raw in senders:
+        raw.settimeout(5.0)
+    assert all(reader.is_closed() for reader in readers)
+    for raw in senders:
+        raw.close()
+
+
 def test_sender_that_drips_is_told_408_all_the_same(stack: GatewayStack) -> None:
     raw = stack.connect()
     raw.sendall(post(CHAT, b"", length=100_000))

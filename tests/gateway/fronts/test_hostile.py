@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -126,7 +126,7 @@ def test_bad_http_is_refused_or_closed(stack: GatewayStack, request_bytes: bytes
         answer = b""
     finally:
         raw.close()
-    assert answer == b"" or answer.split(b" ")[1][:1] == b"4"
+    assert answer == b"" or answer.split(b" ")[1][:1] == b"4" or answer.split(b" ")[1] in (b"501", b"505")
 
 
 @pytest.mark.parametrize(
@@ -168,15 +168,19 @@ def test_length_and_chunks_together_smuggle_nothing(stack: GatewayStack) -> None
 @pytest.mark.parametrize("n_sent", [0, 1 << 20])
 def test_client_that_sends_a_huge_body_anyway_is_told_and_stopped(stack: GatewayStack, n_sent: int) -> None:
     raw = stack.connect()
-    raw.sendall(post("/v1/chat/completions", b" " * n_sent, length=64 << 20))
+    raw.sendall(post("/v1/chat/completions", b" " * n_sent, length=1 << 50))
     assert AnswerReader(raw).answer().status == 413
     before = stack.worker_bytes()
-    sent = n_sent
-    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        while sent < 64 << 20:
-            sent += raw.send(b" " * (1 << 20))
+    # A server may read on for a while, so that the answer is not lost in a reset; but not for ever.
+    until_s = time.monotonic() + 10.0
+    is_stopped = False
+    while not is_stopped and time.monotonic() < until_s:
+        try:
+            raw.sendall(b" " * (1 << 18))
+        except (ConnectionResetError, BrokenPipeError):
+            is_stopped = True
     raw.close()
-    assert sent < 32 << 20
+    assert is_stopped
     assert stack.worker_bytes() < before + (8 << 20)
 
 
