@@ -1,0 +1,161 @@
+"""One request's life in a router, naively: dictionaries for the index, a list of requests, everything summed anew.
+
+It is told which replica was chosen and says what that choice must look like; `costs` says who may be chosen. Nothing is
+evicted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from tests.model.index_model import IndexModel
+from tests.model.ledger_model import LedgerModel, ModelReplica, ModelReservation
+from tests.model.rates_model import DensityModel, RatesModel
+from xinf._fast.scan import Scan
+
+MAX_ROWS = 64
+
+
+def positions(ends: list[int], n_tokens: int, n_known: int, known_tokens: int) -> list[int]:
+    """Straight lines through (0, 0), a known chunk and the end; at least 1, not decreasing."""
+    known_bytes = ends[n_known - 1] if n_known else 0
+    known_tokens = known_tokens if n_known else 0
+    places = []
+    for i, end in enumerate(ends):
+        if i < n_known:
+            start, stop = (0, 0), (known_bytes, known_tokens)
+        else:
+            start, stop = (known_bytes, known_tokens), (ends[-1], max(n_tokens, known_tokens))
+        if end >= stop[0]:
+            tokens = float(stop[1])
+        else:
+            tokens = start[1] + (end - start[0]) * ((stop[1] - start[1]) / (stop[0] - start[0])) + 1e-6
+        places.append(max(int(tokens), places[-1] if places else 1))
+    return places
+
+
+@dataclass(eq=False)
+class ModelChoice:
+    row: int
+    chosen_s: float
+    prompt_tokens: int
+    chain: list[int]
+    ends: list[int]
+    is_stream: bool
+    can_learn: bool
+    n_hits: int = 0
+    matched_tokens: int = 0
+    promised_tokens: int = 0
+    predicted_cached_tokens: int = 0
+    queued_tokens: int = 0
+    started_s: float | None = None
+    reservation: ModelReservation | None = None
+
+
+@dataclass
+class Prompt:
+    """What is known of a request before anybody is chosen."""
+
+    chain: list[int]
+    ends: list[int]
+    tokens: int
+    lengths: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
+    hits: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
+
+
+class RouterModel:
+    """Rows are numbers that the caller gives."""
+
+    def __init__(self, *, rate: float, service_s: float, bytes_per_token: float, uses_prefix: bool) -> None:
+        self.index, self.ledger = IndexModel(), LedgerModel()
+        self.rates: dict[int, RatesModel] = {}
+        self.density = DensityModel(bytes_per_token)
+        self.prior = (rate, service_s)
+        self.uses_prefix = uses_prefix
+
+    def add(self, row: int, max_running: int, block_tokens: int) -> None:
+        self.ledger.replicas[row] = ModelReplica(*self.prior, max_running, block_tokens, is_ready=True)
+        self.rates[row] = RatesModel(*self.prior)
+
+    def remove(self, row: int) -> None:
+        del self.ledger.replicas[row], self.rates[row]
+        self.index.drop(row)
+
+    def look_up(self, scan: Scan, seed: int) -> Prompt:
+        if not self.uses_prefix:
+            return Prompt([], [], max(1, int(scan.n_text_bytes / self.density.bytes_per_token)))
+        raw_chain, raw_ends = scan.chain_with_ends(seed)
+        chain, ends = array("Q", raw_chain).tolist(), array("I", raw_ends).tolist()
+        lengths, hits = self.index.match(chain, MAX_ROWS)
+        furthest = max(hits)
+        tokens = (ends[-1] if ends else 0) / self.density.bytes_per_token
+        if furthest:
+            rest = (ends[-1] - ends[furthest - 1]) / self.density.bytes_per_token
+            tokens = rest + self.index.positions[chain[furthest - 1]]
+        return Prompt(chain, ends, max(1, scan.n_token_ids or int(tokens)), lengths, hits)
+
+    def costs(self, prompt: Prompt, now_s: float) -> dict[int, float]:
+        return {
+            row: sum(self.ledger.terms(row, prompt.tokens, prompt.lengths[row], now_s)) for row in self.ledger.replicas
+        }
+
+    def choose(self, row: int, scan: Scan, prompt: Prompt, now_s: float) -> ModelChoice:
+        replica = self.ledger.replicas[row]
+        choice = ModelChoice(
+            row, now_s, prompt.tokens, prompt.chain, prompt.ends, scan.stream, self.uses_prefix and scan.n == 1
+        )
+        held = prompt.lengths[row]
+        choice.predicted_cached_tokens = self.ledger.believed(row, prompt.tokens, held)
+        choice.reservation = self.ledger.reserve(row, prompt.tokens, held)
+        choice.n_hits, choice.matched_tokens = prompt.hits[row], held
+        choice.promised_tokens = min(held, prompt.tokens - 1) // replica.block_tokens * replica.block_tokens
+        choice.queued_tokens = round(self.ledger.terms(row, 1, 0, now_s)[0] * replica.rate)
+        self.hold(choice, prompt.tokens, choice.n_hits)
+        return choice
+
+    def hold(self, choice: ModelChoice, n_tokens: int, n_known: int) -> None:
+        if not choice.chain:
+            return
+        places = positions(choice.ends, n_tokens, n_known, choice.matched_tokens)
+        if all(self.index.holders.get(chunk) for chunk in choice.chain[:n_known]):
+            places[:n_known] = [self.index.positions[chunk] for chunk in choice.chain[:n_known]]
+        self.index.insert(choice.row, choice.chain, places)
+
+    def finish(
+        self, choice: ModelChoice, prompt_tokens: int, cached: int, completion: int, is_ok: bool, now_s: float
+    ) -> None:
+        replica, rates = self.ledger.replicas[choice.row], self.rates[choice.row]
+        assert choice.reservation is not None
+        replica.reservations.remove(choice.reservation)
+        if prompt_tokens <= 0:
+            if not is_ok:
+                self.index.remove(choice.row, choice.chain[choice.n_hits :])
+            return
+        if not is_ok:
+            return
+        if choice.started_s is not None or completion <= 1:
+            first_s = (now_s if choice.started_s is None else choice.started_s) - choice.chosen_s
+            others = max(0, choice.queued_tokens - max(1, choice.prompt_tokens - choice.predicted_cached_tokens))
+            rates.learn_prefill(others + max(1, prompt_tokens - cached), first_s)
+        rates.learn_service(now_s - choice.chosen_s)
+        if choice.can_learn:
+            if choice.chain:
+                self.density.learn(choice.ends[-1], prompt_tokens)
+                self.correct(choice, prompt_tokens, replica.block_tokens)
+            rates.learn_trust(choice.promised_tokens, cached)
+        replica.rate, replica.service_s, replica.trust = rates.prefill_tokens_per_s, rates.service_s, rates.trust
+
+    def position_held(self, row: int, chunk: int) -> int:
+        return self.index.positions[chunk] if row in self.index.holders.get(chunk, ()) else 0
+
+    def correct(self, choice: ModelChoice, prompt_tokens: int, block_tokens: int) -> None:
+        end = self.position_held(choice.row, choice.chain[-1])
+        if end and abs(end - prompt_tokens) <= max(1, block_tokens // 4):
+            return
+        n_known = choice.n_hits
+        if n_known:
+            choice.matched_tokens = self.position_held(choice.row, choice.chain[n_known - 1])
+            if n_known == len(choice.chain) or not 0 < choice.matched_tokens <= prompt_tokens:
+                n_known = 0
+        self.hold(choice, prompt_tokens, n_known)
