@@ -1,8 +1,9 @@
 """The hot path's leaves in Cython: buffers in, numbers out.
 
 Owns the JSON scanner with the prefix chain (`scan`), the prefix index (`prefix`), the in-flight ledger with the picker
-(`ledger`) and the counters of requests (`counters`). Knows nothing of asyncio, gRPC, records or policies: those are
-xinf/gateway and xinf/router.
+(`ledger`), what makes one decision of them under a policy (`decide`), the counters of requests (`counters`), the Link's
+messages (`wire`) and the heads of HTTP/1.1 (`http1`). Knows nothing of asyncio, gRPC or records: those are xinf/gateway
+and xinf/router.
 
 The extensions are the surface: import them as modules (`from xinf._fast.scan import scan`). There is no pure-Python
 fallback; the naive models that they are compared with live in tests/model/.

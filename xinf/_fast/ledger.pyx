@@ -2,6 +2,7 @@
 """The in-flight ledger of one gateway process and the picker: what each replica has to do, and who is cheapest.
 
     rows[replica]        the last load report, rates, and sums over the reservations that the report does not count yet
+    lanes[replica]       what a pick reads, in one cache line: worked out from the row whenever that changes
     reservations[slot]   one per request in flight: replica, uncached tokens, KV blocks, submit id; linked per replica
 
     cost in seconds = (queued + uncounted tokens) / rate                    others' prefill before ours
