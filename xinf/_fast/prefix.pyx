@@ -1,22 +1,22 @@
 # cython: autotestdict=False
 """The prefix index: which replica holds which chunk of prompt text, bounded in bytes.
 
-    directory (uint32)          segments of 256 buckets, a bucket is one cache line of 4 entries
-    ┌───┬───┬───┬───┐           ┌──────────────────────────────────────────────┬──
-    │ 0 │ 0 │ 2 │ 1 │ ──▶  2:   │ hash 8 B │ position 4 B │ used bit, set 31 bit │ ...
-    └───┴───┴───┴───┘           └──────────────────────────────────────┬───────┴──
-     leading bits of a hash                                            └─▶ holders.pxd: the replicas that hold it
+    directory (uint32)          segments of 256 buckets; a bucket is one cache line of 4 entries of 16 bytes
+    ┌───┬───┬───┬───┐           ┌───────────────────────────────────────────────────┬─────┐
+    │ 0 │ 0 │ 2 │ 1 │ ──▶  2:   │ hash 8 B │ position 4 B │ used, passed, set 30 bit │ ... │
+    └───┴───┴───┴───┘           └────────────────────────────────────────┬──────────┴─────┘
+     leading bits of a hash                                              └─▶ holders.pxd: the replicas that hold it
 
 An entry is one chunk hash with the set of replicas that hold it and the position (tokens, blocks or chunks: the caller's
 unit) it stands for. The leading bits of the (mixed) hash name the segment, the last ones its bucket; a full bucket
-overflows into the next one of its segment. A segment that is full splits in two by the next bit (extendible hashing), so
-growing never moves more than 1024 entries at once; when the bytes are used up it evicts instead, by CLOCK: inserting
-marks an entry as used, the hand clears the mark and takes the next unmarked one. Segments lie in one reservation of
-address space, in huge pages where the kernel has them, and cost memory once they are used.
+overflows into the next one of its segment, and says so ("passed"). A segment that is full splits in two by the next bit
+(extendible hashing), so growing never moves more than 1024 entries at once; when the bytes are used up it evicts
+instead, by CLOCK: inserting marks an entry as used, the hand clears the mark and takes the next unmarked one. Segments
+lie in one reservation of address space, in huge pages where the kernel has them, and cost memory once they are used.
 
-Invariants: an entry is in the first bucket from its home on that had room, all between are full; an entry has a set; a
-segment has a free bucket; the bytes in use never pass `max_bytes`. Chains may have holes for any reason, so only the
-furthest chunk held counts and a match does not end at a miss.
+Invariants: an entry is in the first bucket from its home on that had room, all between are full and passed; an entry has
+a set; a segment has a free bucket; the bytes in use never pass `max_bytes`. Chains may have holes for any reason, so only
+the furthest chunk held counts and a match does not end at a miss.
 
     insert   O(chunks), and O(holders) for each new set of holders met; eviction amortized in it
     match    O(chunks + holders of the distinct sets met); ends early once every replica that holds anything was met
@@ -57,10 +57,13 @@ cdef enum:
     SEGMENT = BUCKET * N_BUCKETS
     FULL_BUCKET = 15  # a bit for each entry
     FULL = 832  # entries at which a segment splits: 13/16, where a miss still reads 1.4 lines on average
-    AHEAD = 16  # chunks whose buckets are fetched before they are needed; a power of two
+    AHEAD = 32  # chunks whose buckets are fetched before they are needed; a power of two
     SCRUB_SETS = 4  # sets looked at per inserted chunk while retired ids are about
     USED_BIT = 0x80000000
-    SET_BITS = 0x7FFFFFFF
+    # In the first entry of a full bucket: entries of it, or of one before it, may stand behind it. Without it a miss ends
+    # at a full bucket, of which there are many, instead of waiting for the next cache line.
+    PASSED_BIT = 0x40000000
+    SET_BITS = 0x3FFFFFFF
     KIND_PLAIN = 6  # of chunks of plain bytes; the same as text in the canonical chain
 
 
@@ -98,7 +101,7 @@ cdef inline Entry *probe(Entry *bucket, uint64_t hash) noexcept nogil:
     taken = taken_mask(bucket)
     if same & taken:  # behind one that is free and was the same
         return bucket + lowest_bit(same & taken)
-    return probe_on(bucket, hash) if taken == FULL_BUCKET else NULL
+    return probe_on(bucket, hash) if taken == FULL_BUCKET and bucket[0].holders & PASSED_BIT else NULL
 
 
 cdef Entry *probe_on(Entry *bucket, uint64_t hash) noexcept nogil:
@@ -106,7 +109,7 @@ cdef Entry *probe_on(Entry *bucket, uint64_t hash) noexcept nogil:
     # Segments are aligned to their size.
     cdef Entry *base = <Entry *>(<size_t>bucket & ~<size_t>(SEGMENT * sizeof(Entry) - 1))
     cdef uint32_t at = <uint32_t>(bucket - base), taken = FULL_BUCKET, same
-    while taken == FULL_BUCKET:
+    while taken == FULL_BUCKET and base[at].holders & PASSED_BIT:
         at = (at + BUCKET) & (SEGMENT - 1)
         taken = taken_mask(base + at)
         same = same_mask(base + at, hash) & taken
@@ -205,9 +208,12 @@ cdef class PrefixIndex:
     cdef void put(self, uint32_t segment, uint64_t hash, uint32_t position, uint32_t holders) noexcept nogil:
         """Enter what is not there into a segment that has room."""
         cdef Entry *base = self.entries + <size_t>segment * SEGMENT
-        cdef uint32_t at = home_of(hash) * BUCKET
-        while base[at].holders:
-            at = (at + 1) & (SEGMENT - 1)
+        cdef uint32_t at = home_of(hash) * BUCKET, taken = taken_mask(base + at)
+        while taken == FULL_BUCKET:
+            base[at].holders |= PASSED_BIT
+            at = (at + BUCKET) & (SEGMENT - 1)
+            taken = taken_mask(base + at)
+        at += lowest_bit(~taken)
         base[at].hash = hash
         base[at].position = position
         base[at].holders = holders
@@ -234,6 +240,8 @@ cdef class PrefixIndex:
                     moved = &base[i]  # its home is not between the gap and where it is, cyclically
             if moved != NULL:
                 entry[0] = moved[0]
+                entry.holders &= ~<uint32_t>PASSED_BIT
+                base[gap * BUCKET].holders |= PASSED_BIT  # perhaps no longer: that costs a look, no more
                 moved.holders = 0
                 entry = moved
                 gap = at
@@ -275,7 +283,7 @@ cdef class PrefixIndex:
         for i in range(SEGMENT):
             if old[i].holders:
                 bit = <uint32_t>(mixed(old[i].hash) >> (63 - depth)) & 1
-                self.put(twin if bit else segment, old[i].hash, old[i].position, old[i].holders)
+                self.put(twin if bit else segment, old[i].hash, old[i].position, old[i].holders & ~<uint32_t>PASSED_BIT)
         return 1
 
     cdef void evict(self, uint32_t segment) noexcept nogil:
@@ -289,7 +297,7 @@ cdef class PrefixIndex:
             if not entry.holders:
                 continue
             if entry.holders & USED_BIT and self.holders.sets[entry.holders & SET_BITS].n:
-                entry.holders &= SET_BITS
+                entry.holders &= ~<uint32_t>USED_BIT
                 continue
             self.n_evicted += self.holders.sets[entry.holders & SET_BITS].n != 0
             self.free_entry(entry)
@@ -362,7 +370,7 @@ cdef class PrefixIndex:
             gain(h, id)
             h.sets[to].refs += 1
             unref(h, source)
-        entry.holders = to | USED_BIT
+        entry.holders = to | USED_BIT | (entry.holders & PASSED_BIT)
         if n_made != h.n_made and is_pressed(h):
             self.relieve()  # moves entries
 
@@ -473,7 +481,7 @@ cdef class PrefixIndex:
                 self.free_entry(entry)
                 continue
             h.sets[to].refs += 1
-            entry.holders = to | (entry.holders & USED_BIT)
+            entry.holders = to | (entry.holders & ~<uint32_t>SET_BITS)
             unref(h, source)
             lose(h, id, 1)
 
