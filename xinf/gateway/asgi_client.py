@@ -99,7 +99,11 @@ class AsgiClient:
         if self._blocked is not None:
             self._waiting.append(message)
             return False
-        _, self._blocked = Pending.begin(self._send(message), self._on_sent)
+        try:
+            _, self._blocked = Pending.begin(self._send(message), self._on_sent)
+        except Exception:
+            self._client_gone()  # the request ends, whoever hears of the error
+            raise
         if self._blocked is not None:
             return False
         if self._is_sent and message["type"] == "http.response.body":

@@ -62,10 +62,10 @@ class BodyReader:
             if task not in self._expired:
                 raise
             task.uncancel()
-            error = RequestTimeout(
+            # Not by way of a variable: frame and error would hold each other, and with them the server's connection.
+            raise RequestTimeout(
                 f"the request was not complete after {self._timeout_s:g} s", timeout_s=self._timeout_s
-            )
-            raise error from None
+            ) from None
         finally:
             del self._until_s[task]
             self._expired.discard(task)

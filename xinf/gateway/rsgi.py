@@ -13,7 +13,9 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
-from xinf.core.errors import XinfError
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
+
+from xinf.core.errors import InvalidRequest, XinfError
 from xinf.gateway.app import Application, make_core
 from xinf.gateway.asgi import Message, Receive
 from xinf.gateway.asgi_call import AsgiCall
@@ -241,6 +243,9 @@ class RsgiApplication:
             client.answer(refusal.status, list(refusal.headers), refusal.body)
             return
         except ClientGone:
+            # Also what is said of chunks that are malformed; nobody hears it when the client has really gone.
+            refusal = core.refuse(head, InvalidRequest("the body ended early, or its chunks are malformed"))
+            client.answer(refusal.status, list(refusal.headers), refusal.body)
             return
         client.exchange = core.serve(admission, body, client)
         await client.wait()
@@ -251,7 +256,10 @@ def _receiver(proto: RsgiProtocol, length: int | None) -> Receive:
     if length is not None:
 
         async def whole() -> Message:
-            return {"type": "http.request", "body": await proto(), "more_body": False}
+            try:
+                return {"type": "http.request", "body": await proto(), "more_body": False}
+            except ProtocolClosed:
+                return {"type": "http.disconnect"}
 
         return whole
     pieces = proto.__aiter__()
@@ -261,6 +269,8 @@ def _receiver(proto: RsgiProtocol, length: int | None) -> Receive:
             return {"type": "http.request", "body": await anext(pieces), "more_body": True}
         except StopAsyncIteration:
             return {"type": "http.request", "body": b"", "more_body": False}
+        except ProtocolClosed:
+            return {"type": "http.disconnect"}
 
     return piece
 
