@@ -17,7 +17,7 @@ def naive_front(line: bytes, headers: list[tuple[bytes, bytes]], framing: bytes)
 
 
 def naive_digits(data: bytes, before: bytes, after: bytes) -> bytes | None:
-    match = re.match(re.escape(before) + rb"([0-9]{1,18})" + re.escape(after), data, re.DOTALL)
+    match = re.match(re.escape(before) + rb"([0-9]{1,18})" + re.escape(after), data)
     return match[1] if match else None
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_header_is_a_type_error(headers: object) -> None:
     ],
 )
 def test_digits_are_found_or_not(data: bytes, digits: bytes | None) -> None:
-    assert http1.digits_of(data, b"a: ", b"\r\n\r\n") == digits
+    assert http1.digits_of(data, 0, b"a: ", b"\r\n\r\n") == digits
     assert naive_digits(data, b"a: ", b"\r\n\r\n") == digits
 
 
@@ -90,4 +90,11 @@ def test_digits_agree_with_the_naive_search() -> None:
         data = bytes(chance.choices(b"a123\r", k=chance.randrange(12)))
         if after[:1].isdigit():
             continue  # digits are taken greedily; after a header's value stands a line end
-        assert http1.digits_of(data, before, after) == naive_digits(data, before, after)
+        at = chance.randrange(len(data) + 1)
+        assert http1.digits_of(data, at, before, after) == naive_digits(data[at:], before, after)
+
+
+@pytest.mark.parametrize("at", [-1, 4, 2**40])
+def test_place_outside_is_an_index_error(at: int) -> None:
+    with pytest.raises(IndexError):
+        http1.digits_of(b"abc", at, b"", b"")

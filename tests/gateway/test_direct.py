@@ -375,7 +375,7 @@ def test_slow_reader_is_told_to_the_core(stack: DirectStack) -> None:
 
 
 def test_next_request_waits_until_the_answer_is_taken(stack: DirectStack) -> None:
-    raw = stack.connect(receive_bytes=65536)
+    raw = stack.connect(receive_bytes=262144)
     raw.sendall(post("/hold", b"") + post("/sync", b"next"))
     held = stack.hold()
     assert stack.call(lambda: held.client.answer(200, TEXT, b"x" * (8 << 20))) is False

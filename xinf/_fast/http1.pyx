@@ -108,11 +108,16 @@ def front(bytes line not None, list headers not None, bytes framing not None):
     return out
 
 
-def digits_of(bytes data not None, bytes before not None, bytes after not None):
-    """Give the digits between `before` and `after` if `data` begins with these three, 1 to 18 digits; else None."""
-    cdef const char* text = PyBytes_AS_STRING(data)
-    cdef Py_ssize_t n_data = PyBytes_GET_SIZE(data), begin = PyBytes_GET_SIZE(before), n_after = PyBytes_GET_SIZE(after)
-    cdef Py_ssize_t end = begin
+def digits_of(bytes data not None, Py_ssize_t at, bytes before not None, bytes after not None):
+    """Give the digits between `before` and `after` if `data` has these three from `at` on, 1 to 18 digits; else None.
+
+    Raises: IndexError when `at` is not in `data`.
+    """
+    if not 0 <= at <= PyBytes_GET_SIZE(data):
+        raise IndexError(f"{at} is not in {PyBytes_GET_SIZE(data)} bytes")
+    cdef const char* text = PyBytes_AS_STRING(data) + at
+    cdef Py_ssize_t n_data = PyBytes_GET_SIZE(data) - at, begin = PyBytes_GET_SIZE(before)
+    cdef Py_ssize_t n_after = PyBytes_GET_SIZE(after), end = begin
     if n_data < begin + 1 + n_after or memcmp(text, PyBytes_AS_STRING(before), <size_t>begin) != 0:
         return None
     while end < n_data and end - begin <= MAX_DIGITS and 48 <= text[end] <= 57:

@@ -77,9 +77,11 @@ class Connection(asyncio.Protocol):
         "_is_writing_paused",
         "_missing",
         "_next_check",
+        "_partial",
         "_parts",
         "_peer",
         "_rest",
+        "_rest_at",
         "_server",
         "_shape",
         "_since_s",
@@ -96,7 +98,9 @@ class Connection(asyncio.Protocol):
         self._shape = server.heads.nothing  # of the request, or the last one
         self._state = HEAD
         self._since_s = server.now_s  # of the state's beginning, or of a head's first byte
-        self._rest: bytearray | None = None  # bytes that are not looked at yet
+        self._partial: bytearray | None = None  # a head whose end has not come
+        self._rest: bytes | None = None  # what came behind the request, from `_rest_at` on
+        self._rest_at = 0
         self._next_check = 0  # how long an unfinished head must be before llhttp looks at it again
         self._peer: str | None = None
         self._head: Head | None = None
@@ -127,31 +131,22 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._state = GONE
         self._server.discard(self)
-        self._rest = self._parts = self._chunks = None
+        self._partial = self._rest = self._parts = self._chunks = None
         self._tell_gone()
 
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state == HEAD:
-            rest = self._rest
-            if rest is None:
+            if self._partial is None:
                 self._since_s = self._server.now_s
-                self._read(data)
-                return
-            searched = max(0, len(rest) - len(END) + 1)
-            rest += data
-            if rest.find(END, searched) >= 0:
-                self._rest = None
-                self._read(bytes(rest))
-            elif len(rest) >= self._next_check:
-                self._check_rest(rest)
-        elif state == BODY:
-            self._read_body(data)
-        elif state in (ANSWER, NEXT):
-            if self._rest is None:
-                self._rest = bytearray(data)
+                self._read(data, 0)
             else:
-                self._rest += data
+                self._read_partial(self._partial, data)
+        elif state == BODY:
+            self._read_body(data, 0)
+        elif state in (ANSWER, NEXT):
+            self._rest = data if self._rest is None else self._rest[self._rest_at :] + data
+            self._rest_at = 0
             if len(self._rest) > PIPELINE_BYTES and not self._is_reading_paused:
                 self._is_reading_paused = True
                 self._transport.pause_reading()
@@ -179,7 +174,7 @@ class Connection(asyncio.Protocol):
         """Enforce the limits of time. `now_s`: monotonic, called about once a second."""
         limits, state, age_s = self._server.limits, self._state, now_s - self._since_s
         if state == HEAD:
-            if self._rest is not None:
+            if self._partial is not None:
                 if age_s > limits.head_timeout_s:
                     self._refuse_timeout(limits.head_timeout_s)
             elif age_s > limits.idle_timeout_s:
@@ -201,7 +196,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """The server stops: end the connection unless a request is on its way."""
-        if self._state == HEAD and self._rest is None:
+        if self._state == HEAD and self._partial is None:
             self.close()
 
     def abort(self) -> None:
@@ -210,59 +205,76 @@ class Connection(asyncio.Protocol):
 
     # ---- a request ---------------------------------------------------------------------------------------------
 
-    def _read(self, data: bytes) -> None:
-        """Read the request that `data` begins with."""
+    def _read(self, data: bytes, at: int) -> None:
+        """Read the request that begins at `at`."""
         shape = self._shape
         if shape.before is not None:
             # The head before it over again, but for the digits of its content-length: see direct_head.
-            digits = digits_of(data, shape.before, shape.after)
+            digits = digits_of(data, at, shape.before, shape.after)
             if digits is not None:
                 headers = shape.headers.copy()
                 headers[b"content-length"] = digits
                 head = Head(shape.method, shape.path, shape.query, headers, self._peer)
-                self._begin(head, data, shape.n_around + len(digits), int(digits))
+                self._begin(head, data, at + shape.n_around + len(digits), int(digits))
                 return
-        self._read_new(data)
+        self._read_new(data, at)
 
-    def _read_new(self, data: bytes) -> None:
-        if data[0] in b"\r\n":  # an empty line before the request, which some clients send after a body
-            data = data.lstrip(b"\r\n")
+    def _read_new(self, data: bytes, at: int) -> None:
+        if data[at] in b"\r\n":  # an empty line before the request, which some clients send after a body
+            data, at = data[at:].lstrip(b"\r\n"), 0
             if not data:
                 return
-        at = data.find(END) + len(END)
-        if at < len(END):
-            self._rest = bytearray(data)
-            self._check_rest(self._rest)
+        end = data.find(END, at) + len(END)
+        if end < len(END):
+            self._partial = bytearray(data[at:])
+            self._check_partial(self._partial)
             return
         try:
-            found = self._server.heads.read(data[:at])
+            found = self._server.heads.read(data[at:end])
         except BadHead as bad:
             self._refuse_bad(bad)
             return
         shape = self._shape = found.shape
         head = Head(shape.method, shape.path, shape.query, found.headers(), self._peer or self._find_peer())
-        self._begin(head, data, at, found.length)
+        self._begin(head, data, end, found.length)
+
+    def _read_partial(self, partial: bytearray, data: bytes) -> None:
+        searched = max(0, len(partial) - len(END) + 1)
+        partial += data
+        if partial.find(END, searched) >= 0:
+            self._partial = None
+            self._read_new(bytes(partial), 0)
+        elif len(partial) >= self._next_check:
+            self._check_partial(partial)
+
+    def _check_partial(self, partial: bytearray) -> None:
+        """Refuse now what cannot become a head. Looks again when twice as much has come, so that it stays linear."""
+        self._next_check = 2 * len(partial)
+        try:
+            self._server.heads.check(bytes(partial))
+        except BadHead as bad:
+            self._refuse_bad(bad)
 
     def _begin(self, head: Head, data: bytes, at: int, length: int | None) -> None:
         """Begin with a request whose body begins at `at`. `length`: of the body, None for a chunked one."""
         self._head = head
+        is_whole = length is not None and len(data) - at >= length
         try:
             admission = self._server.core.admit(head)
             if admission is None and length is not None and length > PAGE_BODY_BYTES:
                 raise _too_large(length, PAGE_BODY_BYTES)
         except XinfError as error:
-            # With its whole body here, the next request's beginning is known.
-            is_last = length is None or len(data) - at < length
-            if length is not None:
+            if is_whole and length is not None:
                 self._keep(data, at + length)
-            self._refuse(head, error, is_last=is_last)
+            # With the whole body here, the next request's beginning is known.
+            self._refuse(head, error, is_last=not is_whole)
             return
         except Exception as error:
             self._fail(head, error)
             return
-        if length is None or len(data) - at < length:
+        if length is None or not is_whole:
             self._admission = admission
-            self._begin_body(length, data[at:])
+            self._begin_body(length, data, at)
             return
         end = at + length
         if end < len(data):
@@ -272,17 +284,9 @@ class Connection(asyncio.Protocol):
     def _keep(self, data: bytes, at: int) -> None:
         """Keep what belongs to the next request."""
         if at < len(data):
-            self._rest = bytearray(memoryview(data)[at:])
+            self._rest, self._rest_at = data, at
 
-    def _check_rest(self, rest: bytearray) -> None:
-        """Refuse now what cannot become a head. Looks again when twice as much has come, so that it stays linear."""
-        self._next_check = 2 * len(rest)
-        try:
-            self._server.heads.check(bytes(rest))
-        except BadHead as bad:
-            self._refuse_bad(bad)
-
-    def _begin_body(self, length: int | None, data: bytes) -> None:
+    def _begin_body(self, length: int | None, data: bytes, at: int) -> None:
         self._state = BODY
         if length is None:
             admission = self._admission
@@ -290,38 +294,40 @@ class Connection(asyncio.Protocol):
         else:
             self._parts = []
             self._missing = length
-        if self._shape.expects_continue and not data:
+        if at < len(data):
+            self._read_body(data, at)
+        elif self._shape.expects_continue:
             self._transport.write(CONTINUE)
-        if data:
-            self._read_body(data)
 
-    def _read_body(self, data: bytes) -> None:
+    def _read_body(self, data: bytes, at: int) -> None:
+        """Take more of the body, from `at` on."""
         if self._chunks is not None:
-            self._read_chunks(self._chunks, data)
+            self._read_chunks(self._chunks, data, at)
             return
         parts = self._parts
         assert parts is not None
-        n_bytes = len(data)
-        if n_bytes < self._missing:
-            self._missing -= n_bytes
+        end = at + self._missing
+        part = data[at:end]
+        if end > len(data):
+            self._missing -= len(part)
             # A client that sends byte by byte must not cost an object for each.
-            if n_bytes >= SMALL_PART_BYTES:
-                parts.append(data)
+            if len(part) >= SMALL_PART_BYTES:
+                parts.append(part)
             elif parts and isinstance(parts[-1], bytearray):
-                parts[-1] += data
+                parts[-1] += part
             else:
-                parts.append(bytearray(data))
+                parts.append(bytearray(part))
             return
-        self._keep(data, self._missing)
-        parts.append(data if n_bytes == self._missing else data[: self._missing])
+        self._keep(data, end)
+        parts.append(part)
         self._parts = None
         self._serve(self._admission, b"".join(parts))
 
-    def _read_chunks(self, chunks: ChunkedBody, data: bytes) -> None:
+    def _read_chunks(self, chunks: ChunkedBody, data: bytes, at: int) -> None:
         head = self._head
         assert head is not None
         try:
-            at = chunks.feed(data)
+            end = chunks.feed(data, at)
         except BadHead as bad:
             self._refuse(head, InvalidRequest(bad.message), status=bad.status, is_last=True)
             return
@@ -330,7 +336,7 @@ class Connection(asyncio.Protocol):
             return
         if chunks.is_complete:
             self._chunks = None
-            self._keep(data, at)
+            self._keep(data, end)
             self._serve(self._admission, chunks.take())
 
     def _serve(self, admission: Admission | None, body: bytes) -> None:
@@ -356,7 +362,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, head: Head, error: XinfError, *, status: int | None = None, is_last: bool = False) -> None:
         answer = self._server.core.refuse(head, error)
-        self._parts = self._chunks = None
+        self._partial = self._parts = self._chunks = None
         if is_last:
             self._rest = None
             self._is_last = self._is_refused = True
@@ -388,14 +394,13 @@ class Connection(asyncio.Protocol):
     def _go_on(self) -> None:
         if self._state != NEXT:
             return
-        rest, self._rest = self._rest, None
+        rest, at, self._rest = self._rest, self._rest_at, None
         self._state = HEAD
         if self._is_reading_paused:
             self._is_reading_paused = False
             self._transport.resume_reading()
         if rest is not None:
-            self._next_check = 0
-            self._read(bytes(rest))
+            self._read(rest, at)
 
     def _linger(self) -> None:
         self._state = LINGER

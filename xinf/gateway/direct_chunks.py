@@ -56,12 +56,12 @@ class ChunkedBody:
         """Give the body, once it is complete."""
         return bytes(self._body)
 
-    def feed(self, data: bytes) -> int:
-        """Take what belongs to the body and say how many bytes that was: all, unless it is complete.
+    def feed(self, data: bytes, at: int = 0) -> int:
+        """Take what belongs to the body, from `at` on, and say where it ended: at the end, unless it is complete.
 
         Raises: ChunkedTooLarge as soon as a size says so; BadHead.
         """
-        at, n_bytes = 0, len(data)
+        n_bytes = len(data)
         while at < n_bytes and self._part is not _Part.COMPLETE:
             if self._part is _Part.DATA:
                 taken = min(self._left, n_bytes - at)
