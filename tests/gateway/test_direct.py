@@ -152,7 +152,7 @@ def test_header_injection_is_left_out(stack: DirectStack) -> None:
         (b"\x00\x01\x02\x03\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"BREW /pot HTTP/1.1\r\n", 501),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x12\x04", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x12\x04", 400),
         (b"GET / HTTP/1.1\nhost: x\n\n", 400),
         (b"GET /" + b"a" * 100_000, 414),
         (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 300_000, 431),
@@ -191,9 +191,16 @@ def test_refused_request_with_its_body_here_keeps_the_connection(stack: DirectSt
 def test_refusal_reaches_a_client_that_goes_on_sending(stack: DirectStack) -> None:
     raw = stack.connect()
     raw.sendall(post("/deny", b"", length=30 << 20))
-    for _ in range(100):
+    for _ in range(40):
         raw.sendall(b"x" * 100_000)
     assert read_all(raw).startswith(b"HTTP/1.1 403 ")
+
+
+def test_client_that_never_stops_sending_after_its_refusal_is_cut(stack: DirectStack) -> None:
+    raw = stack.connect()
+    raw.sendall(post("/deny", b"", length=100 << 20))
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        raw.sendall(b"x" * (100 << 20))
 
 
 def test_chunked_body_over_its_limit_is_413(stack: DirectStack) -> None:

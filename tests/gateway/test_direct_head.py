@@ -22,7 +22,7 @@ def status_of(block: bytes) -> int:
 
 
 def test_head_is_read() -> None:
-    found = read(b"POST /a%20b?q=%20 HTTP/1.1\r\nHost: x\r\nX-One: 1\r\nx-one: 2\r\nContent-Length: 5\r\n\r\n")
+    found = read(b"POST /a%20b?q=%20 HTTP/1.1\r\nHost: x\r\nX-One: 1\r\nx-one:\t 2 \t\r\nContent-Length: 5\r\n\r\n")
     shape = found.shape
     assert (shape.method, shape.path, shape.query, found.length) == ("POST", "/a b", b"q=%20", 5)
     assert found.headers() == {b"host": b"x", b"x-one": b"2", b"content-length": b"5"}
@@ -97,7 +97,7 @@ def test_length_is_found_however_it_is_written(lines: bytes, length: int | None)
         (b"GET / HTTP/9.9\r\nhost: x\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nhost: x\r\n\r\n", 505),
         (b"GET / RTSP/1.0\r\nhost: x\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\n", 400),
         (b"BREW / HTTP/1.1\r\nhost: x\r\n\r\n", 501),
         (b"get / HTTP/1.1\r\nhost: x\r\n\r\n", 501),
         (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", 405),

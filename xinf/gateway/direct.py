@@ -43,6 +43,7 @@ PAGE_BODY_BYTES = 64 << 10  # no page takes a body; clients send one by mistake
 # From here on a copy costs more than a second piece in writev.
 JOIN_BYTES = 32 << 10
 SMALL_PART_BYTES = 4096
+LINGER_BYTES = 8 << 20  # what a refused client may still send before it is cut
 _BODILESS = frozenset((*range(100, 200), 204, 304))
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._admission: Admission | None = None
         self._parts: list[bytes | bytearray] | None = None
-        self._missing = 0
+        self._missing = 0  # of the body, or of what is thrown away while lingering
         self._chunks: ChunkedBody | None = None
         self._exchange: Exchange | None = None
         self._start: bytes | None = None  # head of an answer, goes out with the first bytes of its body
@@ -150,6 +151,10 @@ class Connection(asyncio.Protocol):
             if len(self._rest) > PIPELINE_BYTES and not self._is_reading_paused:
                 self._is_reading_paused = True
                 self._transport.pause_reading()
+        elif state == LINGER:
+            self._missing -= len(data)
+            if self._missing < 0:
+                self._abort()
 
     def eof_received(self) -> bool:
         # As hyper does: a client that closes its side is gone. A close cannot be told from a shutdown of one direction,
@@ -404,6 +409,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         self._state = LINGER
+        self._missing = LINGER_BYTES
         if self._is_reading_paused:
             self._is_reading_paused = False
             self._transport.resume_reading()

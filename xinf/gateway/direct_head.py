@@ -183,11 +183,12 @@ class HeadReader:
         if len(line) > MAX_TARGET_BYTES:
             raise BadHead(414, f"the request line has {len(line)} bytes, the limit is {MAX_TARGET_BYTES}")
         if line.startswith(b"PRI * HTTP/2"):
-            raise BadHead(505, "HTTP/2 is not spoken here; use HTTP/1.1")
+            raise BadHead(400, "HTTP/2 is not spoken here; use HTTP/1.1")
         n_headers = block.count(b"\n") - 2
         if n_headers > MAX_HEADERS:
             raise BadHead(431, f"the request has {n_headers} headers, the limit is {MAX_HEADERS}")
-        headers = {name.lower(): value for name, value in self._feed(block).items()}
+        # llhttp leaves the white space behind a value.
+        headers = {name.lower(): value.rstrip(b" \t") for name, value in self._feed(block).items()}
         if len(headers) != n_headers:
             _check_duplicates(block)
         shape = Shape()
@@ -258,7 +259,7 @@ def _set_framing(shape: Shape, *, has_length: bool) -> None:
     if coding is not None:
         if shape.is_http10:
             raise BadHead(400, "HTTP/1.0 has no transfer-encoding")
-        if coding.strip().lower() != b"chunked":
+        if coding.lower() != b"chunked":
             raise BadHead(501, "the only transfer-encoding of a request that is understood is chunked")
     # One that was not cut out is written in an unusual way; llhttp has judged it.
     shape.length = None if coding is not None else int(headers.get(b"content-length", b"0"))
