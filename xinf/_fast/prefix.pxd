@@ -8,7 +8,7 @@ from xinf._fast.holders cimport Holders
 cdef struct Entry:
     uint64_t hash
     uint32_t position
-    uint32_t holders  # handle of a set and the used bit; 0: free
+    uint32_t holders  # handle of a set and two bits; 0: free
 
 ctypedef Entry *Home
 
@@ -19,6 +19,7 @@ cdef struct Segment:
     uint16_t n  # entries
     uint16_t hand  # of the clock
     uint8_t depth  # leading bits of a hash that lead here
+    uint32_t phase  # the young bit of entries that were inserted since the hand went through 0
 
 
 @cython.final

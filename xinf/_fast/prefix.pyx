@@ -3,7 +3,7 @@
 
     directory (uint32)          segments of 256 buckets; a bucket is one cache line of 4 entries of 16 bytes
     ┌───┬───┬───┬───┐           ┌───────────────────────────────────────────────────┬─────┐
-    │ 0 │ 0 │ 2 │ 1 │ ──▶  2:   │ hash 8 B │ position 4 B │ used, passed, set 30 bit │ ... │
+    │ 0 │ 0 │ 2 │ 1 │ ──▶  2:   │ hash 8 B │ position 4 B │ young passed, set 30 bit │ ... │
     └───┴───┴───┴───┘           └────────────────────────────────────────┬──────────┴─────┘
      leading bits of a hash                                              └─▶ holders.pxd: the replicas that hold it
 
@@ -11,7 +11,8 @@ An entry is one chunk hash with the set of replicas that hold it and the positio
 unit) it stands for. The leading bits of the (mixed) hash name the segment, the last ones its bucket; a full bucket
 overflows into the next one of its segment, and says so ("passed"). A segment that is full splits in two by the next bit
 (extendible hashing), so growing never moves more than 1024 entries at once; when the bytes are used up it evicts
-instead, by CLOCK: inserting marks an entry as used, the hand clears the mark and takes the next unmarked one. Segments
+instead, by a clock: an entry is young until the hand has gone round once, and the hand takes the next that is not. What
+"young" looks like flips with each round, so the hand clears no marks and an eviction is a step or two, always. Segments
 lie in one reservation of address space, in huge pages where the kernel has them, and cost memory once they are used.
 
 Invariants: an entry is in the first bucket from its home on that had room, all between are full and passed; an entry has
@@ -57,9 +58,10 @@ cdef enum:
     SEGMENT = BUCKET * N_BUCKETS
     FULL_BUCKET = 15  # a bit for each entry
     FULL = 832  # entries at which a segment splits: 13/16, where a miss still reads 1.4 lines on average
+    CROWDED = 512  # entries at which a segment evicts once there is no other to split into
     AHEAD = 32  # chunks whose buckets are fetched before they are needed; a power of two
     SCRUB_SETS = 4  # sets looked at per inserted chunk while retired ids are about
-    USED_BIT = 0x80000000
+    YOUNG_BIT = 0x80000000  # equal to its segment's phase: inserted since the hand went through 0
     # In the first entry of a full bucket: entries of it, or of one before it, may stand behind it. Without it a miss ends
     # at a full bucket, of which there are many, instead of waiting for the next cache line.
     PASSED_BIT = 0x40000000
@@ -116,6 +118,15 @@ cdef Entry *probe_on(Entry *bucket, uint64_t hash) noexcept nogil:
         if same:
             return base + at + lowest_bit(same)
     return NULL
+
+
+cdef inline uint32_t phase_of(const Segment *segments, const Entry *entries, const Entry *entry) noexcept nogil:
+    """What a young entry of its segment looks like."""
+    return segments[<size_t>(entry - entries) // SEGMENT].phase
+
+
+cdef inline void rejuvenate(const Segment *segments, const Entry *entries, Entry *entry) noexcept nogil:
+    entry.holders = (entry.holders & ~<uint32_t>YOUNG_BIT) | phase_of(segments, entries, entry)
 
 
 cdef inline Entry *home_bucket(Entry *entries, const uint32_t *directory, int depth, uint64_t hash) noexcept nogil:
@@ -245,6 +256,9 @@ cdef class PrefixIndex:
                 moved.holders = 0
                 entry = moved
                 gap = at
+        # The bucket that has room now was not passed by anything that is left. Kept, the mark would make every miss walk on
+        # once the bucket is full again, and after enough evictions every bucket would bear it.
+        base[gap * BUCKET].holders &= ~<uint32_t>PASSED_BIT
 
     cdef void free_entry(self, Entry *entry) noexcept nogil:
         """Let nobody hold a chunk."""
@@ -287,17 +301,19 @@ cdef class PrefixIndex:
         return 1
 
     cdef void evict(self, uint32_t segment) noexcept nogil:
-        """Free the next entry of a segment that was not used since the hand passed it last."""
+        """Free the next entry of a segment that was not inserted since the hand's round began."""
         cdef Entry *base = self.entries + <size_t>segment * SEGMENT
+        cdef Segment *state = &self.segments[segment]
         cdef Entry *entry
         cdef uint32_t step
         for step in range(2 * SEGMENT + 1):
-            entry = &base[self.segments[segment].hand]
-            self.segments[segment].hand = (self.segments[segment].hand + 1) & (SEGMENT - 1)
+            if state.hand == 0:
+                state.phase ^= YOUNG_BIT
+            entry = &base[state.hand]
+            state.hand = (state.hand + 1) & (SEGMENT - 1)
             if not entry.holders:
                 continue
-            if entry.holders & USED_BIT and self.holders.sets[entry.holders & SET_BITS].n:
-                entry.holders &= ~<uint32_t>USED_BIT
+            if (entry.holders & YOUNG_BIT) == state.phase and self.holders.sets[entry.holders & SET_BITS].n:
                 continue
             self.n_evicted += self.holders.sets[entry.holders & SET_BITS].n != 0
             self.free_entry(entry)
@@ -370,7 +386,7 @@ cdef class PrefixIndex:
             gain(h, id)
             h.sets[to].refs += 1
             unref(h, source)
-        entry.holders = to | USED_BIT | (entry.holders & PASSED_BIT)
+        entry.holders = to | phase_of(self.segments, self.entries, entry) | (entry.holders & PASSED_BIT)
         if n_made != h.n_made and is_pressed(h):
             self.relieve()  # moves entries
 
@@ -378,12 +394,15 @@ cdef class PrefixIndex:
         """Make an entry for a chunk that has none, at the price of others if need be."""
         cdef uint64_t x = mixed(hash)
         cdef uint32_t segment = self.directory[x >> (64 - self.depth)]
-        while self.segments[segment].n >= FULL:
-            if self.split(segment, x):
-                segment = self.directory[x >> (64 - self.depth)]
-            else:
+        while self.segments[segment].n >= FULL and self.split(segment, x):
+            segment = self.directory[x >> (64 - self.depth)]
+        # Without room to split, a segment is kept emptier than one that may: where every insert evicts, what counts is that
+        # full buckets are few. Two at most for one insert, so that none pays for a whole segment.
+        if self.segments[segment].n >= (CROWDED if self.n_segments == self.max_segments else FULL):
+            self.evict(segment)
+            if self.segments[segment].n >= CROWDED:
                 self.evict(segment)
-        self.put(segment, hash, position, set | USED_BIT)
+        self.put(segment, hash, position, set | self.segments[segment].phase)
         self.n_nodes += 1
 
     cdef bint hold(self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions) noexcept nogil:
@@ -418,7 +437,7 @@ cdef class PrefixIndex:
                 continue
             entry.position = position
             if h.last_id == id and h.last_to == entry.holders & SET_BITS:
-                entry.holders |= USED_BIT  # it holds this one already
+                rejuvenate(self.segments, entries, entry)  # it holds this one already
             else:
                 self.join(entry, id, alone)
         unref(h, alone)
@@ -448,7 +467,7 @@ cdef class PrefixIndex:
                 n = i
                 break
             if h.last_id == id and h.last_to == entry.holders & SET_BITS:
-                entry.holders |= USED_BIT
+                rejuvenate(self.segments, self.entries, entry)
             else:
                 self.join(entry, id, alone)
         unref(h, alone)
