@@ -26,8 +26,12 @@ class Profile(msgspec.Struct, frozen=True):
     step_ms: float
 
     def engine_arguments(self) -> dict[str, str]:
-        """As `xinf launch --engine-arg` takes them. The cache holds what 1,000 streams or 64 prompts of 64 KB need."""
+        """As `xinf launch --engine-arg` takes them, on both faces of the engine.
+
+        Without its cache model: what the engine pays for hashing prompts, it takes from the core of the load generator.
+        """
         return {
+            "cache": "false",
             "step_ms": str(self.step_ms),
             "max_running": "2048",
             "max_batched_tokens": "1000000",
