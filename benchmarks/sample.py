@@ -161,7 +161,8 @@ def write(run: Run, directory: Path) -> Path:
 
 def of_peers(directory: Path) -> list[Path]:
     """The results of comparisons with the peers in a directory."""
-    return [path for path in sorted(directory.glob("*.json")) if read(path).question == "peers"]
+    # Named by their date; the micro-benchmarks' results beside them are named by their question.
+    return [path for path in sorted(directory.glob("20*.json")) if read(path).question == "peers"]
 
 
 def read(path: Path) -> Run:

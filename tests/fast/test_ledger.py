@@ -230,3 +230,12 @@ def test_failed_allocations_raise_and_change_nothing() -> None:
 def test_rates_that_are_none_are_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="out of range"):
         ledger_of(1).set_rates(0, rate, 1.0, 1.0)
+
+
+def test_pick_passes_over_rows_that_nobody_ever_was_in() -> None:
+    ledger = Ledger(4)
+    ledger.add(0, prefill_tokens_per_s=1000.0, service_s=1.0, max_running=4, block_tokens=16, identity=1)
+    ledger.set_ready(0, True)
+    cached = array("I", [0, 64, 64])
+    handle = ledger.pick(array("I", [2, 1, 0]), cached, 100, now_s=1.0)
+    assert ledger.replica_of(handle) == 0

@@ -269,8 +269,12 @@ cdef class Ledger:
         cdef Lane *lane = &self.lanes[replica]
         cdef double[4] terms
         cdef bint is_stale = now_s > lane.fresh_until_s
-        cdef uint64_t own = uncached_tokens(prompt, believed_tokens(&self.rows[replica], prompt, cached) if cached else 0)
-        cdef double cost_s = lane.base_s[is_stale] + own * lane.s_per_token
+        cdef double cost_s = lane.base_s[is_stale]
+        cdef uint64_t own
+        if cost_s == INFINITY:  # also of a row that nobody ever was in, whose blocks have no size to divide by
+            return INFINITY
+        own = uncached_tokens(prompt, believed_tokens(&self.rows[replica], prompt, cached) if cached else 0)
+        cost_s += own * lane.s_per_token
         if own > lane.room_tokens[is_stale]:
             self.terms_of(&self.rows[replica], prompt, cached, now_s, terms)
             cost_s += terms[3]
