@@ -46,6 +46,9 @@ class Owner:
         self.n_taken = 0
         self.stream: H2Stream
 
+    def is_worthwhile(self) -> bool:
+        return True
+
     def take(self) -> bytes:
         if not self.outgoing:
             return b""

@@ -134,6 +134,33 @@ async def test_submits_of_one_turn_share_a_frame(link: Link, engine: ScriptedEng
     assert engine.frames - before == 1
 
 
+async def test_busy_engine_is_not_sent_every_request_by_itself(link: Link, engine: ScriptedEngine) -> None:
+    stream = link._stream
+    assert stream is not None
+    for _ in range(8):
+        submit(link, "hang", Recorder())
+    await eventually(lambda: len(engine.submits) == 8)
+    engine.push(load=pb.Load(running=8))
+    await eventually(lambda: stream._has_heard)
+    stream._gate_opens_s = asyncio.get_running_loop().time() + 60.0  # as if PACE_S were not over for long
+    sinks = [Recorder() for _ in range(8)]
+    for sink in sinks[:7]:
+        submit(link, "echo", sink)
+        assert stream._turn is None  # with 8 at the engine, fewer are not worth a frame
+    submit(link, "echo", sinks[7])
+    await eventually(lambda: all(sink.ending for sink in sinks))
+
+
+async def test_idle_engine_is_sent_a_request_at_once(link: Link, engine: ScriptedEngine) -> None:
+    stream = link._stream
+    assert stream is not None
+    stream._gate_opens_s = asyncio.get_running_loop().time() + 60.0
+    await eventually(lambda: stream._has_heard)
+    sink = Recorder()
+    submit(link, "echo", sink)
+    await eventually(lambda: sink.ending)
+
+
 async def test_frame_is_bounded_in_bytes(link: Link, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "FRAME_BYTES", 10)
     sinks = [Recorder() for _ in range(6)]

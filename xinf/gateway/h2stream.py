@@ -5,8 +5,9 @@
     listener.on_message() ◀── messages, from the reader   no task, no queue
     listener.on_lost() ◀── trailers, RST_STREAM, GOAWAY, end of the connection, bytes that are no HTTP/2
 
-Pacing: after a message the next one waits until the engine has sent something, or for PACE_S. A busy engine therefore
-gets fewer and larger messages: each costs its gRPC server some 100 us, whatever is in it. An idle Link never waits.
+Pacing: after a message the next one waits until the engine has sent something and there is enough to send, as its owner
+sees it, or for PACE_S. A busy engine therefore gets fewer and larger messages: each costs its gRPC server some 100 us,
+whatever is in it. An idle Link never waits.
 
 Flow control: our windows are renewed as bytes arrive, because the Link hands them on at once; when the engine's windows
 are full, or the socket is, the message stops half-way and no further one is taken. Header blocks occur twice per stream
@@ -52,6 +53,9 @@ class StreamListener(Protocol):
 
     def take(self) -> bytes:
         """Give the next message, b"" when nothing waits. When more waits than it holds, call `wake` in here."""
+
+    def is_worthwhile(self) -> bool:
+        """Whether what waits is worth a message of its own while the engine is busy with those before it."""
 
     def on_message(self, data: bytes) -> None: ...
 
@@ -100,7 +104,7 @@ class H2Stream(asyncio.Protocol):
         self._is_woken = False  # something waits at the listener
         self._turn: asyncio.Handle | None = None  # the next take
         self._timer: asyncio.TimerHandle | None = None  # looks whether a take is due
-        self._is_gate_open = True  # see pacing
+        self._has_heard = True  # from the engine, since the last message; see pacing
         self._gate_opens_s = 0.0  # at the latest
         self._unsent: memoryview | None = None  # of the message on its way
         self._stream_window = h2.INITIAL_WINDOW_BYTES
@@ -121,7 +125,10 @@ class H2Stream(asyncio.Protocol):
 
     def wake(self) -> None:
         """Have the listener's next message sent as soon as it may be; until then more can join it."""
-        if not self._is_woken and not self._is_over:
+        if self._is_over:
+            return
+        # Called again while something waits: perhaps there is enough now.
+        if not self._is_woken or (self._has_heard and self._turn is None):
             self._is_woken = True
             self._schedule()
 
@@ -134,19 +141,16 @@ class H2Stream(asyncio.Protocol):
 
     def _schedule(self) -> None:
         """Plan the next take: with the next turn of the loop, so that what this turn brings goes along, or when due."""
-        if not self._is_woken or self._unsent is not None or self._is_paused:
+        if not self._is_woken or self._is_over or self._turn is not None or self._unsent is not None or self._is_paused:
             return
-        if self._is_gate_open:
+        if (self._has_heard and self._listener.is_worthwhile()) or self._loop.time() >= self._gate_opens_s:
             # A timer is left to run out: making and cancelling one per message costs more than a turn in vain.
-            if self._turn is None:
-                self._turn = self._loop.call_soon(self._take)
+            self._turn = self._loop.call_soon(self._take)
         elif self._timer is None:
             self._timer = self._loop.call_at(self._gate_opens_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        if self._loop.time() >= self._gate_opens_s:
-            self._is_gate_open = True
         self._schedule()
 
     def _take(self) -> None:
@@ -154,13 +158,13 @@ class H2Stream(asyncio.Protocol):
         if self._is_over or self._unsent is not None or self._is_paused:
             return
         self._is_woken = False
-        self._is_gate_open = False
+        self._has_heard = False
         self._gate_opens_s = self._loop.time() + PACE_S
         message = self._listener.take()
         if message and not self._is_over:
             self._send(message)
         elif not message:
-            self._is_gate_open = True
+            self._has_heard = True
 
     def _send(self, message: bytes) -> None:
         n_bytes = len(message) + _PREFIX_BYTES
@@ -284,8 +288,6 @@ class H2Stream(asyncio.Protocol):
         self._unrenewed += n_bytes
         if self._unrenewed > WINDOW_BYTES:
             raise h2.H2Fault(h2.FLOW_CONTROL_ERROR, f"more than {WINDOW_BYTES} bytes came before they were allowed")
-        self._is_gate_open = True
-        self._schedule()
 
     def on_data(self, data: bytes, at: int, end: int) -> None:
         while self._begun and at < end:
@@ -299,6 +301,9 @@ class H2Stream(asyncio.Protocol):
         if at < end and not self._is_over:
             self._wanted_bytes = self._message_bytes(data, at) if end - at >= _PREFIX_BYTES else _PREFIX_BYTES
             self._begun += memoryview(data)[at:end]
+        # Behind the messages: what they ended counts for whether a next one is worthwhile.
+        self._has_heard = True
+        self._schedule()
 
     def _continue(self, data: bytes, at: int, end: int) -> int:
         """Add to the message that has begun. Returns where what does not belong to it begins."""

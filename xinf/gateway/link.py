@@ -261,6 +261,11 @@ class Link:
             self._wake()
         return frame
 
+    def is_worthwhile(self) -> bool:
+        """The stream asks whether to send while the engine is busy: with as many requests as it still has, yes."""
+        n_waiting = len(self._frames)
+        return 2 * n_waiting >= len(self._sinks)
+
     def on_message(self, data: bytes) -> None:
         """The stream brought a frame."""
         self._last_frame_s = time.monotonic()
