@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.fuzz.target import expect, same
-from tests.model.chunk_hash import chunk_hash
+from tests.model.chunk_hash import chunk_hash, fold
 from tests.model.index_model import IndexModel
 from tests.model.ledger_model import LedgerModel, ModelReplica, ModelReservation
 from xinf._fast import ledger as ledger_module
@@ -74,7 +74,8 @@ class _IndexRun:
     def __init__(self, max_bytes: int) -> None:
         self.index, self.model = PrefixIndex(max_bytes), IndexModel()
         self.positions: dict[int, set[int]] = {}  # all that a chunk was ever given
-        self.is_exact = True  # until something had to give
+        # Smaller ones run out of room for sets of holders before they evict, and then forget holders.
+        self.is_exact = max_bytes >= 1 << 20  # until something had to give
 
     def insert(self, replica: int, chain: list[int], positions: list[int] | None = None) -> None:
         for i, chunk in enumerate(chain):
@@ -264,7 +265,9 @@ class _LedgerRun:
 
     def rendezvous(self, rows: list[int], session: int) -> None:
         able = self.able(rows, set())
-        weights = {row: chunk_hash(row * 7919, session.to_bytes(8, "little"), 0) for row in able}
+        key = chunk_hash(1, session.to_bytes(8, "little"), 0)
+        names = {row: chunk_hash(0, (row * 7919).to_bytes(8, "little"), 0) for row in able}
+        weights = {row: fold(name ^ key, 0x9E3779B97F4A7C15) for row, name in names.items()}
         expected = max(weights, key=weights.__getitem__) if able else NOBODY
         same(self.ledger.rendezvous(array("I", rows), session), expected, "rendezvous")
 
