@@ -131,10 +131,11 @@ def _targets(run: Run) -> str:
         "## Targets",
         "",
         f"{n_met} of {n_judged} targets are met, stretch goals apart. × is a ratio to the opponent named.",
-        "“Close”: single repeats lie on both sides of the limit.",
+        "“Close”: single repeats lie on both sides of the limit. “No gateway”: the same figure of the",
+        "HTTP engines alone, which tells how far a gateway can get in front of such engines.",
         "",
-        "| what | cell | front | opponent | limit | median (min-max) | |",
-        "|---|---|---|---|---|---|---|",
+        "| what | cell | front | opponent | limit | no gateway | median (min-max) | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [_verdict_row(verdict) for verdict in verdicts]
     return "\n".join(lines) + "\n"
@@ -149,7 +150,9 @@ def _verdict_row(verdict: Verdict) -> str:
     close = ", close" if verdict.is_close and word else ""
     cell = _TITLES.get(verdict.cell, verdict.cell)
     front = verdict.contestant.removeprefix("xinf ")
-    return f"| {verdict.title} | {cell} | {front} | {verdict.opponent} | {limit} | {found} | {word}{close} |"
+    without = "" if verdict.without is None else f"{verdict.without.median:.2f} {verdict.unit}"
+    columns = (verdict.title, cell, front, verdict.opponent, limit, without, found, f"{word}{close}")
+    return f"| {' | '.join(columns)} |"
 
 
 def _request_tables(run: Run) -> str:

@@ -12,6 +12,7 @@ from benchmarks.sample import Run, Sample
 from benchmarks.spread import Metric, Spread, best, is_sound, ratio, spread
 
 MIB = 2**20
+NO_GATEWAY = "no gateway"
 
 
 class Against(enum.Enum):
@@ -55,6 +56,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     found: Spread | None
     unit: str
     is_larger_better: bool
+    without: Spread | None = None  # the same figure with no gateway at all, where one can be had
 
     @property
     def is_met(self) -> bool | None:
@@ -110,55 +112,32 @@ _LARGE = ("requests-64k-c16", "requests-64k-c64")
 _STREAMS = ("streams-64-10ms", "streams-256-10ms", "streams-1000-50ms")
 
 
+def _cpu_per_request(cells: tuple[str, ...], against: Against, limits: dict[str, Limit]) -> Target:
+    return Target(title="CPU per request", cells=cells, metric=us_per_request, against=against, limits=limits)
+
+
+def _requests_per_s(cell: str, limits: dict[str, Limit]) -> Target:
+    return Target(
+        title="requests/s",
+        cells=(cell,),
+        metric=requests_per_s,
+        against=Against.RUST,
+        limits=limits,
+        is_larger_better=True,
+    )
+
+
 def _limits(granian: float, direct: float, *, stretch: bool = False) -> dict[str, Limit]:
     return {"xinf granian": Limit(granian, stretch), "xinf direct": Limit(direct)}
 
 
 TARGETS: tuple[Target, ...] = (
-    Target(
-        title="CPU per request",
-        cells=_SMALL,
-        metric=us_per_request,
-        against=Against.CACHE_AWARE,
-        limits=_limits(0.7, 0.4),
-    ),
-    Target(
-        title="CPU per request",
-        cells=_MIDDLE,
-        metric=us_per_request,
-        against=Against.CACHE_AWARE,
-        limits=_limits(0.7, 0.4, stretch=True),
-    ),
-    Target(
-        title="CPU per request",
-        cells=_LARGE,
-        metric=us_per_request,
-        against=Against.CACHE_AWARE,
-        limits=_limits(0.6, 0.3),
-    ),
-    Target(
-        title="CPU per request",
-        cells=(*_SMALL, *_MIDDLE, *_LARGE),
-        metric=us_per_request,
-        against=Against.ROUND_ROBIN,
-        limits=_limits(1.0, 0.6, stretch=True),
-    ),
-    Target(
-        title="requests/s",
-        cells=("requests-0.5k-c64",),
-        metric=requests_per_s,
-        against=Against.RUST,
-        limits=_limits(1.0, 1.7),
-        is_larger_better=True,
-    ),
-    Target(
-        title="requests/s",
-        cells=("requests-0.5k-c256",),
-        metric=requests_per_s,
-        against=Against.RUST,
-        limits=_limits(1.4, 2.5),
-        is_larger_better=True,
-    ),
+    _cpu_per_request(_SMALL, Against.CACHE_AWARE, _limits(0.7, 0.4)),
+    _cpu_per_request(_MIDDLE, Against.CACHE_AWARE, _limits(0.7, 0.4, stretch=True)),
+    _cpu_per_request(_LARGE, Against.CACHE_AWARE, _limits(0.6, 0.3)),
+    _cpu_per_request((*_SMALL, *_MIDDLE, *_LARGE), Against.ROUND_ROBIN, _limits(1.0, 0.6, stretch=True)),
+    _requests_per_s("requests-0.5k-c64", _limits(1.0, 1.7)),
+    _requests_per_s("requests-0.5k-c256", _limits(1.4, 2.5)),
     Target(
         title="added latency, p50",
         cells=("requests-0.5k-c1",),
@@ -250,12 +229,14 @@ def _judge(run: Run, target: Target, cell: str, name: str, limit: Limit) -> Verd
     if target.against is Against.NOTHING:
         found = spread(target.metric(sample) for sample in ours)
     elif target.against is Against.DIRECT:
-        other = "no gateway"
+        other = NO_GATEWAY
         found = _difference(ours, samples.get(other, []), target.metric)
     else:
         is_scaling = target.against is Against.ONE_WORKER
         other = name.partition(",")[0] if is_scaling else opponent(run, target, cell) or ""
         found = ratio(ours, samples.get(other, []), target.metric)
+    is_bounded = target.against is Against.RUST and target.metric is not us_per_chunk
+    without = ratio(samples.get(NO_GATEWAY, []), samples.get(other, []), target.metric) if is_bounded else None
     return Verdict(
         title=target.title,
         cell=cell,
@@ -265,6 +246,7 @@ def _judge(run: Run, target: Target, cell: str, name: str, limit: Limit) -> Verd
         found=found,
         unit=target.unit,
         is_larger_better=target.is_larger_better,
+        without=without,
     )
 
 
