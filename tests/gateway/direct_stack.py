@@ -57,6 +57,7 @@ class ScriptedCore:
         self.calls: list[Call] = []
         self.held: list[Call] = []
         self.n_refused = 0
+        self.n_turned_away = 0
 
     def admit(self, head: Head) -> Admission | None:
         if head.method != "POST":

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from xinf.core.errors import Overloaded
+from xinf.core.errors import Overloaded, XinfError
 from xinf.gateway.admission import RETRY_AFTER_MAX_S, Room
 from xinf.router import Choice
 
@@ -42,6 +42,9 @@ class Guest:
 
     def refuse(self) -> None:
         self.house.refused.append(self.number)
+
+    def fail(self, error: XinfError) -> None:
+        raise AssertionError("the room tells nobody why it is dismissed")
 
 
 def enter(house: House, *numbers: int, max_waiting: int = 5000, **traits: bool) -> list[Guest]:
@@ -121,3 +124,14 @@ async def test_retry_after_follows_the_rate() -> None:
         house.room.count_finished(100.0)
     assert house.room.retry_after_s(101.0) == 5  # ten wait, two a second end
     assert house.room.retry_after_s(1000.0) == RETRY_AFTER_MAX_S
+
+
+async def test_dismissed_guests_are_given_once_and_never_let_in() -> None:
+    house = House()
+    guests = enter(house, 1, 2)
+    assert house.room.dismiss() == guests
+    assert house.room.dismiss() == []
+    house.free = 2
+    house.room.wake()
+    assert house.entered == []
+    assert house.refused == []

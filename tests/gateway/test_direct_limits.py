@@ -104,7 +104,7 @@ def test_connections_over_the_cap_are_closed_and_counted() -> None:
                 assert stack.connect().recv(10) == b""
             except ConnectionResetError:
                 pass
-        assert stack.server.n_turned_away == 4
+        assert stack.core.n_turned_away == 4
         kept.pop().close()
         stack.wait_until(lambda: stack.server.n_connections == 2)
         kept.append(stack.connect())

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, deque
 from typing import Protocol
 
-from xinf.core.errors import Overloaded
+from xinf.core.errors import Overloaded, XinfError
 from xinf.router import Choice
 
 # Finished requests over this span say how fast a queue moves, for Retry-After.
@@ -35,6 +35,9 @@ class Guest(Protocol):
 
     def refuse(self) -> None:
         """Its time is over."""
+
+    def fail(self, error: XinfError) -> None:
+        """It was sent away."""
 
 
 class Room:
@@ -64,6 +67,13 @@ class Room:
         timer = self._queue.pop(guest, None)
         if timer is not None:
             timer.cancel()
+
+    def dismiss(self) -> list[Guest]:
+        """Let everybody leave who waits; whoever dismisses them tells them why."""
+        guests = list(self._queue)
+        for guest in guests:
+            self.leave(guest)
+        return guests
 
     def wake(self) -> None:
         """Let in, from the front, whoever can be let in now."""

@@ -52,6 +52,7 @@ class Core:
         self.keys = KeyRing(config.gateway)
         self.table: Table
         self.is_draining = False
+        self.n_turned_away = 0  # connections that the front closed because it had too many; the front counts them
         self._meta_target = meta_target
         self._master_pid = master_pid
         self._metrics = Metrics()
@@ -256,6 +257,7 @@ class Core:
             folded[f"xinf_replica_in_flight{{{label}}}"] = link.n_open
         folded["xinf_access_log_dropped_total"] = self._access_log.dropped
         fold_router(self._router.snapshot(), folded)
+        folded["xinf_connections_turned_away_total"] = self.n_turned_away
         folded["xinf_store_read"] = int(self.table.is_read)
         folded[f'xinf_worker_start_time_seconds{{worker="{self._number.number}"}}'] = self._started_s
         return folded

@@ -55,6 +55,8 @@ HEAD, BODY, ANSWER, NEXT, LINGER, CLOSING, GONE = range(7)
 class Core(Protocol):
     """What this front needs of `xinf.gateway.core.Core`."""
 
+    n_turned_away: int
+
     def admit(self, head: Head) -> Admission | None: ...
 
     def refuse(self, head: Head, error: XinfError) -> Answer: ...

@@ -69,7 +69,6 @@ class DirectServer:
         self.scheme = "http"
         self.address = ("", 0)
         self.lines: dict[int, bytes] = {}  # first line and Date by status; valid for a second
-        self.n_turned_away = 0  # connections above the cap
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -121,7 +120,7 @@ class DirectServer:
     def add(self, connection: Connection) -> bool:
         """Count a new connection. False: there are too many, it must go."""
         if len(self._connections) >= self.limits.max_connections:
-            self.n_turned_away += 1
+            self.core.n_turned_away += 1
             return False
         self._connections.add(connection)
         return True

@@ -76,7 +76,10 @@ class HotPath:
             room.wake()
 
     def fail_open(self, error: XinfError) -> None:
-        """End everything that is open, with an error: the gateway has no time left."""
+        """End everything that is open or waits, with an error: the gateway has no time left."""
+        for room in self._rooms.values():
+            for guest in room.dismiss():
+                guest.fail(error)
         for relay in list(self._open):
             relay.fail(error)
 
@@ -175,6 +178,10 @@ class HotPath:
         self._room(job.model.deployment).leave(job)
         if job.choice is None:
             self._finish(job, CLIENT_LEFT)
+
+    def refuse_dismissed(self, job: Job, error: XinfError) -> None:
+        """A request was sent out of the waiting room."""
+        self._refuse(job, error)
 
     def refuse_waiting(self, job: Job) -> None:
         """A request was not let in while it could wait: say why."""

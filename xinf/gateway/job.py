@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from xinf._fast.scan import Scan
+from xinf.core.errors import XinfError
 from xinf.gateway.client import Admission
 from xinf.gateway.metrics import ModelCounters
 from xinf.gateway.relay import Relay, Verdict
@@ -28,6 +29,8 @@ class Path(Protocol):
     def leave_room(self, job: Job) -> None: ...
 
     def refuse_waiting(self, job: Job) -> None: ...
+
+    def refuse_dismissed(self, job: Job, error: XinfError) -> None: ...
 
 
 class Job:
@@ -101,6 +104,9 @@ class Job:
 
     def refuse(self) -> None:
         self.path.refuse_waiting(self)
+
+    def fail(self, error: XinfError) -> None:
+        self.path.refuse_dismissed(self, error)
 
     # ---- what its relay tells ------------------------------------------------------------------------------------
 

@@ -50,6 +50,9 @@ FAMILIES: dict[str, Family] = {
     "xinf_predictions_total": Family("counter", "Answers whose cached tokens had been predicted."),
     "xinf_predictions_within_block_total": Family("counter", "Of them, those predicted to within one block."),
     "xinf_access_log_dropped_total": Family("counter", "Access-log lines lost because their target blocked or failed."),
+    "xinf_connections_turned_away_total": Family(
+        "counter", "Connections closed at once because the front direct had too many."
+    ),
     "xinf_store_read": Family("gauge", "Gateway processes that have read the store."),
     "xinf_worker_start_time_seconds": Family("gauge", "When a gateway process started, seconds since the epoch."),
 }

@@ -128,6 +128,23 @@ def test_drain_timeout_ends_what_takes_too_long_with_an_error(front: str) -> Non
         assert stack.gateway.wait(30) == 0
 
 
+def test_drain_timeout_answers_who_still_waits_for_a_place(front: str) -> None:
+    limits: dict[str, object] = {"gateway.drain_timeout": 0.3, "gateway.max_inflight_per_replica": 1}
+    with GatewayStack(front=front, overrides=limits) as stack:
+        stack.deploy("m", step_ms=50)
+        running, waiting = stack.connect(), stack.connect()
+        running.sendall(post("/v1/chat/completions", chat("m", max_tokens=2000, stream=True)))
+        read_until(running, b"data: ")
+        waiting.sendall(post("/v1/chat/completions", chat("m")))
+        wait_for(lambda: stack.metric("xinf_requests_waiting") == 1, what="a waiting request")
+        stack.gateway.send_signal(signal.SIGTERM)
+        text = read_until(waiting, b'"code":"unavailable"')
+        assert b" 503 " in text.splitlines()[0]
+        running.close()
+        waiting.close()
+        assert stack.gateway.wait(30) == 0
+
+
 def test_tls(front: str, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     asked = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=x -keyout {key} -out {cert}"
