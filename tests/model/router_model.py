@@ -6,9 +6,9 @@ evicted.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 
+from tests.model import scan_model
 from tests.model.index_model import IndexModel
 from tests.model.ledger_model import LedgerModel, ModelReplica, ModelReservation
 from tests.model.rates_model import DensityModel, RatesModel
@@ -40,7 +40,7 @@ class ModelChoice:
     row: int
     chosen_s: float
     prompt_tokens: int
-    chain: list[int]
+    marks: list[int]
     ends: list[int]
     is_stream: bool
     can_learn: bool
@@ -57,7 +57,7 @@ class ModelChoice:
 class Prompt:
     """What is known of a request before anybody is chosen."""
 
-    chain: list[int]
+    marks: list[int]
     ends: list[int]
     tokens: int
     lengths: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
@@ -82,18 +82,17 @@ class RouterModel:
         del self.ledger.replicas[row], self.rates[row]
         self.index.drop(row)
 
-    def look_up(self, scan: Scan, seed: int) -> Prompt:
+    def look_up(self, body: bytes, scan: Scan, seed: int) -> Prompt:
         if not self.uses_prefix:
             return Prompt([], [], max(1, int(scan.n_text_bytes / self.density.bytes_per_token)))
-        raw_chain, raw_ends = scan.chain_with_ends(seed)
-        chain, ends = array("Q", raw_chain).tolist(), array("I", raw_ends).tolist()
-        lengths, hits = self.index.match(chain, MAX_ROWS)
+        marks, ends = scan_model.marks_of(body, seed)
+        lengths, hits = self.index.match(marks, MAX_ROWS)
         furthest = max(hits)
         tokens = (ends[-1] if ends else 0) / self.density.bytes_per_token
         if furthest:
             rest = (ends[-1] - ends[furthest - 1]) / self.density.bytes_per_token
-            tokens = rest + self.index.positions[chain[furthest - 1]]
-        return Prompt(chain, ends, max(1, scan.n_token_ids or int(tokens)), lengths, hits)
+            tokens = rest + self.index.positions[marks[furthest - 1]]
+        return Prompt(marks, ends, max(1, scan.n_token_ids or int(tokens)), lengths, hits)
 
     def costs(self, prompt: Prompt, now_s: float) -> dict[int, float]:
         return {
@@ -103,7 +102,7 @@ class RouterModel:
     def choose(self, row: int, scan: Scan, prompt: Prompt, now_s: float) -> ModelChoice:
         replica = self.ledger.replicas[row]
         choice = ModelChoice(
-            row, now_s, prompt.tokens, prompt.chain, prompt.ends, scan.stream, self.uses_prefix and scan.n == 1
+            row, now_s, prompt.tokens, prompt.marks, prompt.ends, scan.stream, self.uses_prefix and scan.n == 1
         )
         held = prompt.lengths[row]
         choice.predicted_cached_tokens = self.ledger.believed(row, prompt.tokens, held)
@@ -115,12 +114,13 @@ class RouterModel:
         return choice
 
     def hold(self, choice: ModelChoice, n_tokens: int, n_known: int) -> None:
-        if not choice.chain:
+        if not choice.marks:
             return
         places = positions(choice.ends, n_tokens, n_known, choice.matched_tokens)
-        if all(self.index.holders.get(chunk) for chunk in choice.chain[:n_known]):
-            places[:n_known] = [self.index.positions[chunk] for chunk in choice.chain[:n_known]]
-        self.index.insert(choice.row, choice.chain, places)
+        for i, mark in enumerate(choice.marks[:n_known]):
+            # A replica may lack some: headers that were not among a prompt's last ones, or that a failure took out.
+            places[i] = self.position_held(choice.row, mark) or places[i]
+        self.index.insert(choice.row, choice.marks, places)
 
     def finish(
         self, choice: ModelChoice, prompt_tokens: int, cached: int, completion: int, is_ok: bool, now_s: float
@@ -130,7 +130,7 @@ class RouterModel:
         replica.reservations.remove(choice.reservation)
         if prompt_tokens <= 0:
             if not is_ok:
-                self.index.remove(choice.row, choice.chain[choice.n_hits :])
+                self.index.remove(choice.row, choice.marks[choice.n_hits :])
             return
         if not is_ok:
             return
@@ -140,7 +140,7 @@ class RouterModel:
             rates.learn_prefill(others + max(1, prompt_tokens - cached), first_s)
         rates.learn_service(now_s - choice.chosen_s)
         if choice.can_learn:
-            if choice.chain:
+            if choice.marks:
                 self.density.learn(choice.ends[-1], prompt_tokens)
                 self.correct(choice, prompt_tokens, replica.block_tokens)
             rates.learn_trust(choice.promised_tokens, cached)
@@ -150,12 +150,12 @@ class RouterModel:
         return self.index.positions[chunk] if row in self.index.holders.get(chunk, ()) else 0
 
     def correct(self, choice: ModelChoice, prompt_tokens: int, block_tokens: int) -> None:
-        end = self.position_held(choice.row, choice.chain[-1])
+        end = self.position_held(choice.row, choice.marks[-1])
         if end and abs(end - prompt_tokens) <= max(1, block_tokens // 4):
             return
         n_known = choice.n_hits
         if n_known:
-            choice.matched_tokens = self.position_held(choice.row, choice.chain[n_known - 1])
-            if n_known == len(choice.chain) or not 0 < choice.matched_tokens <= prompt_tokens:
+            choice.matched_tokens = self.position_held(choice.row, choice.marks[n_known - 1])
+            if n_known == len(choice.marks) or not 0 < choice.matched_tokens <= prompt_tokens:
                 n_known = 0
         self.hold(choice, prompt_tokens, n_known)

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from tests.model import marks_model
 from tests.model.chunk_hash import MASK, chunk_hash
 
 CHAT, COMPLETION, INPUT, SALT, ROLE, TEXT, PART, PAYLOAD, EXTRA, TOOLS_MARK, TOOLS, TOKENS, PROMPT, INSTRUCTIONS = (
@@ -36,6 +37,7 @@ class Chain:
         self.chunk_bytes = chunk_bytes
         self.hashes: list[int] = []
         self.ends: list[int] = []
+        self.roles: list[int] = []  # the chunks, counted from 1, that are headers of messages
         self.n_bytes = 0
 
     def mix(self, data: bytes, kind: int) -> None:
@@ -50,6 +52,7 @@ class Chain:
         """One chunk however long, unlike other values in one block."""
         self.state = chunk_hash(self.state, data, ROLE)
         self.note(counts_as)
+        self.roles.append(len(self.hashes))
 
     def note(self, counts_as: int) -> None:
         self.n_bytes += counts_as
@@ -123,6 +126,11 @@ def feed_tokens(chain: Chain, ids: list[int]) -> None:
 
 def chain_of(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> tuple[list[int], list[int]]:
     """The chain and its ends, as Scan.chain_with_ends gives them."""
+    chain = built(body, seed, order, chunk_bytes)
+    return chain.hashes, chain.ends
+
+
+def built(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> Chain:
     request = orjson.loads(body)
     chain = Chain(seed, chunk_bytes)
     if request.get("cache_salt") is not None:
@@ -150,14 +158,21 @@ def chain_of(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> t
             and request.get("add_generation_prompt") is not False
             and request.get("continue_final_message") is not True
         ):
-            chain.emit(b"assistant", ROLE, 9)
+            chain.emit_role(b"assistant", 9)
     elif "prompt" in request:
         chain.mix(b"", COMPLETION)
         feed_prompt(chain, request["prompt"])
     elif "input" in request:
         chain.mix(b"", INPUT)
         feed_prompt(chain, request["input"])
-    return chain.hashes, chain.ends
+    return chain
+
+
+def marks_of(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> tuple[list[int], list[int]]:
+    """The hashes and ends of its marks."""
+    chain = built(body, seed, order, chunk_bytes)
+    marks = marks_model.marks_of(len(chain.hashes), chain.roles)
+    return [chain.hashes[number - 1] for number in marks], [chain.ends[number - 1] for number in marks]
 
 
 def fields_of(body: bytes) -> dict[str, Any]:

@@ -18,12 +18,12 @@ WORDS = ["alpha ", "béta ", "gamma\n", "δ", "epsilon and some more ", '"quoted
 SEEDS = range(24)
 
 
-def request(rng: random.Random, dialogues: list[list[str]]) -> Scan:
+def request(rng: random.Random, dialogues: list[list[str]]) -> bytes:
     """A dialogue that grows, branches or begins: prefixes are common."""
     if not dialogues or rng.random() < 0.2:
-        dialogues.append([" ".join(rng.choices(WORDS, k=rng.randrange(1, 200)))])
+        dialogues.append([" ".join(rng.choices(WORDS, k=rng.randrange(1, rng.choice([200, 200, 2000]))))])
     turns = list(rng.choice(dialogues))
-    if rng.random() < 0.6:
+    for _ in range(rng.choice([0, 1, 1, 1, 9])):
         turns.append(" ".join(rng.choices(WORDS, k=rng.randrange(0, 80))))
         dialogues.append(turns)
     body = {"messages": [{"role": "user", "content": turn} for turn in turns], "stream": rng.random() < 0.5}
@@ -31,7 +31,9 @@ def request(rng: random.Random, dialogues: list[list[str]]) -> Scan:
         body["n"] = 2
     if rng.random() < 0.3:
         body["user"] = rng.choice("abc")
-    return scan(orjson.dumps({"prompt": list(range(rng.randrange(1, 300)))} if rng.random() < 0.1 else body))
+    if rng.random() < 0.1:
+        body = {"prompt": list(range(rng.randrange(1, 3000)))}
+    return orjson.dumps(body)
 
 
 class Pair:
@@ -71,9 +73,10 @@ class Pair:
             self.router.finished(choice, prompt_tokens=9, cached_tokens=0, completion_tokens=1, is_ok=True)
 
     def choose(self) -> None:
-        body = request(self.rng, self.dialogues)
+        raw = request(self.rng, self.dialogues)
+        body = scan(raw)
         excluded = {name for name in self.rows if self.rng.random() < 0.1}
-        prompt = self.model.look_up(body, 5)
+        prompt = self.model.look_up(raw, body, 5)
         now_s = self.clock.monotonic_s()
         shown = {view.replica_id: view for view in self.router.explain("m", body, seed=5)}
         able = {
@@ -95,6 +98,7 @@ class Pair:
         twin = self.model.choose(row, body, prompt, now_s)
         for name in ("prompt_tokens", "n_hits", "matched_tokens", "promised_tokens", "predicted_cached_tokens"):
             assert getattr(choice, name) == getattr(twin, name), name
+        assert choice.n_marks == len(twin.marks)
         assert choice.queued_tokens == twin.queued_tokens
         assert choice.matched_bytes == (twin.ends[twin.n_hits - 1] if twin.n_hits else 0)
         view = shown[choice.replica_id]

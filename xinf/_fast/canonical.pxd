@@ -7,8 +7,8 @@ from xinf._fast.dialogue cimport PART_FIRST, PART_TEXT, Dialogue, Message
 from xinf._fast.jsonread cimport MAX_DEPTH, STRING, Reader, Span, read_string, read_value, same_text
 from xinf._fast.prompt cimport SHAPE_NONE, SHAPE_OBJECTS, SHAPE_TEXT, SHAPE_WRONG, Prompt, parse_id
 from xinf._fast.sink cimport (
-    KIND_EXTRA, KIND_PART, KIND_PAYLOAD, KIND_PROMPT, KIND_ROLE, KIND_TEXT, KIND_TOKENS, KIND_TOOLS, KIND_TOOLS_MARK,
-    Sink, emit, feed_json, feed_text, mix, mix_json, record,
+    KIND_EXTRA, KIND_PART, KIND_PAYLOAD, KIND_PROMPT, KIND_TEXT, KIND_TOKENS, KIND_TOOLS, KIND_TOOLS_MARK,
+    Sink, emit, emit_role, feed_json, feed_text, mix, mix_json, record,
 )
 
 cdef enum:
@@ -22,7 +22,7 @@ cdef inline void feed_message(Sink *sink, Dialogue *d, const Message *message) n
     cdef uint32_t i, n_bytes, n_parts = 0
     cdef const Span *span
     # An absent role is an empty one. Escapes in a role change the hash, not the meaning: that can only miss a match.
-    emit(sink, sink.body + message.role.start, message.role.end - message.role.start, KIND_ROLE, message.role.n_bytes)
+    emit_role(sink, sink.body + message.role.start, message.role.end - message.role.start, message.role.n_bytes)
     if message.content.kind == STRING:
         feed_text(sink, &message.content, KIND_TEXT)
     for i in range(message.parts_begin, message.parts_end):

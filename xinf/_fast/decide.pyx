@@ -1,22 +1,23 @@
 # cython: autotestdict=False
 """One decision per request without Python in between: chain, match, estimate, pick, reserve, hold; and what comes after.
 
-    choose    scan ─▶ sink (hashes, ends) ─▶ index.reach ─▶ tokens ─▶ policy: ledger.cheapest / heaviest / turn
-                                                                       ─▶ ledger.take ─▶ index.hold
+    choose    scan ─▶ sink (hashes, ends) ─▶ marks ─▶ index.reach ─▶ tokens ─▶ policy: ledger.cheapest / heaviest / turn
+                                                                                ─▶ ledger.take ─▶ index.hold
     submitted, started ─▶ ledger        finished ─▶ ledger.give_back ─▶ rates, density ─▶ index.hold, if its end was wrong
 
 A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and index know
-replicas by. Buffers are kept from one request to the next; a `Choice` keeps what its request needs later: the chain, and
-where its chunks end (12 bytes per 64 bytes of prompt).
+replicas by. Buffers are kept from one request to the next. Of a prompt's chunks the index is asked for and holds a few,
+its marks (marks.pxd: at most some hundred); a `Choice` keeps theirs until it ends, 12 bytes each. The whole chain is kept
+only for replicas that want it with each request.
 
 Positions in the index are tokens: first estimated from the model's bytes per token, then set right by the usage of the
-answer. The second walk over the chain is left out when the index knows the end of the prompt well enough.
+answer. The second walk over the marks is left out when the index knows the end of the prompt well enough.
 
 Invariants: a choice is reserved in the ledger in the same call; a reservation is released once; everything runs on one
 thread and never blocks.
 
-    choose  O(prompt bytes + chunks + replicas of the model + replicas that hold any of it)    submitted, started  O(1)
-    finished  O(1), O(chunks) when positions were wrong
+    choose  O(prompt bytes + marks + replicas of the model + replicas that hold any of it)    submitted, started  O(1)
+    finished  O(1), O(marks) when positions were wrong        marks  O(log chunks)
 """
 
 cimport cython
@@ -26,13 +27,14 @@ from cpython.ref cimport PyObject
 from libc.math cimport NAN, isnan
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
+from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
 from xinf._fast.rates cimport Density, learn_density, learn_prefill, learn_service, learn_trust
@@ -60,6 +62,7 @@ cdef struct Record:  # of one row: how predictions came out
     uint64_t cached_tokens
     uint64_t index_failures
     uint8_t has_index
+    uint8_t wants_chain
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
@@ -118,8 +121,9 @@ cdef class Choice:
     cdef readonly int64_t handle  # of the reservation
     cdef readonly str reason  # "prefix", "load", "round_robin", "session"
     cdef readonly double chosen_s
-    cdef readonly bytes chain
-    cdef readonly uint32_t n_hits  # chunks up to the furthest one that the replica holds
+    cdef readonly bytes chain  # of all chunks; empty unless the replica wants it
+    cdef readonly uint32_t n_marks  # of the prompt
+    cdef readonly uint32_t n_hits  # marks up to the furthest one that the replica holds
     cdef readonly uint32_t matched_tokens  # up to there
     cdef readonly uint64_t matched_bytes
     cdef readonly uint64_t promised_tokens  # of the matched tokens, whole blocks
@@ -131,8 +135,8 @@ cdef class Choice:
     cdef readonly bint is_done
     cdef double begun_s  # NAN: not begun
     cdef uint32_t row
-    cdef uint32_t n
-    cdef uint32_t *ends  # bytes of text up to each chunk of the chain
+    cdef uint64_t *hashes  # of the marks
+    cdef uint32_t *ends  # bytes of text up to each of them; in the same block
     cdef Group group
 
     def __cinit__(self, *, str replica_id="", handle: int = -1, str reason="load", chosen_s: float = 0.0):
@@ -145,7 +149,7 @@ cdef class Choice:
         self.begun_s = NAN
 
     def __dealloc__(self):
-        free(self.ends)
+        free(self.hashes)
 
     @property
     def started_s(self) -> float | None:
@@ -214,14 +218,13 @@ cdef class Decider:
     # By row, of one capacity.
     cdef uint32_t capacity
     cdef uint32_t *lengths  # filled by each match: tokens
-    cdef uint32_t *hits  # filled by each match: chunks
+    cdef uint32_t *hits  # filled by each match: marks
     cdef uint32_t *scratch
     cdef uint32_t *banned
     cdef Record *records
     # Of the prompt being looked at.
     cdef Sink sink
-    cdef uint32_t *positions
-    cdef size_t n_positions
+    cdef uint32_t[MAX_MARKS] positions
     cdef uint32_t furthest
 
     def __cinit__(self, *args, **kwargs):
@@ -255,7 +258,6 @@ cdef class Decider:
 
     def __dealloc__(self):
         free_sink(&self.sink)
-        free(self.positions)
         free(self.lengths)
         free(self.hits)
         free(self.scratch)
@@ -273,7 +275,7 @@ cdef class Decider:
 
     def _enter(
         self, str replica_id not None, str model not None, policy: int, *, block_tokens: int, max_running: int,
-        is_ready: bool,
+        is_ready: bool, wants_chain: bool = False,
     ) -> None:
         """Enter a replica, or say what changed. Raises: MemoryError."""
         cdef uint32_t row
@@ -291,6 +293,7 @@ cdef class Decider:
             # Its Link is going or gone: what the engine said last, and its submit ids, no longer hold.
             self.ledger.forget_report(row)
         self.ledger.set_ready(row, is_ready)
+        self.records[row].wants_chain = wants_chain
 
     cdef object add(self, str replica_id, str model, block_tokens, max_running):
         cdef Group group
@@ -430,10 +433,10 @@ cdef class Decider:
         return scan is not None and scan.session_hash(key)
 
     cdef bint look_up(self, Choice choice, Scan scan, uint64_t seed, int order) except -1:
-        """Fill in the chain and the estimate of the prompt, `lengths` and `hits`. 1 if anyone holds any of it."""
+        """Fill in the marks and the estimate of the prompt, `lengths` and `hits`. 1 if anyone holds any of it."""
         cdef double density = choice.group.density.bytes_per_token, n_bytes = 0
         cdef uint64_t n_ids
-        cdef uint32_t most = 0, n
+        cdef uint32_t most = 0
         cdef double tokens
         choice.is_stream = scan.is_stream()
         if self.index is None or not (choice.group.policy == BY_COST or choice.group.policy == BY_PREFIX):
@@ -445,12 +448,13 @@ cdef class Decider:
         scan.feed(&self.sink, seed, order, self.chunk_bytes)
         if self.sink.has_failed:
             raise MemoryError("out of memory while hashing a prompt")
-        n = <uint32_t>self.sink.n
         self.furthest = 0
-        if n:
-            self.keep_chain(choice, n)
-            n_bytes = self.sink.ends[n - 1]
-            most = self.index.reach(self.sink.hashes, n, self.lengths, self.hits, len(self.names), &self.furthest, 1)
+        if self.sink.n:
+            self.keep_marks(choice)
+            n_bytes = choice.ends[choice.n_marks - 1]
+            most = self.index.reach(
+                choice.hashes, choice.n_marks, self.lengths, self.hits, len(self.names), &self.furthest, 1
+            )
         n_ids = scan.token_ids()
         if n_ids:
             choice.prompt_tokens = n_ids
@@ -458,19 +462,19 @@ cdef class Decider:
         tokens = n_bytes / density
         if most:
             # What this prefix really took is better known than what the rest will take.
-            tokens = (n_bytes - self.sink.ends[self.furthest - 1]) / density + self.index.position_of(
-                self.sink.hashes[self.furthest - 1]
+            tokens = (n_bytes - choice.ends[self.furthest - 1]) / density + self.index.position_of(
+                choice.hashes[self.furthest - 1]
             )
         choice.prompt_tokens = max(1, <uint64_t>tokens)
         return most > 0
 
-    cdef int keep_chain(self, Choice choice, uint32_t n) except -1:
-        choice.ends = <uint32_t *>xinf_malloc(n * sizeof(uint32_t))
-        if choice.ends == NULL:
-            raise MemoryError(f"out of memory for a chain of {n} chunks")
-        memcpy(choice.ends, self.sink.ends, n * sizeof(uint32_t))
-        choice.chain = PyBytes_FromStringAndSize(<char *>self.sink.hashes, n * sizeof(uint64_t))
-        choice.n = n
+    cdef int keep_marks(self, Choice choice) except -1:
+        cdef size_t room = marks_room(self.sink.n)
+        choice.hashes = <uint64_t *>xinf_malloc(room * (sizeof(uint64_t) + sizeof(uint32_t)))
+        if choice.hashes == NULL:
+            raise MemoryError(f"out of memory for the marks of {self.sink.n} chunks")
+        choice.ends = <uint32_t *>(choice.hashes + room)
+        choice.n_marks = take_marks(&self.sink, choice.hashes, choice.ends)
         return 0
 
     cdef uint32_t pick(
@@ -544,32 +548,32 @@ cdef class Decider:
             choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
             if choice.predicted_cached_tokens and choice.reason == "load":
                 choice.reason = "prefix"
+        if self.records[row].wants_chain and choice.n_marks:
+            try:
+                choice.chain = PyBytes_FromStringAndSize(<char *>self.sink.hashes, self.sink.n * sizeof(uint64_t))
+            except MemoryError:
+                pass  # the engine makes less of the request, no more
         self.hold(choice, choice.prompt_tokens, choice.n_hits)
         return 0
 
     cdef void hold(self, Choice choice, uint64_t prompt_tokens, uint32_t n_known) noexcept:
         """Let the index hold the prompt of a choice, which has `prompt_tokens` as far as known.
 
-        `n_known`: chunks whose positions are known, up to the one at `matched_tokens`.
+        `n_known`: marks whose positions are known as far as the replica holds them, up to the one at `matched_tokens`.
         """
-        cdef const uint64_t *hashes = <const uint64_t *>PyBytes_AS_STRING(choice.chain)
-        cdef uint32_t *grown_positions
-        if choice.n == 0 or not self.records[choice.row].has_index:
+        cdef uint32_t *positions = self.positions
+        cdef uint32_t n = choice.n_marks, n_done = 0
+        if n == 0 or not self.records[choice.row].has_index:
             return
-        if self.n_positions < choice.n:
-            grown_positions = <uint32_t *>xinf_realloc(self.positions, 2 * choice.n * sizeof(uint32_t))
-            if grown_positions == NULL:
-                self.records[choice.row].index_failures += 1  # routing goes on by load
-                return
-            self.positions = grown_positions
-            self.n_positions = 2 * <size_t>choice.n
-        if n_known and self.index.touch(choice.row, hashes, n_known) == n_known:
-            place_rest(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
+        if n_known and self.index.touch(choice.row, choice.hashes, n_known) == n_known:
+            place_rest(choice.ends, n, prompt_tokens, n_known, choice.matched_tokens, positions)
+            n_done = n_known
         else:
-            place_chunks(choice.ends, choice.n, prompt_tokens, n_known, choice.matched_tokens, self.positions)
-            n_known = 0
-        if not self.index.hold(choice.row, hashes + n_known, choice.n - n_known, self.positions + n_known):
-            self.records[choice.row].index_failures += 1
+            place_chunks(choice.ends, n, prompt_tokens, n_known, choice.matched_tokens, positions)
+        if not self.index.hold(
+            choice.row, choice.hashes + n_done, n - n_done, positions + n_done, n_known - n_done
+        ):
+            self.records[choice.row].index_failures += 1  # routing goes on by load
 
     # ---- afterwards -----------------------------------------------------------------------------------------------
 
@@ -599,11 +603,9 @@ cdef class Decider:
         if n_prompt > 0:
             if is_ok:
                 self.learn(choice, n_prompt, max(n_cached, 0), completion_tokens)
-        elif not is_ok and choice.n and self.records[choice.row].has_index:
+        elif not is_ok and choice.n_marks and self.records[choice.row].has_index:
             # Nothing was computed: take out what the choice added.
-            self.index.let_go(
-                choice.row, <const uint64_t *>PyBytes_AS_STRING(choice.chain) + choice.n_hits, choice.n - choice.n_hits
-            )
+            self.index.let_go(choice.row, choice.hashes + choice.n_hits, choice.n_marks - choice.n_hits)
 
     cdef int learn(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, int64_t completion_tokens) except -1:
         cdef Row *row = &self.ledger.rows[choice.row]
@@ -618,8 +620,8 @@ cdef class Decider:
             learn_prefill(&row.rates, others + max(1, above(prompt_tokens, cached_tokens)), first_s)
         learn_service(&row.rates, now_s - choice.chosen_s)
         if choice.can_learn:
-            if choice.n:
-                learn_density(&choice.group.density, choice.ends[choice.n - 1], prompt_tokens)
+            if choice.n_marks:
+                learn_density(&choice.group.density, choice.ends[choice.n_marks - 1], prompt_tokens)
                 self.correct(choice, prompt_tokens, row.block_tokens)
             learn_trust(&row.rates, choice.promised_tokens, cached_tokens)
             record.answers += 1
@@ -634,19 +636,19 @@ cdef class Decider:
 
     cdef void correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) noexcept:
         """Set positions right, unless the index knows the end of the prompt to within a quarter of a block."""
-        cdef const uint64_t *hashes = <const uint64_t *>PyBytes_AS_STRING(choice.chain)
+        cdef const uint64_t *hashes = choice.hashes
         cdef uint32_t n_known = choice.n_hits
         cdef uint64_t position, wrong
         if not self.records[choice.row].has_index:
             return
-        position = self.index.position_held(choice.row, hashes[choice.n - 1])
+        position = self.index.position_held(choice.row, hashes[choice.n_marks - 1])
         wrong = above(position, prompt_tokens) + above(prompt_tokens, position)
         if position and wrong <= max(1, block_tokens // 4):
             return
         if n_known:
             # Others may have set it right meanwhile.
             choice.matched_tokens = self.index.position_held(choice.row, hashes[n_known - 1])
-            if n_known == choice.n or not 0 < choice.matched_tokens <= prompt_tokens:
+            if n_known == choice.n_marks or not 0 < choice.matched_tokens <= prompt_tokens:
                 n_known = 0  # what was known is wrong by what the usage says, or gone
         self.index.forget_trail()
         self.hold(choice, prompt_tokens, n_known)
@@ -739,6 +741,22 @@ cdef void *grown(void *table, size_t n_bytes) except NULL:
     if larger == NULL:
         raise MemoryError(f"out of memory for {n_bytes} bytes of a table of replicas")
     return larger
+
+
+def _marks(Scan scan not None, *, seed: int, order: int = 0, chunk_bytes: int = 64) -> tuple[bytes, bytes]:
+    """The hashes and ends of a prompt's marks, as Scan.chain_with_ends gives those of all its chunks. For tests."""
+    cdef Decider decider = Decider(
+        max_inflight=1, index_max_bytes=MIN_INDEX_BYTES, chunk_bytes=chunk_bytes, prior_prefill_tokens_per_s=1.0,
+        prior_bytes_per_token=1.0, prior_service_s=1.0,
+    )
+    cdef Choice choice = Choice.__new__(Choice)
+    choice.group = Group()
+    choice.group.density.bytes_per_token = 1.0
+    decider.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+    if choice.n_marks == 0:
+        return b"", b""
+    return (PyBytes_FromStringAndSize(<char *>choice.hashes, choice.n_marks * sizeof(uint64_t)),
+            PyBytes_FromStringAndSize(<char *>choice.ends, choice.n_marks * sizeof(uint32_t)))
 
 
 def _fail_allocation(k: int) -> None:

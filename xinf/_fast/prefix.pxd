@@ -56,7 +56,9 @@ cdef class PrefixIndex:
     cdef int check_replica(self, replica) except -1
     cdef void join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil
     cdef void enter(self, uint64_t hash, uint32_t position, uint32_t set) noexcept nogil
-    cdef bint hold(self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions) noexcept nogil
+    cdef bint hold(
+        self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions, size_t n_kept
+    ) noexcept nogil
     cdef size_t touch(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil
     cdef void let_go(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil
     cdef uint32_t reach(

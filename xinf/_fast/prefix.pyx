@@ -360,7 +360,7 @@ cdef class PrefixIndex:
             if places.n != hashes.n:
                 raise ValueError(f"{places.n} positions for {hashes.n} chunks")
             where = <const uint32_t *>places.items
-        if hashes.n and not self.hold(row, <const uint64_t *>hashes.items, hashes.n, where) and self.n_nodes == 0:
+        if hashes.n and not self.hold(row, <const uint64_t *>hashes.items, hashes.n, where, 0) and self.n_nodes == 0:
             raise MemoryError("out of memory for the first holder in a prefix index")
 
     cdef void join(self, Entry *entry, uint16_t id, uint32_t alone) noexcept nogil:
@@ -405,8 +405,10 @@ cdef class PrefixIndex:
         self.put(segment, hash, position, set | self.segments[segment].phase)
         self.n_nodes += 1
 
-    cdef bint hold(self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions) noexcept nogil:
-        """See insert. 0: no memory for a holder."""
+    cdef bint hold(
+        self, uint32_t replica, const uint64_t *hashes, size_t n, const uint32_t *positions, size_t n_kept
+    ) noexcept nogil:
+        """See insert. 0: no memory for a holder. Of the first `n_kept`, those that `replica` holds keep their positions."""
         cdef Holders *h = &self.holders
         cdef const uint32_t *directory = self.directory
         cdef Entry *entries = self.entries
@@ -435,7 +437,8 @@ cdef class PrefixIndex:
                 h.sets[alone].refs += 1
                 gain(h, id)
                 continue
-            entry.position = position
+            if i >= n_kept or entry.position == 0 or not lists(h, entry.holders & SET_BITS, id):
+                entry.position = position
             if h.last_id == id and h.last_to == entry.holders & SET_BITS:
                 rejuvenate(self.segments, entries, entry)  # it holds this one already
             else:
@@ -444,34 +447,34 @@ cdef class PrefixIndex:
         return 1
 
     cdef size_t touch(self, uint32_t replica, const uint64_t *hashes, size_t n) noexcept nogil:
-        """Let `replica` hold the first chunks of a chain as far as they are there. Gives how many. Their positions stay.
+        """Make the first chunks of a chain young, as far as `replica` holds them. Gives how many. Their positions stay.
 
         Right after `reach` for the same chain, what that found is not looked up again; else forget_trail() goes first.
         """
         cdef Holders *h = &self.holders
         cdef Entry *entry
-        cdef uint16_t id = claim_id(h, replica)
-        cdef uint32_t alone = with_id(h, 0, id)
-        cdef size_t i
-        if alone == 0:
+        cdef uint16_t id = h.id_of[replica]
+        cdef uint32_t set, last_set = 0
+        cdef size_t i, trail_begin = self.trail_begin
+        self.trail_begin = SIZE_MAX
+        if id == NO_ID:
             return 0
-        h.sets[alone].refs += 1
         for i in range(n):
-            if i >= self.trail_begin:
+            if i >= trail_begin:
                 entry = self.trail[i]
             else:
                 if i + AHEAD < n:
                     prefetch(self.bucket_of(hashes[i + AHEAD]))
                 entry = self.find(hashes[i])
             if entry == NULL or entry.position == 0:
-                n = i
-                break
-            if h.last_id == id and h.last_to == entry.holders & SET_BITS:
-                rejuvenate(self.segments, self.entries, entry)
-            else:
-                self.join(entry, id, alone)
-        unref(h, alone)
-        self.trail_begin = SIZE_MAX
+                return i
+            set = entry.holders & SET_BITS
+            if set != last_set:
+                if not lists(h, set, id):
+                    return i
+                h.sets[set].is_used = 1
+                last_set = set
+            rejuvenate(self.segments, self.entries, entry)
         return n
 
     def remove(self, replica: int, chain) -> None:

@@ -36,8 +36,8 @@ from xinf._fast.jsonread cimport (
 )
 from xinf._fast.prompt cimport SHAPE_OBJECTS, SHAPE_WRONG, Prompt, read_prompt
 from xinf._fast.sink cimport (
-    KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_ROLE, KIND_SALT, MAX_CHUNK_BYTES,
-    MIN_CHUNK_BYTES, Sink, emit, feed_text, free_sink, init_sink, mix,
+    KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_SALT, MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES, Sink, emit_role, feed_text, free_sink, init_sink, mix,
 )
 
 # Where a chat template puts the tools. The shim probes its renderer and publishes one of these per model.
@@ -400,6 +400,7 @@ cdef class Scan:
         cdef int i
         sink.body = self.base
         sink.n = 0
+        sink.n_roles = 0
         sink.n_bytes = 0
         sink.fill = 0
         sink.chunk_bytes = chunk_bytes
@@ -432,7 +433,7 @@ cdef class Scan:
         # The header of the answer, which the next turn begins its own copy of the answer with.
         if (d.n and not d.is_cut and self.fields[ADD_GENERATION_PROMPT].kind != FALSE
                 and self.fields[CONTINUE_FINAL_MESSAGE].kind != TRUE):
-            emit(sink, <const uint8_t *>b"assistant", 9, KIND_ROLE, 9)
+            emit_role(sink, <const uint8_t *>b"assistant", 9, 9)
 
 
 cdef bint is_array_of_objects(Reader *r) noexcept nogil:

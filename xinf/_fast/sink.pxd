@@ -11,6 +11,7 @@ from xinf._fast.jsonread cimport ABSENT, NULL_VALUE, STRING, Span, plain_end, un
 cdef enum:
     MIN_CHUNK_BYTES = 16
     MAX_CHUNK_BYTES = 4096
+    LAST_ROLES = 16  # headers of messages that are remembered, of the last ones; a power of two
 
 # Kinds of chunks; part of the definition of the chain, never renumber.
 cdef enum:
@@ -47,6 +48,8 @@ cdef struct Sink:
     uint32_t chunk_bytes
     uint32_t fill
     bint has_failed
+    uint32_t n_roles
+    uint32_t[LAST_ROLES] roles  # the chunks, counted from 1, that the last headers are; a ring
     uint8_t[MAX_CHUNK_BYTES + 8] buffer
 
 
@@ -89,6 +92,13 @@ cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, u
     """Close a chunk: chain its hash."""
     sink.state = chunk_hash(sink.state, p, n, kind)
     record(sink, counts_as)
+
+
+cdef inline void emit_role(Sink *sink, const uint8_t *p, uint32_t n, uint32_t counts_as) noexcept nogil:
+    """Close the chunk of a header, and remember where it is."""
+    emit(sink, p, n, KIND_ROLE, counts_as)
+    sink.roles[sink.n_roles % LAST_ROLES] = <uint32_t>sink.n
+    sink.n_roles += 1
 
 
 cdef inline uint32_t fill_json(Written *json, uint8_t *out, uint32_t limit) noexcept nogil:
