@@ -16,6 +16,7 @@ from tests.fuzz.target import expect, same
 from tests.model import field_model, scan_model
 from tests.model.json_model import first_error
 from tests.model.requests import random_request, write
+from xinf._fast import decide
 from xinf._fast import scan as scan_module
 from xinf._fast.scan import Scan, ScanError, scan
 
@@ -146,6 +147,7 @@ def exercise(case: bytes) -> None:
                 getattr(found, name)
             for order in range(3):
                 found.chain_with_ends(1, order)
+                decide._marks(found, seed=1, order=order, chunk_bytes=16)
         except (ScanError, MemoryError):
             continue
         finally:
@@ -182,6 +184,9 @@ class ChainTarget:
             seed, chunk_bytes = rng.randrange(2**64), rng.choice([16, 17, 64, 100, 4095, 4096])
             expected = scan_model.chain_of(plain, seed, order, chunk_bytes)
             same(chains(found, seed, order, chunk_bytes), expected, f"chain, order {order}, chunks of {chunk_bytes}")
+            hashes, ends = decide._marks(found, seed=seed, order=order, chunk_bytes=chunk_bytes)
+            marks = array("Q", hashes).tolist(), array("I", ends).tolist()
+            same(marks, scan_model.marks_of(plain, seed, order, chunk_bytes), "marks")
         request = orjson.loads(plain)
         texts = {"messages": [{"role": "user", "content": text} for text in strings_of(request)]}
         escaped = json.dumps(texts, ensure_ascii=True).encode().replace(b"/", b"\\/")

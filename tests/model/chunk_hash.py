@@ -12,7 +12,7 @@ def fold(a: int, b: int) -> int:
 
 
 def chunk_hash(previous: int, data: bytes, kind: int) -> int:
-    state = fold(previous ^ S0, ((len(data) << 8) | kind) ^ S1)
+    state = fold(S0, ((len(data) << 8) | kind) ^ S1)
     padded = data + bytes(-len(data) % 32)
     for at in range(0, len(padded), 32):
         a, b, c, d = (int.from_bytes(padded[at + 8 * i : at + 8 * i + 8], "little") for i in range(4))

@@ -31,7 +31,8 @@ cdef extern from *:
     static inline uint64_t xinf_load64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
 
     static inline uint64_t xinf_chunk_hash(uint64_t previous, const uint8_t *p, size_t n, uint64_t kind) {
-        uint64_t state = xinf_fold(previous ^ XINF_S0, (((uint64_t)n << 8) | kind) ^ XINF_S1);
+        /* The hash before goes in last, so that a chunk does not wait for the one before it. */
+        uint64_t state = xinf_fold(XINF_S0, (((uint64_t)n << 8) | kind) ^ XINF_S1);
         while (n >= 32) {  /* two lanes, so that the multiplications overlap */
             uint64_t one = xinf_fold(xinf_load64(p) ^ XINF_S1, xinf_load64(p + 8) ^ state);
             uint64_t two = xinf_fold(xinf_load64(p + 16) ^ XINF_S2, xinf_load64(p + 24) ^ state ^ XINF_S3);
