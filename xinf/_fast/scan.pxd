@@ -43,5 +43,6 @@ cdef class Scan:
     cdef uint64_t token_ids(self) noexcept nogil
     cdef uint64_t text_bytes(self) noexcept nogil
     cdef bint session_hash(self, uint64_t *out) except -1
+    cdef tuple chained(self, object seed, object order, object chunk_bytes, bint has_ends)
     cdef void feed(self, Sink *sink, uint64_t seed, int order, uint32_t chunk_bytes) noexcept nogil
     cdef void feed_dialogue(self, Sink *sink, int order) noexcept nogil

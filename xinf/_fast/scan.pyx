@@ -45,6 +45,10 @@ SYSTEM_TOOLS_REST = 0  # leading system and developer messages, tools, other mes
 TOOLS_FIRST = ORDER_TOOLS_FIRST  # tools, all messages
 TOOLS_BEFORE_LAST_USER = ORDER_TOOLS_BEFORE_LAST_USER  # tools stand before the last user message (Mistral)
 
+cdef enum:
+    # Other threads may run meanwhile from here on. Below, that would cost more than it gives: some 20 us of theirs at most.
+    LARGE_BODY_BYTES = 1 << 18
+
 cdef struct FieldName:
     const char *name
     uint32_t n
@@ -107,8 +111,11 @@ cdef class Scan:
         r.depth_left = max_depth
         r.reason = NULL
         r.error_at = NULL
-        with nogil:
+        if PyBytes_GET_SIZE(body) < LARGE_BODY_BYTES:
             is_ok = self.read_body(&r)
+        else:
+            with nogil:
+                is_ok = self.read_body(&r)
         if not is_ok:
             if r.error_at == NULL:
                 raise MemoryError("out of memory while scanning a request")
@@ -370,10 +377,13 @@ cdef class Scan:
         `seed`: whatever else must keep prefixes apart (model, LoRA, tenant), modulo 2**64. `order`: SYSTEM_TOOLS_REST,
         TOOLS_FIRST or TOOLS_BEFORE_LAST_USER. Empty for a body without a prompt. Raises: ValueError, MemoryError.
         """
-        return self.chain_with_ends(seed, order, chunk_bytes)[0]
+        return self.chained(seed, order, chunk_bytes, 0)[0]
 
     def chain_with_ends(self, seed: int, order: int = 0, chunk_bytes: int = 64) -> tuple[bytes, bytes]:
         """The same, and per chunk the bytes of canonical text up to its end (uint32, not decreasing)."""
+        return self.chained(seed, order, chunk_bytes, 1)
+
+    cdef tuple chained(self, object seed, object order, object chunk_bytes, bint has_ends):
         if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
         if order not in (SYSTEM_TOOLS_REST, TOOLS_FIRST, TOOLS_BEFORE_LAST_USER):
@@ -384,14 +394,18 @@ cdef class Scan:
         cdef uint32_t size = chunk_bytes
         init_sink(&sink)
         try:
-            with nogil:
+            if PyBytes_GET_SIZE(self.body) < LARGE_BODY_BYTES:
                 self.feed(&sink, start, tools_order, size)
+            else:
+                with nogil:
+                    self.feed(&sink, start, tools_order, size)
             if sink.has_failed:
                 raise MemoryError("out of memory while hashing a prompt")
             if sink.n == 0:
                 return b"", b""
-            return (PyBytes_FromStringAndSize(<char *>sink.hashes, sink.n * sizeof(uint64_t)),
-                    PyBytes_FromStringAndSize(<char *>sink.ends, sink.n * sizeof(uint32_t)))
+            hashes = PyBytes_FromStringAndSize(<char *>sink.hashes, sink.n * sizeof(uint64_t))
+            ends = PyBytes_FromStringAndSize(<char *>sink.ends, sink.n * sizeof(uint32_t)) if has_ends else None
+            return hashes, ends
         finally:
             free_sink(&sink)
 
