@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -45,3 +47,29 @@ def test_choose_and_finish(n_replicas: int, compare: Callable[..., Any], benchma
         subjects[policy.value] = route
     compare(f"8 KB, {n_replicas} replicas", subjects)
     benchmark(subjects[RoutingPolicy.AUTO.value])
+
+
+@pytest.mark.parametrize("n_bytes", [512, 8192, 65536])
+def test_distinct_prompts(n_bytes: int, compare: Callable[..., Any], is_full: bool, benchmark: BenchmarkFixture) -> None:
+    """Prompts that nobody had before, in an index with room and in one that evicts."""
+    text, n = "the quick brown fox jumps over the lazy dog " * (n_bytes // 44), 0
+    subjects: dict[str, Callable[[], None]] = {}
+    for name, index_max_bytes in {"with room": 1 << 30, "full": 64 << 20 if is_full else 1 << 17}.items():
+        router = Router(RouterSettings(index_max_bytes=index_max_bytes), turn=0)
+        for replica in ("r1", "r2"):
+            router.set_replica(replica, model=MODEL, policy=RoutingPolicy.AUTO, block_tokens=16, is_ready=True)
+        assert router.index is not None
+        while name == "full" and router.index.evictions < router.index.n_chunks:
+            router.index.insert(0, os.urandom(8000))
+
+        def route(router: Router = router) -> None:
+            nonlocal n
+            n += 1
+            body = orjson.dumps({"model": MODEL, "messages": [{"role": "user", "content": f"{n:016x} {text}"}]})
+            choice = router.choose(MODEL, scan(body), seed=1)
+            assert choice is not None
+            router.finished(choice, prompt_tokens=n_bytes // 4, cached_tokens=0, completion_tokens=1, is_ok=True)
+
+        subjects[name] = route
+    compare(f"distinct prompts, {n_bytes} bytes, scanned", subjects)
+    benchmark(subjects["full"])
