@@ -50,7 +50,9 @@ def test_choose_and_finish(n_replicas: int, compare: Callable[..., Any], benchma
 
 
 @pytest.mark.parametrize("n_bytes", [512, 8192, 65536])
-def test_distinct_prompts(n_bytes: int, compare: Callable[..., Any], is_full: bool, benchmark: BenchmarkFixture) -> None:
+def test_distinct_prompts(
+    n_bytes: int, compare: Callable[..., Any], is_full: bool, benchmark: BenchmarkFixture
+) -> None:
     """Prompts that nobody had before, in an index with room and in one that evicts."""
     text, n = "the quick brown fox jumps over the lazy dog " * (n_bytes // 44), 0
     subjects: dict[str, Callable[[], None]] = {}
