@@ -6,7 +6,8 @@ PY := $(VENV)/bin/python
 PROTO_TOOLS := .build/proto-tools
 export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
 
-FAST_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd)
+TYPES := $(wildcard xinf/gateway/*.pxd)
+COMPILED_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd) $(TYPES) $(TYPES:.pxd=.py)
 
 # `make up`: what to serve and where; empty means xinf's own default.
 MODEL ?=
@@ -30,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PY) -m pip install -q --no-build-isolation -e ".[test]"
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(FAST_SOURCES)
+$(VENV)/.built: $(VENV)/.installed setup.py $(COMPILED_SOURCES)
 	$(PY) setup.py -q build_ext --inplace
 	touch $@
 
@@ -73,4 +74,4 @@ fuzz: build
 	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 clean:
-	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so
+	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so xinf/gateway/*.c xinf/gateway/*.so

@@ -76,6 +76,24 @@ class FakeLink:
         self.cancelled.append(submit_id)
 
 
+class Owner:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self.n_first_bytes = 0
+        self.n_left = 0
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+
+    def on_first_byte(self) -> None:
+        self.n_first_bytes += 1
+
+    def on_leave(self) -> None:
+        self.n_left += 1
+
+
 class Scene:
     """A relay with one attempt open."""
 
@@ -85,8 +103,8 @@ class Scene:
         self.relay = Relay(
             self.client, dialect=dialect, buffer_bytes=buffer_bytes, extra_headers=[(b"x-request-id", b"req-1")]
         )
-        self.verdicts: list[Verdict] = []
-        self.relay.on_verdict = self.verdicts.append
+        self.owner = self.relay.owner = Owner()
+        self.verdicts = self.owner.verdicts
         self.relay.expect()
         self.relay.bind(self.link, 5)
 
@@ -259,9 +277,9 @@ def test_relay_cancels_for_a_client_that_does_not_read() -> None:
     scene.client.is_slow = True
     scene.frame(b"2")
     scene.frame(b"x" * 11)
-    scene.relay.tick(scene.relay._blocked_since_s + relay_module.SLOW_S - 0.1)
+    scene.relay.tick(scene.relay.blocked_since_s + relay_module.SLOW_S - 0.1)
     assert scene.link.cancelled == []
-    scene.relay.tick(scene.relay._blocked_since_s + relay_module.SLOW_S + 0.1)
+    scene.relay.tick(scene.relay.blocked_since_s + relay_module.SLOW_S + 0.1)
     assert scene.link.cancelled == [5]
     scene.resume()
     assert scene.verdict.outcome is Outcome.DONE
@@ -294,9 +312,9 @@ def test_relay_gives_a_client_up_that_never_reads_again() -> None:
     scene.frame(b"1", start=SSE)
     scene.client.is_slow = True
     scene.frame(b"2")
-    scene.relay.tick(scene.relay._blocked_since_s + relay_module.STALL_S - 1)
+    scene.relay.tick(scene.relay.blocked_since_s + relay_module.STALL_S - 1)
     assert scene.verdicts == []
-    scene.relay.tick(scene.relay._blocked_since_s + relay_module.STALL_S + 1)
+    scene.relay.tick(scene.relay.blocked_since_s + relay_module.STALL_S + 1)
     assert scene.verdict.outcome is Outcome.CUT
     assert scene.client.is_dropped
     assert scene.link.cancelled == [5]
@@ -322,10 +340,8 @@ def test_relay_looks_for_the_disconnect_once_and_only_when_armed() -> None:
 def test_relay_cancels_an_attempt_whose_client_left_before_it_began() -> None:
     scene = Scene()
     scene.relay.on_lost(EngineDied("dead"), may_retry=True)
-    left: list[bool] = []
-    scene.relay.on_leave = lambda: left.append(True)
     scene.relay.on_gone()
-    assert left == [True]
+    assert scene.owner.n_left == 1
     scene.relay.expect()
     scene.relay.bind(scene.link, 6)
     assert scene.verdicts[-1].outcome is Outcome.GONE

@@ -21,8 +21,6 @@ RawHeaders = list[tuple[bytes, bytes]]  # names in lower case
 class Head:
     """A request up to its body. `headers`: names in lower case, the last of duplicates; `peer`: the client's host."""
 
-    __slots__ = ("headers", "method", "path", "peer", "query")
-
     def __init__(self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], peer: str | None) -> None:
         self.method = method
         self.path = path  # percent-decoded
@@ -33,18 +31,6 @@ class Head:
 
 class Admission:
     """A request for an engine that may go on to its body. Made by `Core.admit`; fronts read the public part."""
-
-    __slots__ = (
-        "begun_s",
-        "deadline_s",
-        "extra_headers",
-        "head",
-        "key",
-        "length",
-        "max_body_bytes",
-        "request_id",
-        "route",
-    )
 
     def __init__(
         self,

@@ -64,34 +64,8 @@ class Core(Protocol):
     def serve(self, admission: Admission, body: bytes, client: Client) -> Exchange: ...
 
 
-class Connection(asyncio.Protocol):
-    """Implements Client, for one request at a time."""
-
-    __slots__ = (
-        "_admission",
-        "_chunks",
-        "_exchange",
-        "_has_body",
-        "_head",
-        "_is_last",
-        "_is_owing",
-        "_is_reading_paused",
-        "_is_refused",
-        "_is_writing_paused",
-        "_missing",
-        "_next_check",
-        "_partial",
-        "_parts",
-        "_peer",
-        "_rest",
-        "_rest_at",
-        "_server",
-        "_shape",
-        "_since_s",
-        "_start",
-        "_state",
-        "_transport",
-    )
+class Connection:
+    """Implements Client, for one request at a time, and asyncio.Protocol: a compiled class can have no Python base."""
 
     _transport: asyncio.Transport
     _shape: Shape

@@ -17,6 +17,7 @@ import ssl
 import time
 from email.utils import formatdate
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -89,7 +90,7 @@ class DirectServer:
             self.scheme = "https"
         self._sweep()
         self._listener = await self.loop.create_server(
-            lambda: Connection(self),
+            lambda: cast(asyncio.Protocol, Connection(self)),
             sock=bound,
             backlog=backlog,
             ssl=tls,

@@ -92,8 +92,7 @@ class HotPath:
             return self._refuse_unread(relay, error)
         except Exception:
             return self._refuse_unread(relay, _failed(admission))
-        relay.on_verdict = job.on_verdict
-        relay.on_leave = job.on_leave
+        relay.owner = job
         self._open.add(relay)
         self._young.append(relay)
         if not self._has_work.is_set():
@@ -219,7 +218,6 @@ class HotPath:
             return
         if job.wants_decision:
             relay.extra_headers = [*_without_decision(relay.extra_headers), _decision(choice, job.n_retries)]
-        relay.on_first_byte = job.on_first_byte
         submit_id = link.submit(job, choice.chain, relay)
         self._router.submitted(choice, submit_id)
         relay.bind(link, submit_id)

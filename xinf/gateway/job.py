@@ -36,27 +36,6 @@ class Path(Protocol):
 class Job:
     """The state, and what relay and waiting room call. Implements Guest and the Link's Submission."""
 
-    __slots__ = (
-        "admission",
-        "body",
-        "choice",
-        "counters",
-        "excluded",
-        "head",
-        "model",
-        "n_retries",
-        "path",
-        "relay",
-        "replica",
-        "request_id",
-        "scanned",
-        "session",
-        "timeout_ms",
-        "trace",
-        "verdict",
-        "wants_decision",
-    )
-
     def __init__(
         self,
         path: Path,

@@ -8,15 +8,15 @@ Invariants:
 - the start is held back until the first bytes of a stream, or the end of anything else, so that a request that died
   early leaves no trace at the client and can move to another replica
 - what went wrong is told once: as the answer if none has begun, else as the stream's last event
-- `on_verdict` is called once per attempt; after it the relay hears nothing of that attempt
+- the owner's `on_verdict` is called once per attempt; after it the relay hears nothing of that attempt
 - a client that goes away, or does not read, ends its request at the engine
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from xinf.core.errors import DeadlineExceeded, EngineError, RequestTimeout, XinfError
 from xinf.gateway.answers import Answer, error_events, error_of_code
@@ -62,8 +62,6 @@ class Outcome(Enum):
 class Verdict:
     """How an attempt ended."""
 
-    __slots__ = ("ending", "error", "may_retry", "outcome")
-
     def __init__(
         self, outcome: Outcome, error: XinfError | None = None, *, may_retry: bool = False, ending: Ending | None = None
     ) -> None:
@@ -73,41 +71,24 @@ class Verdict:
         self.ending = ending
 
 
+class Owner(Protocol):
+    """Whose request it is."""
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """An attempt is over."""
+
+    def on_first_byte(self) -> None:
+        """A stream begins."""
+
+    def on_leave(self) -> None:
+        """The client left, perhaps while no attempt was open."""
+
+
 class Relay:
     """One request's way back. Attempts follow each other; `expect` begins one.
 
     Implements the Link's Sink and the front's Exchange.
     """
-
-    __slots__ = (
-        "_blocked_since_s",
-        "_buffer_bytes",
-        "_client",
-        "_ending",
-        "_engine_headers",
-        "_engine_status",
-        "_error",
-        "_is_blocked",
-        "_is_expecting",
-        "_is_last_sent",
-        "_is_over",
-        "_is_stream",
-        "_is_watching",
-        "_link",
-        "_outbox",
-        "_outbox_bytes",
-        "_submit_id",
-        "_tail",
-        "deadline_s",
-        "dialect",
-        "extra_headers",
-        "first_byte_s",
-        "is_gone",
-        "on_first_byte",
-        "on_leave",
-        "on_verdict",
-        "status",
-    )
 
     def __init__(
         self, client: Client, *, buffer_bytes: int, extra_headers: RawHeaders, dialect: str = "openai"
@@ -118,9 +99,7 @@ class Relay:
         self.dialect = dialect  # how its stream ends: see answers.error_events
         self.deadline_s: float | None = None  # monotonic
         self.is_gone = False
-        self.on_verdict: Callable[[Verdict], None] | None = None
-        self.on_leave: Callable[[], None] | None = None  # told when the client leaves while no attempt is open
-        self.on_first_byte: Callable[[], None] | None = None  # told when a stream begins
+        self.owner: Owner | None = None
         self._client = client
         self._buffer_bytes = buffer_bytes
         self._link: Link | None = None
@@ -136,7 +115,7 @@ class Relay:
         self._error: XinfError | None = None  # told as the end of the stream
         self._is_last_sent = False
         self._is_blocked = False
-        self._blocked_since_s = 0.0
+        self.blocked_since_s = 0.0
         self._is_watching = False
         self._is_over = False  # nothing may be said to the client any more
 
@@ -175,7 +154,7 @@ class Relay:
 
     def tick(self, now_s: float) -> None:
         """Enforce the deadline and the patience with a client that reads nothing. `now_s`: monotonic."""
-        blocked_s = now_s - self._blocked_since_s if self._is_blocked else 0.0
+        blocked_s = now_s - self.blocked_since_s if self._is_blocked else 0.0
         if blocked_s > SLOW_S and self._outbox_bytes > self._buffer_bytes and self._error is None:
             self._overflow()
         elif blocked_s > STALL_S:
@@ -194,7 +173,7 @@ class Relay:
         self._cancel()
         self._is_expecting = False
         self._is_over = True
-        self.on_verdict = self.on_leave = self.on_first_byte = None
+        self.owner = None
 
     # ---- the Link's side ---------------------------------------------------------------------------------------
 
@@ -244,8 +223,8 @@ class Relay:
             return
         self.is_gone = True
         self._is_blocked = False
-        if self.on_leave is not None:
-            self.on_leave()
+        if self.owner is not None:
+            self.owner.on_leave()
         self._end(Outcome.GONE)
 
     # ---- towards the client ------------------------------------------------------------------------------------
@@ -305,8 +284,8 @@ class Relay:
     def _begin(self) -> None:
         self.status = self._engine_status
         self.first_byte_s = time.monotonic()
-        if self._is_stream and self.on_first_byte is not None:
-            self.on_first_byte()
+        if self._is_stream and self.owner is not None:
+            self.owner.on_first_byte()
 
     def _answer_headers(self) -> RawHeaders:
         headers = [pair for pair in self._engine_headers if pair[0] not in _HOP_BY_HOP]
@@ -315,7 +294,7 @@ class Relay:
 
     def _block(self) -> None:
         self._is_blocked = True
-        self._blocked_since_s = time.monotonic()
+        self.blocked_since_s = time.monotonic()
 
     def _overflow(self) -> None:
         """The client does not read: stop the engine, keep only what explains the end."""
@@ -329,7 +308,7 @@ class Relay:
         if not self._is_expecting or self._error is not None:
             return
         if self.status == 0:
-            self._end(Outcome.FAILED, error, may_retry=may_retry)
+            self._end(Outcome.FAILED, error, may_retry)
         elif self._is_last_sent:
             return  # everything is on its way already
         elif not self._is_stream:
@@ -348,15 +327,15 @@ class Relay:
         self._client.drop()
         self._end(Outcome.CUT, error)
 
-    def _end(self, outcome: Outcome, error: XinfError | None = None, *, may_retry: bool = False) -> None:
+    def _end(self, outcome: Outcome, error: XinfError | None = None, may_retry: bool = False) -> None:
         self._cancel()
         if not self._is_expecting:
             return
         self._is_expecting = False
         if outcome is not Outcome.FAILED:
             self._is_over = True
-        if self.on_verdict is not None:
-            self.on_verdict(Verdict(outcome, error, may_retry=may_retry, ending=self._ending))
+        if self.owner is not None:
+            self.owner.on_verdict(Verdict(outcome, error, may_retry=may_retry, ending=self._ending))
 
     def _cancel(self) -> None:
         """Tell the engine to stop, if it has not ended by itself."""
