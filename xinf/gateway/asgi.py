@@ -23,8 +23,6 @@ class Pending:
     error)` is called once, from the event loop, unless `close` came first.
     """
 
-    __slots__ = ("_future", "_iterator", "_on_done")
-
     def __init__(self, iterator: Any, on_done: Callable[[Any, BaseException | None], None]) -> None:
         self._iterator: Any = iterator
         self._on_done = on_done

@@ -17,19 +17,6 @@ from xinf.gateway.client import Exchange, RawHeaders
 class AsgiClient:
     """Implements Client. Set `exchange` to what `Core.serve` gave, then `wait`."""
 
-    __slots__ = (
-        "_blocked",
-        "_is_body_over",
-        "_is_over",
-        "_is_sent",
-        "_over",
-        "_receive",
-        "_send",
-        "_waiting",
-        "_watch",
-        "exchange",
-    )
-
     def __init__(self, send: Send, receive: Receive) -> None:
         self.exchange: Exchange | None = None
         self._send = send

@@ -4,8 +4,8 @@ from xinf.gateway.client cimport Admission, Head
 
 
 cdef class Connection:
-    cdef readonly object _transport
-    cdef object _server, _shape, _rest, _partial, _peer, _parts, _chunks, _exchange, _start
+    cdef readonly object _transport, _rest
+    cdef object _server, _shape, _partial, _peer, _parts, _chunks, _exchange, _start
     cdef int _state
     cdef double _since_s
     cdef Py_ssize_t _rest_at, _next_check, _missing
