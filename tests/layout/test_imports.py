@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "_pb": set(),
     "_fast": set(),
+    "link": set(),
     "device": {"core"},
     "registry": {"core"},
     "meta": {"core", "_pb"},
@@ -22,8 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"core", "registry"},
     "scheduler": {"core", "meta", "registry"},
     "agent": {"core", "meta", "registry", "device", "_pb"},
-    "engine": {"core", "chat", "sim", "_fast", "_pb"},
-    "gateway": {"core", "meta", "router", "chat", "registry", "_fast", "_pb"},
+    "engine": {"core", "chat", "sim", "link", "_fast", "_pb"},
+    "gateway": {"core", "meta", "router", "chat", "registry", "link", "_fast", "_pb"},
     "serve": {"core", "meta", "scheduler", "gateway"},
     "bench": {"core", "router", "sim", "_fast"},
 }

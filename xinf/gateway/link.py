@@ -4,7 +4,7 @@
     submit() ─┼▶ frames ──take, one at a time──▶ engine ──frame─▶ on_message
     cancel() ─┘   paced by what the engine sends            └─▶ on_load
 
-The stream is HTTP/2 on this event loop (`h2stream`): gRPC's own client hands everything between threads.
+The stream is HTTP/2 on this event loop (`xinf.link`): gRPC's own client hands everything between threads.
 
 Invariants:
 - a sink hears on_end or on_lost once, unless its request was cancelled; after a cancel it hears nothing
@@ -39,7 +39,7 @@ from xinf._fast.wire import (
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, EngineError, XinfError
 from xinf.gateway.client import RawHeaders
-from xinf.gateway.h2stream import H2Stream, open_stream
+from xinf.link import ClientStream, open_stream
 from xinf.router import LoadView
 
 logger = logging.getLogger("xinf.gateway")
@@ -130,7 +130,7 @@ class Link:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._last_id = 0
         self._frames = GatewayFrameWriter()  # what waits to be written
-        self._stream: H2Stream | None = None
+        self._stream: ClientStream | None = None
         self._over: asyncio.Future[str] | None = None  # why the stream that is open ended
         self._was_up = False  # the stream that is open
         self._last_frame_s = 0.0

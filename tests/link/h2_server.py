@@ -1,4 +1,4 @@
-"""The far end of an H2Stream, twice.
+"""The far end of a ClientStream, twice.
 
 grpc_server      the real server of grpc.aio with raw bytes for messages: what production speaks with
 ScriptedServer   a socket that says whatever a test wants; proves what the client makes of it, not that a server says it
@@ -16,7 +16,7 @@ import grpc.aio
 import hpack
 
 from tests.engine.link_client import DEADLINE_S
-from xinf.gateway import h2frames as h2
+from xinf.link import h2frames as h2
 
 PATH = "/test.Service/Talk"
 Handler = Callable[[grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]

@@ -1,10 +1,13 @@
-"""Why a gRPC stream ended, in the words that grpc.aio has for it: "unavailable: the connection was closed"."""
+"""Why a gRPC stream ended, in the words that grpc.aio has for it: "unavailable: the connection was closed".
+
+Read by the client's end from headers and trailers, written into trailers by the server's.
+"""
 
 from __future__ import annotations
 
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
-from xinf.gateway import h2frames as h2
+from xinf.link import h2frames as h2
 
 ENDED = "the stream ended"
 NO_STATUS = "unknown: the stream ended without a status"
@@ -29,6 +32,8 @@ STATUS_NAMES = (
     "data_loss",
     "unauthenticated",
 )
+# Of grpc-message; all else that is printable ASCII but "%" stands for itself. Source: grpc/doc/PROTOCOL-HTTP2.md.
+_UNQUOTED = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 # Source: grpc/doc/http-grpc-status-mapping.md; any other HTTP status is unknown.
 _STATUS_OF_HTTP = {
     "400": "internal",
@@ -66,6 +71,15 @@ def reason_of_headers(headers: dict[str, str], *, is_first: bool, is_last: bool)
 def reason_of_reset(code: int) -> str:
     """What a RST_STREAM says."""
     return f"{_STATUS_OF_RESET.get(code, 'internal')}: the stream was reset ({h2.error_name(code)})"
+
+
+def trailers(status: str, message: str) -> list[tuple[str, str]]:
+    """What says that a stream ended. `status`: a name; one that is none is told as unknown."""
+    number = STATUS_NAMES.index(status if status in STATUS_NAMES else "unknown")
+    found = [("grpc-status", str(number))]
+    if message:
+        found.append(("grpc-message", quote(message.encode("utf-8", "replace"), safe=_UNQUOTED)))
+    return found
 
 
 def _reason_of_status(number: str, message: str) -> str:

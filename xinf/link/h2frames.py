@@ -35,6 +35,7 @@ END_HEADERS = 0x4
 PADDED = 0x8
 HAS_PRIORITY = 0x20
 
+SETTING_HEADER_TABLE_SIZE = 1
 SETTING_ENABLE_PUSH = 2
 SETTING_INITIAL_WINDOW_SIZE = 4
 SETTING_MAX_FRAME_SIZE = 5
@@ -109,9 +110,9 @@ def rst_stream(stream_id: int, code: int) -> bytes:
     return header(4, RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
 
 
-def goaway(code: int) -> bytes:
-    """Of a client, which never took a stream of its server."""
-    return header(8, GOAWAY, 0, 0) + bytes(4) + code.to_bytes(4, "big")
+def goaway(code: int, last_stream: int = 0) -> bytes:
+    """`last_stream`: that was taken of the peer; a client takes none of its server."""
+    return header(8, GOAWAY, 0, 0) + last_stream.to_bytes(4, "big") + code.to_bytes(4, "big")
 
 
 def error_name(code: int) -> str:

@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from tests.engine.link_client import RunningShim, running_shim, shim_spec, until
-from tests.gateway.h2_server import (
+from tests.link.h2_server import (
     PATH,
     ScriptedServer,
     begin,
@@ -32,8 +32,9 @@ from tests.gateway.h2_server import (
 from xinf._fast.wire import GatewayFrameWriter, decode_engine_frame, encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.records import Phase
-from xinf.gateway import h2frames as h2
-from xinf.gateway.h2stream import MAX_FRAME_BYTES, PACE_S, WINDOW_BYTES, H2Stream, open_stream
+from xinf.link import h2frames as h2
+from xinf.link.client import PACE_S, ClientStream, open_stream
+from xinf.link.h2stream import MAX_FRAME_BYTES, WINDOW_BYTES
 
 
 class Owner:
@@ -44,7 +45,7 @@ class Owner:
         self.messages: list[bytes] = []
         self.lost: list[str] = []
         self.n_taken = 0
-        self.stream: H2Stream
+        self.stream: ClientStream
 
     def is_worthwhile(self) -> bool:
         return True
@@ -311,6 +312,7 @@ async def test_the_request_is_what_grpc_asks_for(script: ScriptedServer, owner: 
         "te": "trailers",
         "content-type": "application/grpc",
         "user-agent": "xinf-gateway",
+        "xinf-dedicated": "1",
     }
     owner.send(b"hello")
     assert await script.read_frame() == (h2.DATA, 0, 1, message(b"hello"))
@@ -495,7 +497,7 @@ async def test_random_bytes_end_the_stream_or_leave_it_as_it_is(script: Scripted
     outcomes = set()
     for _ in range(2000):
         other = Owner()
-        other.stream = H2Stream(PATH, "localhost", other, 1000)
+        other.stream = ClientStream(PATH, "localhost", other, 1000)
         other.stream.connection_made(QuietTransport())
         raw = bytearray(healthy)
         for _ in range(rng.randrange(4)):
@@ -571,7 +573,7 @@ async def test_what_waits_in_one_turn_is_taken_in_one_turn(script: ScriptedServe
 async def test_the_next_message_waits_for_the_engine(
     script: ScriptedServer, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xinf.gateway.h2stream.PACE_S", 1000.0)
+    monkeypatch.setattr("xinf.link.client.PACE_S", 1000.0)
     await begun(script, owner)
     owner.send(b"1")
     await turns(3)
