@@ -166,7 +166,10 @@ class Answer:
 
 
 class LinkClient:
-    """One Link, as a gateway opens it."""
+    """One Link, as a third party opens it with gRPC's own client."""
+
+    # (("xinf-dedicated", "1"),): served on the shim's event loop, as a gateway's; nothing else may use the channel.
+    metadata: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, target: str, *, gateway: str = "test/1/0", version: int = 1) -> None:
         self.answers: dict[int, Answer] = {}
@@ -177,14 +180,19 @@ class LinkClient:
         self._changed = asyncio.Event()
         self._hello = pb.GatewayHello(gateway=gateway, version=version)
         self.channel = grpc.aio.insecure_channel(
-            target, options=[("grpc.max_receive_message_length", 40 << 20), ("grpc.max_send_message_length", 40 << 20)]
+            target,
+            options=[
+                ("grpc.max_receive_message_length", 40 << 20),
+                ("grpc.max_send_message_length", 40 << 20),
+                ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+            ],
         )
         self.stub = pb_grpc.EngineServiceStub(self.channel)
         self.call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> LinkClient:
-        self.call = self.stub.Link()
+        self.call = self.stub.Link(metadata=self.metadata)
         await self.call.write(pb.GatewayFrame(hello=self._hello))
         self._reader = asyncio.create_task(self._read())
         await self.wait(lambda: self.info is not None, "the hello of the engine")
@@ -239,6 +247,8 @@ class LinkClient:
     async def wait_end(self) -> grpc.StatusCode:
         """Wait until the engine ends the Link; gives the status it ended with."""
         async with asyncio.timeout(DEADLINE_S):
+            if self._reader is not None:
+                await asyncio.gather(self._reader, return_exceptions=True)
             code: grpc.StatusCode = await self.call.code()
             return code
 

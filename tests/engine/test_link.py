@@ -1,11 +1,15 @@
-"""The Link protocol over real gRPC, with the sim engine and with adapters that misbehave."""
+"""The Link protocol over real gRPC, with the sim engine and with adapters that misbehave.
+
+Each test runs twice: on a connection that others may share, served by gRPC's server, and on one of its own, served by
+ours. The client is gRPC's both times.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -17,6 +21,7 @@ from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied
 from xinf.engine import link as link_module
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
+from xinf.engine.contextstream import ContextStream
 
 COMPLETIONS = "/v1/completions"
 
@@ -105,6 +110,26 @@ class Naughty:
 
     async def close(self) -> None:
         self.release.set()
+
+
+@pytest.fixture(params=["shared", "dedicated"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which server the Links of a test come to; that it is that one is checked."""
+    n_shared = []
+    run = ContextStream.run
+    monkeypatch.setattr(ContextStream, "run", lambda *arguments: (n_shared.append(1), run(*arguments))[1])
+    if request.param == "dedicated":
+        monkeypatch.setattr(LinkClient, "metadata", (("xinf-dedicated", "1"),))
+    yield request.param
+    assert bool(n_shared) == (request.param == "shared")
+
+
+@contextlib.asynccontextmanager
+async def raw_link(target: str) -> AsyncIterator[Any]:
+    """A Link on a channel of its own, to which bytes can be written that are no frame."""
+    client = LinkClient(target)
+    yield client.channel.stream_stream("/xinf.engine.v1.EngineService/Link")(metadata=client.metadata)
+    await client.channel.close()
 
 
 async def end_of(call: Any) -> grpc.StatusCode:
@@ -286,19 +311,19 @@ async def test_adapter_that_ignores_cancel_cannot_speak_any_more(serve: Serve) -
 async def test_link_without_the_right_hello_is_refused(serve: Serve, hello: pb.GatewayFrame) -> None:
     shim = await serve()
     async with LinkClient(shim.spec.listen) as good:
-        bad = good.stub.Link()
-        await bad.write(hello)
-        assert await end_of(bad) == grpc.StatusCode.FAILED_PRECONDITION
-        assert "version 1" in await bad.details()
+        async with raw_link(shim.spec.listen) as bad:
+            await bad.write(hello.SerializeToString())
+            assert await end_of(bad) == grpc.StatusCode.FAILED_PRECONDITION
+            assert "version 1" in await bad.details()
         assert (await good.ask("POST", COMPLETIONS, prompt())).status == 200
 
 
 async def test_bytes_that_are_no_frame_end_that_link_alone(serve: Serve) -> None:
     shim = await serve()
     async with LinkClient(shim.spec.listen) as good:
-        bad = good.channel.stream_stream("/xinf.engine.v1.EngineService/Link")()
-        await bad.write(b"\xff" * 50)
-        assert await end_of(bad) != grpc.StatusCode.OK
+        async with raw_link(shim.spec.listen) as bad:
+            await bad.write(b"\xff" * 50)
+            assert await end_of(bad) == grpc.StatusCode.INVALID_ARGUMENT
         assert (await good.ask("POST", COMPLETIONS, prompt())).status == 200
 
 
@@ -313,11 +338,51 @@ async def test_large_answer_is_cut_into_frames(serve: Serve) -> None:
 async def test_gateway_that_does_not_read_loses_its_link(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "OUTBOX_BYTES", 16 << 20)
     shim = await serve(adapter=Naughty())
-    async with LinkClient(shim.spec.listen) as good:
-        deaf = good.stub.Link()
-        await deaf.write(pb.GatewayFrame(hello=pb.GatewayHello(version=1)))
-        await deaf.write(pb.GatewayFrame(submits=[pb.Submit(id=n, path="/floods") for n in (1, 2, 3)]))
+    async with LinkClient(shim.spec.listen) as good, raw_link(shim.spec.listen) as deaf:
+        await deaf.write(pb.GatewayFrame(hello=pb.GatewayHello(version=1)).SerializeToString())
+        floods = pb.GatewayFrame(submits=[pb.Submit(id=n, path="/floods") for n in (1, 2, 3)])
+        await deaf.write(floods.SerializeToString())
         await until(lambda: not shim.intake._calls, "the end of its requests")
         await until(lambda: len(shim.server._service._links) <= 2, "links")
         assert (await good.ask("POST", "/fine")).body == b"ok"
         assert await end_of(deaf) == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_gateway_that_closes_its_side_ends_its_requests_and_hears_ok(serve: Serve) -> None:
+    shim = await serve(step_ms=5)
+    async with LinkClient(shim.spec.listen) as link:
+        answer = await link.submit("POST", COMPLETIONS, prompt(max_tokens=20_000))
+        await link.wait_load(lambda load: load.running == 1, "a running request")
+        await link.call.done_writing()
+        assert await link.wait_end() == grpc.StatusCode.OK
+        await until(lambda: not shim.intake._calls, "the end of its request")
+        assert not answer.ends
+
+
+async def test_link_is_closed_when_everything_was_sent(serve: Serve) -> None:
+    shim = await serve(adapter=Naughty())
+    async with LinkClient(shim.spec.listen) as link:
+        answer = await link.submit("POST", "/floods")
+        await link.wait(lambda: answer.chunks, "a first part")
+        shim.intake.fail_all(EngineDied("the engine is gone"))
+        await shim.server.stop(flush_s=5.0)
+        assert await link.wait_end() == grpc.StatusCode.OK
+        assert answer.end.error in ("engine_died", "")  # the latter if it was quicker
+
+
+async def test_message_over_the_limit_ends_the_link(serve: Serve) -> None:
+    shim = await serve(adapter=Naughty(), limits={"max_message_bytes": 1 << 20})
+    async with raw_link(shim.spec.listen) as link:
+        await link.write(pb.GatewayFrame(hello=pb.GatewayHello(version=1)).SerializeToString())
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await link.write(bytes(2 << 20))
+        assert await end_of(link) == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_gateway_that_asks_and_never_reads_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that hold no bytes count as well."""
+    monkeypatch.setattr(link_module, "OPEN_CALLS", 4)
+    shim = await serve(adapter=Naughty())
+    async with LinkClient(shim.spec.listen) as link:
+        await link.send(pb.GatewayFrame(submits=[pb.Submit(id=0, path="/fine") for _ in range(20)]))
+        assert await link.wait_end() == grpc.StatusCode.RESOURCE_EXHAUSTED

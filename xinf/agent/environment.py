@@ -43,8 +43,8 @@ MANIFEST = "xinf-engine.json"
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # What the shim imports besides vLLM and its dependencies; a lock holds them already.
 SHIM_REQUIREMENTS = (
-    "grpcio>=1.71", "grpcio-health-checking>=1.71", "grpcio-reflection>=1.71", "jinja2>=3.1.6", "msgspec>=0.19",
-    "protobuf>=5.29.6", "uvloop>=0.21",
+    "grpcio>=1.71", "grpcio-health-checking>=1.71", "grpcio-reflection>=1.71", "hpack>=4.1", "jinja2>=3.1.6",
+    "msgspec>=0.19", "protobuf>=5.29.6", "uvloop>=0.21",
 )  # fmt: skip
 _LOG_LINES = 15  # of pip, shown when it fails
 _FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PIP_REQUIRE_VIRTUALENV")
@@ -239,7 +239,9 @@ class _Installation:
             self._pip("--no-deps", "--no-index", "--force-reinstall", str(wheel))
 
     def _check(self) -> None:
-        self._run([str(self._python), "-c", "import xinf.engine, xinf.chat, xinf._pb.engine_service_pb2_grpc"])
+        self._run(
+            [str(self._python), "-c", "import xinf.engine, xinf.chat, xinf.link, xinf._pb.engine_service_pb2_grpc"]
+        )
 
     def _pip(self, *arguments: str) -> None:
         self._run([str(self._python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments])

@@ -57,12 +57,11 @@ class End(NamedTuple):
 class Outbox:
     """Calls that have something to send, in order, with a bound on the bytes they hold."""
 
-    def __init__(self, max_bytes: int, on_over: Callable[[], None]) -> None:
+    def __init__(self, max_bytes: int, *, on_over: Callable[[], None], wake: Callable[[], None]) -> None:
         self.max_bytes = max_bytes
         self.on_over = on_over  # called when the calls hold more
+        self.wake = wake  # called when a call has something to send
         self._calls: deque[Call] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_woken = False
         self.n_bytes = 0  # held by all calls
         self.last_begun = 0  # the last call whose work has begun; they begin in the order of their submits
 
@@ -95,22 +94,6 @@ class Outbox:
             if call.is_finished:
                 on_ended(call.id)
         return True
-
-    def wake(self) -> None:
-        """Let `wait` return."""
-        self._is_woken = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Wait until `wake` has been called since the last return."""
-        if not self._is_woken:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._is_woken = False
 
 
 class Call:

@@ -1,16 +1,22 @@
 """The shim's end of one Link: frames in, frames out, nothing that one request does can end it.
 
-One write is in flight at a time; whatever happened meanwhile, on all requests, goes into the next frame. A frame is
-kept below FRAME_BYTES, far under the message limit, so that one large answer does not hold up the tokens of the others.
+    stream ──on_message──▶ Link ──submit, cancel──▶ Intake ──▶ adapter
+           ◀──take──────── Outbox ◀──────────────── Calls
+
+The stream is one of HTTP/2 on this event loop (`xinf.link`), or one of grpc.aio for clients that share their connection
+(`contextstream`). It takes one frame at a time; whatever happened meanwhile, on all requests, goes into the next. A
+frame is kept below FRAME_BYTES, far under the message limit, so that one large answer does not hold up the tokens of
+the others.
+
+Invariants: once the Link has finished, for whatever reason, its calls are abandoned, and `over` is set when the stream
+is gone; what it holds for a gateway that does not read is bounded, in bytes and in calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-
-import grpc
-import grpc.aio
+from typing import Protocol
 
 from xinf._fast.wire import EngineFrameWriter, WireError, decode_gateway_frame
 from xinf.core.errors import InvalidRequest, Overloaded
@@ -29,115 +35,135 @@ OPEN_CALLS = 8192
 
 # A change of load rides on the next frame with tokens; this long it waits for one before it takes a frame of its own.
 LOAD_LINGER_S = 0.02
-_LAST_WRITE_S = 0.5
 
-Context = grpc.aio.ServicerContext[bytes, bytes]  # frames, read and written by our own codec
+
+class Stream(Protocol):
+    """What a Link runs over. Its owner is told on_message, on_closed and, once and last, on_lost."""
+
+    def wake(self) -> None:
+        """Have `take` called soon."""
+
+    def finish(self, status: str, message: str) -> None:
+        """End it with a gRPC status, by its name in lower case. Nothing is taken or handed over any more."""
 
 
 class Link:
     """One gateway process. `hello`: EngineInfo, serialized."""
 
-    def __init__(self, intake: Intake, adapter: Adapter, hello: bytes, context: Context) -> None:
+    def __init__(self, intake: Intake, adapter: Adapter, hello: bytes, stream: Stream) -> None:
         self._intake = intake
         self._adapter = adapter
-        self._hello = hello
-        self._context = context
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._outbox = Outbox(OUTBOX_BYTES, self._run_over)
+        self._stream = stream
+        self._outbox = Outbox(OUTBOX_BYTES, on_over=self._run_over, wake=stream.wake)
         self._calls: dict[int, Call] = {}
         self._last_submit = 0
         self._is_load_due = True
         self._writer = EngineFrameWriter()
+        self._writer.hello(hello)
         self._sent_load: tuple[int, ...] | None = None
         self._load_timer: asyncio.TimerHandle | None = None
+        self._has_hello = False  # of the gateway
         self._is_closed = False
-        self._refused: tuple[grpc.StatusCode, str] | None = None  # why the shim ends it, for the gateway
+        self._is_finished = False
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gateway = "?"
-
-    async def run(self) -> None:
-        """Serve until the gateway ends the Link, goes away or stops reading. Then cancel its requests."""
-        reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write())
-        try:
-            await asyncio.wait({reader, writer, self._over}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            reader.cancel()
-            if self._load_timer is not None:
-                self._load_timer.cancel()
-            for call in list(self._calls.values()):
-                call.abandon()
-            self._calls.clear()
-            # A write in flight is let end: cancelled halfway through the initial metadata, it would keep gRPC from
-            # sending the status (seen in grpcio 1.85). It cannot end when the gateway does not read.
-            self.close()
-            await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-        for task in (reader, writer):
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("link of %s ended: %s: %s", self.gateway, type(error).__name__, error)
-                self._refused = self._refused or (grpc.StatusCode.INTERNAL, f"the Link failed: {error}")
-        if self._refused is not None:
-            await self._context.abort(*self._refused)
 
     def load_changed(self) -> None:
         """Send the load if it is not what was sent last: with the next frame, or soon on its own."""
         self._is_load_due = True
-        if self._load_timer is None:
+        if self._load_timer is None and not self._is_finished:
             self._load_timer = asyncio.get_running_loop().call_later(LOAD_LINGER_S, self._send_load)
 
     def repeat_load(self) -> None:
         """Send the load even if it has not changed."""
         self._sent_load = None
         self._is_load_due = True
-        self._outbox.wake()
+        self._stream.wake()
 
     def _send_load(self) -> None:
         self._load_timer = None
         if self._is_load_due:
-            self._outbox.wake()
+            self._stream.wake()
 
     def close(self) -> None:
         """End the Link once everything waiting has been sent."""
         self._is_closed = True
-        self._outbox.wake()
+        self._stream.wake()
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def on_closed(self) -> None:
+        """The gateway closed its side."""
+        self._finish("ok", "")
+
+    def on_lost(self, reason: str) -> None:
+        """The stream is gone."""
+        if not self._is_finished:
+            _log.info("link of %s is gone: %s", self.gateway, reason)
+            self._abandon()
+        if not self.over.done():
+            self.over.set_result(None)
 
     def _run_over(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
-            reason = f"the gateway does not read: more than {OUTBOX_BYTES >> 20} MiB wait for it"
-            self._refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        # In a turn of its own: an adapter is in the middle of what it says.
+        asyncio.get_running_loop().call_soon(
+            self._refuse,
+            "resource_exhausted",
+            f"the gateway does not read: more than {OUTBOX_BYTES >> 20} MiB wait for it",
+        )
+
+    def _refuse(self, status: str, reason: str) -> None:
+        if not self._is_finished:
             _log.warning("link of %s ended: %s", self.gateway, reason)
+            self._finish(status, reason)
+
+    def _finish(self, status: str, message: str) -> None:
+        self._abandon()
+        self._stream.finish(status, message)
+
+    def _abandon(self) -> None:
+        """Cancel the requests."""
+        self._is_finished = True
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+        for call in list(self._calls.values()):
+            call.abandon()
+        self._calls.clear()
 
     # ---- in -------------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        is_first = True
-        while True:
-            data = await self._context.read()
-            if data is grpc.aio.EOF:  # type: ignore[attr-defined]  # the gateway closed its side
+    def on_message(self, data: bytes) -> None:
+        """The gateway sent a frame."""
+        try:
+            self._read(data)
+        except WireError as error:
+            self._refuse("invalid_argument", f"that is no frame of a Link: {error}")
+        except Exception as error:
+            _log.exception("a frame of %s could not be handled", self.gateway)
+            self._refuse("internal", f"the Link failed: {error}")
+
+    def _read(self, data: bytes) -> None:
+        if self._is_finished:
+            return
+        frame = decode_gateway_frame(data)
+        if not self._has_hello:
+            version = None if frame.hello is None else frame.hello[1]
+            if frame.hello is None or version != PROTOCOL:
+                asked = "no hello" if version is None else f"version {version}"
+                reason = f"this engine speaks version {PROTOCOL} of the Link, the gateway sent {asked}"
+                self._refuse("failed_precondition", reason)
                 return
-            try:
-                frame = decode_gateway_frame(data)
-            except WireError as error:
-                self._refused = (grpc.StatusCode.INVALID_ARGUMENT, f"that is no frame of a Link: {error}")
-                return
-            if is_first:
-                is_first = False
-                version = None if frame.hello is None else frame.hello[1]
-                if frame.hello is None or version != PROTOCOL:
-                    asked = "no hello" if version is None else f"version {version}"
-                    reason = f"this engine speaks version {PROTOCOL} of the Link, the gateway sent {asked}"
-                    self._refused = (grpc.StatusCode.FAILED_PRECONDITION, reason)
-                    return
-                self.gateway = frame.hello[0] or "?"
-                _log.info("link opened", extra={"kv": {"gateway": self.gateway}})
-            for submit in frame.submits:
-                self._submit(submit)
-            for call_id in frame.cancels:
-                call = self._calls.pop(call_id, None)
-                if call is not None:
-                    call.abandon()
+            self._has_hello = True
+            self.gateway = frame.hello[0] or "?"
+            _log.info("link opened", extra={"kv": {"gateway": self.gateway}})
+        for submit in frame.submits:
+            self._submit(submit)
+        for call_id in frame.cancels:
+            call = self._calls.pop(call_id, None)
+            if call is not None:
+                call.abandon()
+        if len(self._outbox) > 2 * OPEN_CALLS:
+            self._refuse("resource_exhausted", f"the gateway does not read: {len(self._outbox)} answers wait for it")
 
     def _submit(self, submit: Submit) -> None:
         call_id, request_id = submit[0], submit[-1]
@@ -157,20 +183,24 @@ class Link:
 
     # ---- out ------------------------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
-        self._writer.hello(self._hello)
-        await self._context.write(self._writer.take())
-        while True:
-            await self._outbox.wait()
-            # One turn of the loop: what else this step says, the end of an answer above all, goes into the same frame.
-            await asyncio.sleep(0)
-            while frame := self._next_frame():
-                await self._context.write(frame)
-            if self._is_closed:
-                return
+    def take(self) -> bytes:
+        """The stream asks for the next frame; empty when nothing waits."""
+        if self._is_finished:
+            return b""
+        try:
+            frame = self._next_frame()
+        except Exception as error:
+            _log.exception("a frame for %s could not be made", self.gateway)
+            self._refuse("internal", f"the Link failed: {error}")
+            return b""
+        if frame:
+            if self._is_closed or len(self._outbox):
+                self._stream.wake()
+        elif self._is_closed:
+            self._finish("ok", "")
+        return frame
 
     def _next_frame(self) -> bytes:
-        """Put together what waits to be sent; empty when nothing does."""
         self._outbox.put(self._writer, FRAME_BYTES, self._ended)
         if self._is_load_due:
             self._put_load()

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xinf.core import log
 from xinf.core.errors import EngineDied, EngineStartFailed, Unavailable, XinfError
@@ -28,6 +29,9 @@ from xinf.engine.adapter import Adapter
 from xinf.engine.failure import failure_of, failure_with
 from xinf.engine.status import StatusFile
 from xinf.engine.watchdog import Pulse, Watchdog
+
+if TYPE_CHECKING:
+    from xinf.engine.server import EngineServer
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +112,7 @@ class Shim:
         self._stop = asyncio.Event()  # TERM, INT, or an engine that is lost
         self._stop_now = asyncio.Event()  # a second TERM or INT, or an engine that is lost
         self._has_ended = threading.Event()
+        self._server: EngineServer
         self._exit_status = EXIT_STOPPED
 
     async def run(self) -> int:
@@ -118,6 +123,7 @@ class Shim:
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, number)
+        server: EngineServer | None = None  # once it listens
         try:
             description = await self._adapter.open()
             self._status.describe(description)
@@ -127,12 +133,15 @@ class Shim:
                 service, listen=self._spec.listen, max_message_bytes=self._spec.max_message_bytes
             )
             await self._server.start()
+            server = self._server
             self._status.enter(Phase.WARMING)
             is_warm = await self._warm_up()
         except (Exception, SystemExit) as error:
             _log.error("the engine did not become ready", exc_info=error)
             cause = "warmup_failed" if self._status.phase is Phase.WARMING else "crashed"
             self._status.fail(failure_of(error, otherwise=cause))
+            if server is not None:
+                await server.stop(flush_s=0.0)
             await self._close_adapter()
             return EXIT_START_FAILED
         if is_warm:

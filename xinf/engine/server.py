@@ -1,8 +1,14 @@
-"""The gRPC server of a shim: EngineService, the standard health service, reflection, limits."""
+"""The server of a shim: EngineService, the standard health service, reflection, limits.
+
+Gateways' Links are served on the event loop, at the door; whatever else comes is passed on to gRPC's server on a Unix
+socket in a directory of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 from pathlib import Path
 
 import grpc
@@ -12,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from xinf.core.errors import EngineStartFailed
 from xinf.engine.service import SERVICE_NAME, EngineService, add_service
+from xinf.link import Door
 
 # A little under the second that the protocol promises.
 _LOAD_INTERVAL_S = 0.9
@@ -24,6 +31,13 @@ class EngineServer:
         self._service = service
         self._listen = listen
         self._ticker: asyncio.Task[None] | None = None
+        self._directory = Path(tempfile.mkdtemp(prefix="xinf-"))  # mode 0700
+        self._door = Door(
+            path=f"/{SERVICE_NAME}/Link",
+            make_listener=service.open_link,
+            behind=self._directory / "grpc",
+            max_message_bytes=max_message_bytes,
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the sync one
         self._server = grpc.aio.server(
             options=[
@@ -32,8 +46,6 @@ class EngineServer:
                 # Gateways ping idle Links to notice a dead engine; that is no offence.
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # A second shim on the same port must fail, not take half of the requests.
-                ("grpc.so_reuseport", 0),
             ]
         )
         add_service(service, self._server)
@@ -45,14 +57,17 @@ class EngineServer:
         """Listen, not serving yet. Raises: EngineStartFailed when the address cannot be had."""
         await self.set_serving(False)
         try:
-            self._server.add_insecure_port(self._listen)
-        except RuntimeError as error:
+            self._door.bind(self._listen)
+            self._server.add_insecure_port(f"unix:{self._directory}/grpc")
+        except (OSError, ValueError, RuntimeError) as error:
+            await self._close()
             raise EngineStartFailed(
                 f"cannot listen on {self._listen}: {error}",
                 remedy="see whether another process listens there",
                 cause="bad_arguments",
             ) from error
         await self._server.start()
+        await self._door.open()
         self._ticker = asyncio.create_task(self._repeat_load())
 
     async def set_serving(self, is_serving: bool) -> None:
@@ -68,8 +83,11 @@ class EngineServer:
         if self._ticker is not None:
             self._ticker.cancel()
         await self._server.stop(grace=0.2)
-        if self._listen.startswith("unix:"):
-            Path(self._listen.removeprefix("unix:")).unlink(missing_ok=True)
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._door.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _repeat_load(self) -> None:
         while True:

@@ -17,8 +17,9 @@ from xinf.core.errors import EngineError, Overloaded, XinfError, to_wire
 from xinf.core.records import Phase
 from xinf.engine.adapter import Adapter, EngineDescription
 from xinf.engine.call import Outbox
+from xinf.engine.contextstream import Context, ContextStream
 from xinf.engine.intake import Intake
-from xinf.engine.link import FRAME_BYTES, OUTBOX_BYTES, PROTOCOL, Context, Link
+from xinf.engine.link import FRAME_BYTES, OUTBOX_BYTES, PROTOCOL, Link, Stream
 from xinf.engine.status import StatusFile
 
 _log = logging.getLogger(__name__)
@@ -43,36 +44,38 @@ class EngineService(pb_grpc.EngineServiceServicer):
         self._intake = intake
         self._status = status
         self._drain = drain
-        self._links: dict[asyncio.Task[None], Link] = {}
+        self._links: set[Link] = set()
         adapter.on_step(self._load_changed)
 
     def repeat_load(self) -> None:
         """Tell every Link the load, changed or not."""
-        for link in self._links.values():
+        for link in self._links:
             link.repeat_load()
 
     async def close_links(self, timeout_s: float) -> None:
         """Send what waits on the Links, then end them."""
-        for link in self._links.values():
+        over = [link.over for link in self._links]
+        for link in list(self._links):
             link.close()
-        if self._links:
-            await asyncio.wait(list(self._links), timeout=timeout_s)
+        if over:
+            await asyncio.wait(over, timeout=timeout_s)
 
     def _load_changed(self) -> None:
-        for link in self._links.values():
+        for link in self._links:
             link.load_changed()
+
+    def open_link(self, stream: Stream) -> Link:
+        """Serve a gateway on a stream that it has opened."""
+        link = Link(self._intake, self._adapter, self._hello, stream)
+        self._links.add(link)
+        link.over.add_done_callback(lambda _: self._links.discard(link))
+        return link
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
     async def Link(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802
-        link = Link(self._intake, self._adapter, self._hello, context)
-        task = asyncio.current_task()
-        assert task is not None
-        self._links[task] = link
-        try:
-            await link.run()
-        finally:
-            del self._links[task]
+        stream = ContextStream(context)
+        await stream.run(self.open_link(stream))
 
     async def Generate(self, request: bytes, context: AnyContext) -> None:  # noqa: N802
         try:
@@ -80,9 +83,10 @@ class EngineService(pb_grpc.EngineServiceServicer):
         except WireError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"that is no request: {error}")
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        outbox = Outbox(OUTBOX_BYTES, lambda: None if over.done() else over.set_result(None))
+        woken = asyncio.Event()
+        outbox = Outbox(OUTBOX_BYTES, on_over=lambda: None if over.done() else over.set_result(None), wake=woken.set)
         call = self._intake.begin(submit, outbox)
-        writer = asyncio.create_task(_write_events(outbox, context))
+        writer = asyncio.create_task(_write_events(outbox, woken, context))
         try:
             await asyncio.wait({writer, over}, return_when=asyncio.FIRST_COMPLETED)
             if over.done():
@@ -213,11 +217,12 @@ class _Events:
         return [event.SerializeToString() for event in events]
 
 
-async def _write_events(outbox: Outbox, context: AnyContext) -> None:
+async def _write_events(outbox: Outbox, woken: asyncio.Event, context: AnyContext) -> None:
     """Send what one call says, as it says it, until its end."""
     events = _Events()
     while not events.has_end:
-        await outbox.wait()
+        await woken.wait()
+        woken.clear()
         while outbox.put(events, FRAME_BYTES, lambda _: None):
             for event in events.take():
                 await context.write(event)

@@ -8,5 +8,7 @@ the event loop; an owner hears once that its stream is over.
 """
 
 from xinf.link.client import ClientListener, ClientStream, open_stream
+from xinf.link.door import Door
+from xinf.link.server import ServerListener, ServerStream
 
-__all__ = ["ClientListener", "ClientStream", "open_stream"]
+__all__ = ["ClientListener", "ClientStream", "Door", "ServerListener", "ServerStream", "open_stream"]

@@ -78,7 +78,8 @@ def trailers(status: str, message: str) -> list[tuple[str, str]]:
     number = STATUS_NAMES.index(status if status in STATUS_NAMES else "unknown")
     found = [("grpc-status", str(number))]
     if message:
-        found.append(("grpc-message", quote(message.encode("utf-8", "replace"), safe=_UNQUOTED)))
+        # Cut, so that it fits into one frame whatever is in it.
+        found.append(("grpc-message", quote(message[:1000].encode("utf-8", "replace"), safe=_UNQUOTED)))
     return found
 
 

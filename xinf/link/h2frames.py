@@ -15,6 +15,7 @@ HEADER_BYTES = 9
 MIN_MAX_FRAME_BYTES = 16_384
 MAX_MAX_FRAME_BYTES = (1 << 24) - 1
 INITIAL_WINDOW_BYTES = 65_535
+INITIAL_TABLE_BYTES = 4096  # for header blocks
 MAX_WINDOW_BYTES = (1 << 31) - 1
 # Of a frame other than DATA, and of a header block with its continuations.
 MAX_CONTROL_BYTES = 64 << 10
@@ -84,6 +85,12 @@ class H2Fault(Exception):
 def header(n_bytes: int, kind: int, flags: int, stream_id: int) -> bytes:
     """The nine bytes in front of a payload."""
     return _HEADER.pack(n_bytes >> 8, n_bytes & 0xFF, kind, flags, stream_id)
+
+
+def read_header(data: bytes | bytearray, at: int) -> tuple[int, int, int, int]:
+    """Length of the payload, type, flags and stream of the nine bytes at `at`."""
+    high, low, kind, flags, stream_id = _HEADER.unpack_from(data, at)
+    return high << 8 | low, kind, flags, stream_id & 0x7FFF_FFFF
 
 
 def settings(values: dict[int, int]) -> bytes:

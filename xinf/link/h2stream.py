@@ -80,6 +80,7 @@ class H2Stream(asyncio.Protocol, ABC):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._is_over = False
+        self._is_deaf = False  # messages that come are passed over
         # Out.
         self._is_woken = False  # something waits at the listener
         self._turn: asyncio.Handle | None = None  # the next take
@@ -209,7 +210,7 @@ class H2Stream(asyncio.Protocol, ABC):
 
     def _stop(self) -> None:
         """Nothing goes in or out any more."""
-        self._is_over = True
+        self._is_over = self._is_deaf = True
         self._reader.stop()
         self._unsent = None
         self._begun = bytearray()
@@ -232,18 +233,18 @@ class H2Stream(asyncio.Protocol, ABC):
             self._count_idle()
 
     def on_data(self, data: bytes, at: int, end: int) -> None:
-        if self._is_discarding:
+        if self._is_discarding or self._is_deaf:
             return
         self._n_idle = 0
         while self._begun and at < end:
             at = self._continue(data, at, end)
-        while end - at >= _PREFIX_BYTES and not self._is_over:
+        while end - at >= _PREFIX_BYTES and not self._is_deaf:
             after = at + self._message_bytes(data, at)
             if after > end:
                 break
             self._listener.on_message(data[at + _PREFIX_BYTES : after])
             at = after
-        if at < end and not self._is_over:
+        if at < end and not self._is_deaf:
             self._wanted_bytes = self._message_bytes(data, at) if end - at >= _PREFIX_BYTES else _PREFIX_BYTES
             self._begun += memoryview(data)[at:end]
 
