@@ -1,9 +1,9 @@
-"""What does a request cost on a Link over grpc.aio, and over HTTP/2 on the event loop (xinf/gateway/h2stream.py)?
+"""What does a request cost on a Link over grpc.aio, and over HTTP/2 on the event loop (xinf/link), at either end?
 
-`python -m benchmarks.bench_link_transport [--repeats 5] [--seconds 0.5]`
+`python -m benchmarks.bench_link_transport [--repeats 5] [--seconds 0.5] [--transports h2 h2-native] [--closed]`
 
-Three processes: an engine that answers at once (grpc.aio server, our codec), a gateway for each transport that does
-nothing but pass 0.5 KB on (our codec), and the load: closed loops of 1, 64 and 256, and arrivals at a fixed rate. All
+Processes: two engines that answer at once (our codec; a grpc.aio server, and for `*-native` our server's end behind a
+Door), a gateway for each transport that does nothing but pass 0.5 KB on (our codec), and the load: closed loops of 1, 64 and 256, and arrivals at a fixed rate. All
 gateways are up, one is under load at a time, in rotated order. Read ratios, not absolute times. `h2-data` lets the
 next message go with anything the engine sends, however little waits; `h2-unpaced` sends in every turn of the loop,
 `h2-ping` when a PING behind the last message came back: what the Link's own pacing (`h2`) is compared with.
@@ -41,8 +41,8 @@ from xinf._fast.wire import (
     encode_head,
     encode_headers,
 )
-from xinf.gateway import h2frames as h2
-from xinf.gateway.h2stream import H2Stream
+from xinf.link import ClientStream, Door, ServerStream
+from xinf.link import h2frames as h2
 
 METHOD = "/xinf.engine.v1.EngineService/Link"
 HEADERS = [(b"content-type", b"application/json")]
@@ -50,10 +50,16 @@ BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 43
 ANSWER = b"y" * 300
 FRAME_BYTES = 4 << 20
 STATISTICS = b"statistics"
-TRANSPORTS = ("grpc.aio", "h2", "h2-data", "h2-unpaced", "h2-ping")
+TRANSPORTS = ("grpc.aio", "h2", "h2-data", "h2-unpaced", "h2-ping", "h2-native", "h2-unpaced-native")
+NATIVE = "-native"
 # Closed loops of so many, and arrivals per second, which need more connections than are ever busy.
 CLOSED, OPEN = (1, 64, 256), (1000, 4000, 10_000)
 N_OPEN_CONNECTIONS = 300
+
+
+def engine_of(transport: str) -> str:
+    """The process that serves it, also its socket."""
+    return "engine" + NATIVE * transport.endswith(NATIVE)
 
 
 # ---- engine --------------------------------------------------------------------------------------------------------
@@ -91,6 +97,37 @@ async def engine(directory: Path) -> None:
     server.add_insecure_port(f"unix:{directory}/engine")
     await server.start()
     await server.wait_for_termination()
+
+
+class Native:
+    """The same over our server's end."""
+
+    def __init__(self, stream: ServerStream) -> None:
+        self._stream = stream
+        self._frames = EngineFrameWriter()
+        self._block = encode_headers(HEADERS)
+
+    def on_message(self, data: bytes) -> None:
+        for submit in decode_gateway_frame(data).submits:
+            self._frames.start(submit[0], 200, self._block)
+            self._frames.chunk(submit[0], ANSWER)
+            self._frames.end(submit[0], 10, 0, 5, "", "", False, 0.0)
+        self._stream.wake()
+
+    def take(self) -> bytes:
+        return self._frames.take()
+
+    def on_closed(self) -> None:
+        self._stream.finish("ok", "")
+
+    def on_lost(self, reason: str) -> None: ...
+
+
+async def native_engine(directory: Path) -> None:
+    door = Door(path=METHOD, make_listener=Native, behind=directory / "engine", max_message_bytes=40 << 20)
+    door.bind(f"unix:{directory}/engine{NATIVE}")
+    await door.open()
+    await asyncio.Event().wait()
 
 
 # ---- gateway -------------------------------------------------------------------------------------------------------
@@ -152,7 +189,7 @@ async def connect_grpc(target: str, requests: Requests) -> list[asyncio.Task[Non
     return [asyncio.create_task(write()), asyncio.create_task(read())]
 
 
-class UnpacedStream(H2Stream):
+class UnpacedStream(ClientStream):
     """Opens the gate at once."""
 
     def _take(self) -> None:
@@ -161,7 +198,7 @@ class UnpacedStream(H2Stream):
         self._schedule()
 
 
-class PingStream(H2Stream):
+class PingStream(ClientStream):
     """Opens the gate when the engine's gRPC has acknowledged a PING behind the message, and not before."""
 
     def _send(self, message: bytes) -> None:
@@ -187,12 +224,13 @@ async def gateway(directory: Path, transport: str) -> None:
     if transport == "grpc.aio":
         _keep = await connect_grpc(f"unix:{directory}/engine", requests)
     else:
-        kinds = {"h2": H2Stream, "h2-data": H2Stream, "h2-unpaced": UnpacedStream, "h2-ping": PingStream}
-        kind = kinds[transport]
-        requests.goes_alone = transport != "h2"
+        kinds = {"h2": ClientStream, "h2-data": ClientStream, "h2-unpaced": UnpacedStream, "h2-ping": PingStream}
+        name = transport.removesuffix(NATIVE)
+        kind = kinds[name]
+        requests.goes_alone = name != "h2"
         loop = asyncio.get_running_loop()
         _, stream = await loop.create_unix_connection(
-            lambda: kind(METHOD, "localhost", requests, FRAME_BYTES), f"{directory}/engine"
+            lambda: kind(METHOD, "localhost", requests, FRAME_BYTES), f"{directory}/{engine_of(transport)}"
         )
         requests.wake = stream.wake
 
@@ -305,7 +343,7 @@ def sample(path: str, gateway_pid: int, engine_pid: int, cell: tuple[str, int], 
     }
 
 
-def measure(directory: Path, repeats: int, seconds: float) -> None:
+def measure(directory: Path, repeats: int, seconds: float, transports: list[str], cells: list[tuple[str, int]]) -> None:
     """Start everything, run the cells, print medians with their spread."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -321,14 +359,14 @@ def measure(directory: Path, repeats: int, seconds: float) -> None:
     samples: dict[tuple[tuple[str, int], str], list[dict[str, float]]] = {}
     try:
         start("engine", LOAD_CPU, "--role", "engine")
-        for name in TRANSPORTS:
+        start(f"engine{NATIVE}", LOAD_CPU, "--role", f"engine{NATIVE}")
+        for name in transports:
             start(name, GATEWAY_CPU, "--role", name)
-        cells = [("closed", n) for n in CLOSED] + [("open", n) for n in OPEN]
         for repeat in range(repeats):
             for cell in cells:
-                shift = repeat % len(TRANSPORTS)
-                for name in TRANSPORTS[shift:] + TRANSPORTS[:shift]:
-                    pids = processes[name].pid, processes["engine"].pid
+                shift = repeat % len(transports)
+                for name in transports[shift:] + transports[:shift]:
+                    pids = processes[name].pid, processes[engine_of(name)].pid
                     samples.setdefault((cell, name), []).append(sample(f"{directory}/{name}", *pids, cell, seconds))
     finally:
         for process in reversed(processes.values()):  # the engine last: a gateway that loses it says so
@@ -339,23 +377,28 @@ def measure(directory: Path, repeats: int, seconds: float) -> None:
         for key in found[0]:
             values = sorted(one[key] for one in found)
             figures.append(f"{key} {statistics.median(values):.1f} [{values[0]:.1f}-{values[-1]:.1f}]")
-        print(f"{cell[0]} {cell[1]:<5} {name:<11} {'  '.join(figures)}")
+        print(f"{cell[0]} {cell[1]:<5} {name:<17} {'  '.join(figures)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--role", choices=("engine", *TRANSPORTS), help=argparse.SUPPRESS)
+    parser.add_argument("--transports", nargs="+", choices=TRANSPORTS, default=list(TRANSPORTS))
+    parser.add_argument("--closed", action="store_true", help="closed loops only")
+    parser.add_argument("--role", choices=("engine", f"engine{NATIVE}", *TRANSPORTS), help=argparse.SUPPRESS)
     parser.add_argument("directory", nargs="?", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role == "engine":
         uvloop.run(engine(options.directory))
+    elif options.role == f"engine{NATIVE}":
+        uvloop.run(native_engine(options.directory))
     elif options.role:
         uvloop.run(gateway(options.directory, options.role))
     else:
         with tempfile.TemporaryDirectory(prefix="xl", dir="/tmp") as directory:
-            measure(Path(directory), options.repeats, options.seconds)
+            cells = [("closed", n) for n in CLOSED] + [("open", n) for n in OPEN] * (not options.closed)
+            measure(Path(directory), options.repeats, options.seconds, options.transports, cells)
 
 
 if __name__ == "__main__":

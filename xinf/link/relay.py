@@ -48,7 +48,10 @@ class Relay(asyncio.Protocol):
         if self.other._has_ended:
             self._close_both()
         elif (out := self.other.open_transport()) is not None:
-            out.write_eof()
+            try:
+                out.write_eof()
+            except OSError:  # asyncio's: the connection has been reset, which has not been read yet
+                out.abort()
             self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._abort_both)
         return True  # it can still be written to
 

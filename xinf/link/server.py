@@ -124,8 +124,9 @@ class ServerStream(H2Stream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._is_over:
+            reason = self._reason_of_loss(exc)
             self._stop()
-            self._tell(self._reason_of_loss(exc))
+            self._tell(reason)
         self._on_gone()
 
     def _conclude(self) -> None:
@@ -158,8 +159,11 @@ class ServerStream(H2Stream):
         transport = self._transport
         if not transport.is_closing():
             transport.write(frames + h2.goaway(code, max(STREAM, self._last_refused)))
-            transport.write_eof()
-            self._loop.call_later(CLOSE_S, transport.abort)
+            try:
+                transport.write_eof()
+                self._loop.call_later(CLOSE_S, transport.abort)
+            except OSError:  # asyncio's: the connection has been reset, which has not been read yet
+                transport.abort()
         self._tell(reason)
 
     def _tell(self, reason: str) -> None:
