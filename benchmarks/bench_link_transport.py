@@ -3,10 +3,11 @@
 `python -m benchmarks.bench_link_transport [--repeats 5] [--seconds 0.5] [--transports h2 h2-native] [--closed]`
 
 Processes: two engines that answer at once (our codec; a grpc.aio server, and for `*-native` our server's end behind a
-Door), a gateway for each transport that does nothing but pass 0.5 KB on (our codec), and the load: closed loops of 1, 64 and 256, and arrivals at a fixed rate. All
-gateways are up, one is under load at a time, in rotated order. Read ratios, not absolute times. `h2-data` lets the
-next message go with anything the engine sends, however little waits; `h2-unpaced` sends in every turn of the loop,
-`h2-ping` when a PING behind the last message came back: what the Link's own pacing (`h2`) is compared with.
+Door), a gateway for each transport that does nothing but pass 0.5 KB on (our codec), and the load: closed loops of 1,
+64 and 256, and arrivals at a fixed rate. All gateways are up, one is under load at a time, in rotated order. Read
+ratios, not absolute times. `h2-data` lets the next message go with anything the engine sends, however little waits;
+`h2-unpaced` sends in every turn of the loop, `h2-ping` when a PING behind the last message came back: what the Link's
+own pacing (`h2`) is compared with.
 """
 
 from __future__ import annotations

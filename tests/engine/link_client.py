@@ -58,6 +58,7 @@ def shim_spec(
     model: str = "sim",
     max_model_len: int | None = None,
     limits: dict[str, float] | None = None,
+    listen: str = "",
     **engine_args: Any,
 ) -> ShimSpec:
     """A spec of a sim engine listening in `directory`. `limits`: fields of ShimSpec (watchdog_timeout_s, ...)."""
@@ -67,7 +68,7 @@ def shim_spec(
         start_id="s-1",
         engine=engine,
         devices=("cpu",),
-        listen=f"unix:{directory}/e.sock",
+        listen=listen or f"unix:{directory}/e.sock",
         directory=str(directory),
         **(limits or {}),
     )

@@ -158,6 +158,8 @@ class Arrival(asyncio.Protocol):
 
     def _pass_on(self) -> None:
         self._leave()
+        if self._transport.is_closing():
+            return
         # At once: the relay begins in a turn of its own, and there is nowhere to put more.
         self._transport.pause_reading()
         self._door.pass_on(self._transport, bytes(self._opening.received), SettingsAck() if self._has_greeted else None)
