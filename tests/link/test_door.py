@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc.aio
 import pytest
-import uvloop
 
 from tests.engine.link_client import until
 from tests.link.h2_server import PATH, data, frame, message
@@ -298,33 +297,28 @@ def test_other_addresses_are_refused(wrong: str) -> None:
         address.bind(wrong)
 
 
-def test_connections_are_without_delay_and_watched() -> None:
-    """On uvloop, as in production: what the listening socket has is inherited."""
+async def test_connections_are_without_delay_and_watched() -> None:
+    """What the listening socket has is inherited."""
+    found: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
 
-    async def accepted() -> list[int]:
-        found: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+    class Looker(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            one = transport.get_extra_info("socket")
+            found.set_result(
+                [
+                    one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                    one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                ]
+            )
+            transport.close()
 
-        class Looker(asyncio.Protocol):
-            def connection_made(self, transport: Any) -> None:
-                one = transport.get_extra_info("socket")
-                found.set_result(
-                    [
-                        one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
-                        one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                        one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
-                    ]
-                )
-                transport.close()
-
-        (bound,) = address.bind("127.0.0.1:0")
-        server = await asyncio.get_running_loop().create_server(Looker, sock=bound)
-        _, writer = await asyncio.open_connection("127.0.0.1", bound.getsockname()[1])
-        options = await found
-        writer.close()
-        server.close()
-        return options
-
-    nodelay, keepalive, idle_s = uvloop.run(accepted())
+    (bound,) = address.bind("127.0.0.1:0")
+    server = await asyncio.get_running_loop().create_server(Looker, sock=bound)
+    _, writer = await asyncio.open_connection("127.0.0.1", bound.getsockname()[1])
+    nodelay, keepalive, idle_s = await found
+    writer.close()
+    server.close()
     assert nodelay
     assert keepalive
     assert idle_s == 30
@@ -340,22 +334,3 @@ async def test_closing_cuts_what_does_not_end_and_leaves_no_file(
         await door.talker()
     assert (await owner.wait_lost()).startswith("unavailable: the connection ")
     assert not (short_dir / "d.sock").exists()
-
-
-def test_a_door_serves_on_uvloop_as_well(short_dir: Path) -> None:
-    async def talk() -> None:
-        async with served(short_dir) as door:
-            for metadata in ((), (("xinf-dedicated", "1"),)):
-                options = [("grpc.use_local_subchannel_pool", 1)]
-                async with grpc.aio.insecure_channel(door.target, options=options) as channel:
-                    call = channel.stream_stream(PATH)(metadata=metadata)
-                    await call.write(bytes(3 << 20))
-                    assert await call.read() == bytes(3 << 20)
-            owner = Owner()
-            await owner.open(door.target)
-            owner.send(bytes(20 << 20), b"x")
-            assert await owner.wait_messages(2) == [bytes(20 << 20), b"x"]
-            (await door.talker(2)).stream.finish("aborted", "no")
-            assert await owner.wait_lost() == "aborted: no"
-
-    uvloop.run(talk())
