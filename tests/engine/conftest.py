@@ -36,7 +36,12 @@ class ServedShim:
         description = await self.adapter.open()
         info = engine_info(self.spec.replica, description)
         service = EngineService(info, self.adapter, self.intake, self.status, self.drain)
-        self.server = EngineServer(service, listen=self.spec.listen, max_message_bytes=self.spec.max_message_bytes)
+        self.server = EngineServer(
+            service,
+            listen=self.spec.listen,
+            directory=Path(self.spec.directory),
+            max_message_bytes=self.spec.max_message_bytes,
+        )
         await self.server.start()
         self.status.enter(Phase.READY)
         self.intake.open()

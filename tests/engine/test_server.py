@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from xinf._fast.wire import GatewayFrameWriter, decode_engine_frame, encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineStartFailed
-from xinf.engine import contextstream
+from xinf.engine import contextstream, server
 from xinf.link import ClientStream, open_stream
 
 BODY = b'{"model":"sim","prompt":"hello","max_tokens":3}'
@@ -115,22 +115,38 @@ async def test_a_gateways_link_is_refused_as_grpc_words_it(serve: Serve) -> None
     assert not shim.server._service._links
 
 
-async def test_a_stop_leaves_nothing_behind_and_a_second_shim_cannot_listen(
-    serve: Serve, short_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (short_dir / "t").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(short_dir / "t"))
+async def test_a_stop_leaves_nothing_behind_and_a_second_shim_cannot_listen(serve: Serve, short_dir: Path) -> None:
     shim = await serve()
-    (private,) = (short_dir / "t").iterdir()
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert stat.S_IMODE((short_dir / "grpc").stat().st_mode) == 0o700
     with pytest.raises(EngineStartFailed, match=r"cannot listen on unix:.*/e\.sock"):
         await serve()
-    assert [private] == list((short_dir / "t").iterdir())
+    async with LinkClient(shim.spec.listen):  # the first has lost nothing
+        pass
+    await shim.server.stop(flush_s=1.0)
+    assert not (short_dir / "grpc").exists()
+    assert not (short_dir / "e.sock").exists()
+
+
+async def test_what_a_killed_shim_left_is_used_again(serve: Serve, short_dir: Path) -> None:
+    (short_dir / "grpc").mkdir(mode=0o755)
+    for name in ("e.sock", "grpc/s"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(short_dir / name))
+    shim = await serve()
+    assert stat.S_IMODE((short_dir / "grpc").stat().st_mode) == 0o700
+    async with LinkClient(shim.spec.listen):
+        pass
+
+
+async def test_a_path_too_long_for_a_socket_is_a_temporary_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SOCKET_PATH_BYTES", 5)
+    shim = await serve()
+    private = shim.server._private
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
     async with LinkClient(shim.spec.listen):
         pass
     await shim.server.stop(flush_s=1.0)
-    assert not list((short_dir / "t").iterdir())
-    assert not (short_dir / "e.sock").exists()
+    assert not private.exists()
 
 
 async def test_a_port_is_served_and_not_shared(serve: Serve) -> None:

@@ -130,7 +130,10 @@ class Shim:
             info = engine_info(self._spec.replica, description)
             service = EngineService(info, self._adapter, self._intake, self._status, self._drain)
             self._server = EngineServer(
-                service, listen=self._spec.listen, max_message_bytes=self._spec.max_message_bytes
+                service,
+                listen=self._spec.listen,
+                directory=Path(self._spec.directory),
+                max_message_bytes=self._spec.max_message_bytes,
             )
             await self._server.start()
             server = self._server

@@ -1,12 +1,14 @@
 """The server of a shim: EngineService, the standard health service, reflection, limits.
 
 Gateways' Links are served on the event loop, at the door; whatever else comes is passed on to gRPC's server on a Unix
-socket in a directory of its own.
+socket in a private directory. That lies in the replica's own, so that what a killed shim leaves behind is used again by
+the next one and goes with the replica; only where its path would be too long for a socket it is a temporary one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,20 +24,24 @@ from xinf.link import Door
 
 # A little under the second that the protocol promises.
 _LOAD_INTERVAL_S = 0.9
+_SOCKET_PATH_BYTES = 107  # of sockaddr_un, less its NUL
 
 
 class EngineServer:
     """Listens on one address until stopped."""
 
-    def __init__(self, service: EngineService, *, listen: str, max_message_bytes: int) -> None:
+    def __init__(self, service: EngineService, *, listen: str, directory: Path, max_message_bytes: int) -> None:
+        """`directory`: the replica's."""
         self._service = service
         self._listen = listen
         self._ticker: asyncio.Task[None] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="xinf-"))  # mode 0700
+        self._private = directory / "grpc"
+        if len(os.fsencode(self._private / "s")) > _SOCKET_PATH_BYTES:
+            self._private = Path(tempfile.mkdtemp(prefix="xinf-"))
         self._door = Door(
             path=f"/{SERVICE_NAME}/Link",
             make_listener=service.open_link,
-            behind=self._directory / "grpc",
+            behind=self._private / "s",
             max_message_bytes=max_message_bytes,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know the sync one
@@ -57,10 +63,12 @@ class EngineServer:
         """Listen, not serving yet. Raises: EngineStartFailed when the address cannot be had."""
         await self.set_serving(False)
         try:
+            # First: who has the address has the directory.
             self._door.bind(self._listen)
-            self._server.add_insecure_port(f"unix:{self._directory}/grpc")
+            self._private.mkdir(mode=0o700, exist_ok=True)
+            self._private.chmod(0o700)
+            self._server.add_insecure_port(f"unix:{self._private}/s")
         except (OSError, ValueError, RuntimeError) as error:
-            await self._close()
             raise EngineStartFailed(
                 f"cannot listen on {self._listen}: {error}",
                 remedy="see whether another process listens there",
@@ -83,11 +91,8 @@ class EngineServer:
         if self._ticker is not None:
             self._ticker.cancel()
         await self._server.stop(grace=0.2)
-        await self._close()
-
-    async def _close(self) -> None:
         await self._door.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._private, ignore_errors=True)
 
     async def _repeat_load(self) -> None:
         while True:
