@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PROTO_TOOLS := .build/proto-tools
 export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
 
-TYPES := $(wildcard xinf/gateway/*.pxd)
+TYPES := $(wildcard xinf/gateway/*.pxd xinf/link/*.pxd)
 COMPILED_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd) $(TYPES) $(TYPES:.pxd=.py)
 
 # `make up`: what to serve and where; empty means xinf's own default.
@@ -74,4 +74,4 @@ fuzz: build
 	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 clean:
-	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so xinf/gateway/*.c xinf/gateway/*.so
+	rm -rf .build build dist *.egg-info xinf/_data xinf/_fast/*.c xinf/_fast/*.so xinf/gateway/*.c xinf/gateway/*.so xinf/link/*.c xinf/link/*.so

@@ -103,7 +103,8 @@ def extensions(sources: Iterable[Path], directives: Mapping[str, object]) -> lis
 leaves = sorted((ROOT / "xinf" / "_fast").glob("*.pyx"))
 # The request's path (ADR 0017): Python modules, compiled with the types that stand beside them. Not for the sanitizers,
 # which are to look at C of our own.
-compiled = [] if SANITIZE else [types.with_suffix(".py") for types in sorted((ROOT / "xinf" / "gateway").glob("*.pxd"))]
+types = [path for package in ("gateway", "link") for path in sorted((ROOT / "xinf" / package).glob("*.pxd"))]
+compiled = [] if SANITIZE else [path.with_suffix(".py") for path in types]
 
 setup(
     ext_modules=[*extensions(leaves, {}), *extensions(compiled, AS_PYTHON)],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import hpack
 
@@ -49,16 +49,16 @@ async def open_stream(
     """
     loop = asyncio.get_running_loop()
 
-    def make(authority: str) -> Callable[[], ClientStream]:
-        return lambda: ClientStream(path, authority, listener, max_message_bytes)
+    def make(authority: str) -> Callable[[], asyncio.Protocol]:
+        return lambda: cast(asyncio.Protocol, ClientStream(path, authority, listener, max_message_bytes))
 
     if target.startswith("unix:"):
         where = target.removeprefix("unix:")
-        return (await loop.create_unix_connection(make("localhost"), where))[1]
+        return cast(ClientStream, (await loop.create_unix_connection(make("localhost"), where))[1])
     host, colon, port = target.rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError(f"the target is {target!r}, must be unix:PATH or HOST:PORT")
-    return (await loop.create_connection(make(target), host.strip("[]"), int(port)))[1]
+    return cast(ClientStream, (await loop.create_connection(make(target), host.strip("[]"), int(port)))[1])
 
 
 class ClientStream(H2Stream):
@@ -169,7 +169,7 @@ class ClientStream(H2Stream):
     # ---- in ------------------------------------------------------------------------------------------------------
 
     def on_data(self, data: bytes, at: int, end: int) -> None:
-        super().on_data(data, at, end)
+        H2Stream.on_data(self, data, at, end)  # compiled, a method that is called directly has no super()
         # Behind the messages: what they ended counts for whether a next one is worthwhile.
         self._has_heard = True
         self._schedule()

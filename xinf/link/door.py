@@ -105,7 +105,7 @@ class Door:
             max_message_bytes=self._max_message_bytes,
             on_gone=partial(self.forget, transport),
         )
-        transport.set_protocol(stream)
+        transport.set_protocol(cast(asyncio.Protocol, stream))
         stream.connection_made(transport)
         stream.data_received(received[len(h2.PREFACE) :])
 

@@ -18,7 +18,6 @@ Source: RFC 9113; grpc/doc/PROTOCOL-HTTP2.md for the headers and the prefix of m
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from typing import Protocol, cast
 
 import hpack
@@ -69,8 +68,8 @@ class StreamLost(Exception):
     """The stream cannot go on; the text is the reason for the listener, "status: words"."""
 
 
-class H2Stream(asyncio.Protocol, ABC):
-    """An end of one stream."""
+class H2Stream:
+    """An end of one stream; an asyncio.Protocol, as which it is cast: a compiled class can have no Python base."""
 
     PEER = "the peer"  # in reasons
 
@@ -108,26 +107,26 @@ class H2Stream(asyncio.Protocol, ABC):
 
     # ---- what the ends do differently ----------------------------------------------------------------------------
 
-    @abstractmethod
     def _schedule(self) -> None:
         """Plan the next take, if one may be."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _on_header_list(self, headers: dict[str, str]) -> None:
         """A header block of `_header_stream` is complete. Raises: StreamLost, H2Fault."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _on_reset(self, code: int) -> None: ...
+    def _on_reset(self, code: int) -> None:
+        raise NotImplementedError
 
-    @abstractmethod
     def _on_fault(self, fault: h2.H2Fault) -> None:
         """The peer broke HTTP/2: end it."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _on_stream_lost(self, lost: StreamLost) -> None: ...
+    def _on_stream_lost(self, lost: StreamLost) -> None:
+        raise NotImplementedError
 
-    @abstractmethod
-    def on_data_end(self) -> None: ...
+    def on_data_end(self) -> None:
+        raise NotImplementedError
 
     # ---- out ---------------------------------------------------------------------------------------------------
 
@@ -197,6 +196,9 @@ class H2Stream(asyncio.Protocol, ABC):
             self._on_fault(fault)
         except StreamLost as lost:
             self._on_stream_lost(lost)
+
+    def eof_received(self) -> None:
+        """The peer closed its side: the connection ends."""
 
     def _reason_of_loss(self, exc: Exception | None) -> str:
         """For a connection that is gone."""

@@ -105,7 +105,7 @@ class ServerStream(H2Stream):
                 self._send(message)
 
     def _go_on(self) -> None:
-        super()._go_on()
+        H2Stream._go_on(self)  # compiled, a method that is called directly has no super()
         if self._ending is not None and self._unsent is None and not self._is_over:
             self._conclude()
 
