@@ -62,7 +62,7 @@ bench: build
 	  --override-ini="addopts=--import-mode=importlib --strict-markers --strict-config"
 	$(PY) -m benchmarks.bench_gateway $(BENCH)
 
-# xinf and other gateways on the same work, interleaved, about half an hour; renders benchmarks/README.md.
+# xinf and other gateways on the same work, interleaved, about 45 minutes; renders benchmarks/README.md.
 bench-peers: build
 	$(PY) -m benchmarks.bench_peers $(BENCH)
 
