@@ -63,16 +63,7 @@ async def _phase(stack: GatewayStack, *, kinds: tuple[str, ...], seconds: float)
     for outcome in await asyncio.gather(*around, return_exceptions=True):
         if isinstance(outcome, Exception):
             raise outcome
-    latencies = sorted(loop["latencies_ms"])
-    return {
-        "is_hostile": bool(kinds),
-        "n_requests": len(latencies),
-        "n_failed": len(loop["failures"]),
-        "failures": loop["failures"][:5],
-        "p50_ms": round(statistics.median(latencies), 2),
-        "p99_ms": round(latencies[int(len(latencies) * 0.99)], 2),
-        "rss_mib": rss,
-    }
+    return {"is_hostile": bool(kinds), **loop, "rss_mib": rss}
 
 
 async def _soak(stack: GatewayStack, *, kinds: tuple[str, ...], seconds: float, repeats: int) -> list[dict[str, Any]]:
