@@ -39,7 +39,7 @@ class InstantLink:
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
 
-    def submit(self, submission: Submission, chain: bytes, sink: Sink) -> int:
+    def submit(self, submission: Submission, sink: Sink) -> int:
         self.sinks.append(sink)
         return len(self.sinks)
 

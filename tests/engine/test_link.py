@@ -264,7 +264,7 @@ async def test_hostile_frames_are_answered_or_ignored(serve: Serve) -> None:
             ("POST", "/v1/chat/completions?" + "x" * 100_000, b'{"messages":[{"role":"u","content":"\\ud800"}]}', []),
         ]  # fmt: skip
         for method, path, body, headers in garbage:
-            answer = await link.ask(method, path, body, headers=headers, priority=-(2**31), chain=b"123")
+            answer = await link.ask(method, path, body, headers=headers, priority=-(2**31))
             assert answer.end.error == ""
             assert answer.status in (200, 400, 404)
         await link.wait(lambda: running.ends, "the end of the first")

@@ -7,7 +7,7 @@ import zlib
 
 from google.protobuf.message import DecodeError
 
-from tests.fast.test_wire import DECODERS, STRICTER, pb_submit, random_message, submit_of
+from tests.fast.test_wire import DECODERS, STRICTER, pb_submit, random_message, residency_of, submit_of
 from tests.fuzz.target import expect, same
 from xinf._fast import wire as wire_module
 from xinf._fast.wire import (
@@ -79,7 +79,7 @@ class WireTarget:
         found = expected = None
         try:
             found = ours(data)
-        except (WireError, DecodeError) as error:  # DecodeError: of EngineInfo and Residency, which are not looked into
+        except (WireError, DecodeError) as error:  # DecodeError: of EngineInfo, which is not looked into
             refusal = error
         try:
             expected = theirs(data)
@@ -118,8 +118,12 @@ class WireTarget:
                 gateway.hello(*frame.hello)
             for fields in frame.submits:
                 gateway.submit(fields[0], encode_head(*fields[1:4]), *fields[4:])
-            submits = [submit_of(submit) for submit in pb.GatewayFrame.FromString(gateway.take(1 << 40)).submits]
+            if frame.resync:
+                gateway.resync()
+            written_frame = pb.GatewayFrame.FromString(gateway.take(1 << 40))
+            submits = [submit_of(submit) for submit in written_frame.submits]
             same(submits, frame.submits, "submits written")
+            same(written_frame.resync, frame.resync, "resync written")
             same(len(gateway), 0, "items left")
         elif kind == "engine":
             self.check_engine_writing(data)
@@ -133,6 +137,8 @@ class WireTarget:
             engine.chunk(number, chunk)
         for end in frame.ends:
             engine.end(*end)
+        if frame.residency is not None and 2 * len(frame.residency[3]) == len(frame.residency[2]):
+            engine.residency(*frame.residency)
         n_bytes = engine.n_bytes
         written = engine.take()
         same(n_bytes, len(written), "n_bytes")
@@ -140,3 +146,5 @@ class WireTarget:
         same([(chunk.id, chunk.data) for chunk in again.chunks], frame.chunks, "chunks written")
         same([end.id for end in again.ends], [end[0] for end in frame.ends], "ends written")
         same([start.status for start in again.starts], [start[1] for start in frame.starts], "starts written")
+        if again.HasField("residency"):
+            same(residency_of(again.residency), frame.residency, "residency written")

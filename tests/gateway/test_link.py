@@ -76,7 +76,7 @@ class Asking:
 
 
 def submit(link: Link, body: str | bytes, sink: Recorder) -> int:
-    return link.submit(Asking(body if isinstance(body, bytes) else body.encode()), b"", sink)
+    return link.submit(Asking(body if isinstance(body, bytes) else body.encode()), sink)
 
 
 @pytest.fixture

@@ -21,13 +21,11 @@ from xinf.router import Choice, Router, RouterSettings
 CHUNK_BYTES = 16  # the least, so that chains are long
 
 
-def router_of(n: int, *, index_max_bytes: int = 64 << 20, wants_chain: bool = False) -> Router:
+def router_of(n: int, *, index_max_bytes: int = 64 << 20) -> Router:
     settings = RouterSettings(index_max_bytes=index_max_bytes, chunk_bytes=CHUNK_BYTES, prior_bytes_per_token=1.0)
     router = Router(settings, clock=FakeClock(), turn=0)
     for i in range(n):
-        router.set_replica(
-            f"r{i}", model="m", policy=RoutingPolicy.AUTO, block_tokens=1, is_ready=True, wants_chain=wants_chain
-        )
+        router.set_replica(f"r{i}", model="m", policy=RoutingPolicy.AUTO, block_tokens=1, is_ready=True)
     return router
 
 
@@ -191,9 +189,3 @@ def n_shared(one: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
     return low
-
-
-def test_only_a_replica_that_wants_it_gets_the_whole_chain() -> None:
-    body = text("c" * 5000)
-    assert serve(router_of(1), body).chain == b""
-    assert serve(router_of(1, wants_chain=True), body).chain == body.chain(1, 0, CHUNK_BYTES)

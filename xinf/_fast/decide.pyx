@@ -7,8 +7,7 @@
 
 A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and index know
 replicas by. Buffers are kept from one request to the next. Of a prompt's chunks the index is asked for and holds a few,
-its marks (marks.pxd: at most some hundred); a `Choice` keeps theirs until it ends, 12 bytes each. The whole chain is kept
-only for replicas that want it with each request.
+its marks (marks.pxd: at most some hundred); a `Choice` keeps theirs until it ends, 12 bytes each.
 
 Positions in the index are tokens: first estimated from the model's bytes per token, then set right by the usage of the
 answer. The second walk over the marks is left out when the index knows the end of the prompt well enough.
@@ -62,7 +61,6 @@ cdef struct Record:  # of one row: how predictions came out
     uint64_t cached_tokens
     uint64_t index_failures
     uint8_t has_index
-    uint8_t wants_chain
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
@@ -121,7 +119,6 @@ cdef class Choice:
     cdef readonly int64_t handle  # of the reservation
     cdef readonly str reason  # "prefix", "load", "round_robin", "session"
     cdef readonly double chosen_s
-    cdef readonly bytes chain  # of all chunks; empty unless the replica wants it
     cdef readonly uint32_t n_marks  # of the prompt
     cdef readonly uint32_t n_hits  # marks up to the furthest one that the replica holds
     cdef readonly uint32_t matched_tokens  # up to there
@@ -144,7 +141,6 @@ cdef class Choice:
         self.handle = handle
         self.reason = reason
         self.chosen_s = chosen_s
-        self.chain = b""
         self.prompt_tokens = 1
         self.begun_s = NAN
 
@@ -275,7 +271,7 @@ cdef class Decider:
 
     def _enter(
         self, str replica_id not None, str model not None, policy: int, *, block_tokens: int, max_running: int,
-        is_ready: bool, wants_chain: bool = False,
+        is_ready: bool,
     ) -> None:
         """Enter a replica, or say what changed. Raises: MemoryError."""
         cdef uint32_t row
@@ -293,7 +289,6 @@ cdef class Decider:
             # Its Link is going or gone: what the engine said last, and its submit ids, no longer hold.
             self.ledger.forget_report(row)
         self.ledger.set_ready(row, is_ready)
-        self.records[row].wants_chain = wants_chain
 
     cdef object add(self, str replica_id, str model, block_tokens, max_running):
         cdef Group group
@@ -548,11 +543,6 @@ cdef class Decider:
             choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
             if choice.predicted_cached_tokens and choice.reason == "load":
                 choice.reason = "prefix"
-        if self.records[row].wants_chain and choice.n_marks:
-            try:
-                choice.chain = PyBytes_FromStringAndSize(<char *>self.sink.hashes, self.sink.n * sizeof(uint64_t))
-            except MemoryError:
-                pass  # the engine makes less of the request, no more
         self.hold(choice, choice.prompt_tokens, choice.n_hits)
         return 0
 

@@ -116,9 +116,11 @@ cdef inline bint read_float(Reader *r, float *out) noexcept nogil:
 cdef inline bint read_field(Reader *r, Field *field, const char *types, uint32_t n_known) noexcept nogil:
     """Read the field at r.p, which is before the end.
 
-    `types`: the wire types of fields 1 to `n_known`, a digit each; `*` is a repeated fixed64, packed or not.
+    `types`: the wire types of fields 1 to `n_known`, a digit each. `*` is a repeated fixed64, packed or not, `+` a
+    repeated fixed32, `?` one that is reserved: unknown.
     """
     cdef uint32_t tag
+    cdef char type
     field.start = r.p
     field.span.p = r.p
     field.span.n = 0
@@ -129,11 +131,15 @@ cdef inline bint read_field(Reader *r, Field *field, const char *types, uint32_t
     field.number = tag >> 3
     if field.number > n_known:
         field.number = 0
-    elif types[field.number - 1] == c'*':
-        if field.wire_type != FIXED64 and field.wire_type != LENGTH:
+    else:
+        type = types[field.number - 1]
+        if type == c'?':
+            field.number = 0
+        elif <uint32_t>(type - c'0') != field.wire_type and not (
+            (type == c'*' and (field.wire_type == FIXED64 or field.wire_type == LENGTH))
+            or (type == c'+' and (field.wire_type == FIXED32 or field.wire_type == LENGTH))
+        ):
             return fail(r, "wrong wire type")
-    elif <uint32_t>(types[field.number - 1] - c'0') != field.wire_type:
-        return fail(r, "wrong wire type")
     if field.wire_type == LENGTH:
         return read_span(r, &field.span)
     if field.wire_type == VARINT:

@@ -9,7 +9,8 @@ repeat: a block that was seen lately is recognised by its bytes, and its list is
 
 Accepted: every frame that protobuf writes; unknown fields are skipped, of duplicates the last wins, a message that comes
 twice is merged, repeated fields stand in any order. Stricter than protobuf: a known field of a wrong wire type, a group
-and a varint of more than 64 bits are errors. EngineInfo and Residency stay bytes, unread.
+and a varint of more than 64 bits are errors. EngineInfo stays bytes, unread; the arrays of a Residency are bytes as well,
+each copied out once, to be read where they are needed.
 
 Written: fields in order and without defaults, so the bytes are those of protobuf's SerializeToString.
 """
@@ -20,14 +21,17 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memmove
+from libc.string cimport memcmp, memmove, memset
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
 from xinf._fast.protowire cimport (
-    LENGTH, Field, Reader, Span, bytes_size, message_size, number_size, put_bytes, put_fixed64, put_float, put_length,
-    put_number, put_raw, read_field, read_fixed64, read_span, read_tag,
+    LENGTH, Field, Reader, Span, bytes_size, message_size, number_size, put_bytes, put_fixed64, put_float,
+    put_length, put_number, put_raw, read_field, read_fixed64, read_span, read_tag,
+)
+from xinf._fast.residencywire cimport (
+    ADDED, N_RESIDENCY_FIELDS, REMOVED, Residency, copy_arrays, item_bytes, put_residency, residency_size, residency_types,
 )
 
 cdef extern from "Python.h":
@@ -171,11 +175,13 @@ cdef list end_headers(const Span *block, list before, const Reader *r):
 cdef class EngineFrame:
     """What an engine said at once. Repeated fields are in the order of the wire.
 
-    hello, residency  serialized EngineInfo and Residency, None when absent
-    starts            (id, status, headers)
-    chunks            (id, data)
-    ends              (id, prompt, cached, completion tokens, error, message, retryable, queued_s)
-    load              the fields of Load in order, None when absent
+    hello      serialized EngineInfo, None when absent
+    starts     (id, status, headers)
+    chunks     (id, data)
+    ends       (id, prompt, cached, completion tokens, error, message, retryable, queued_s)
+    load       the fields of Load in order, None when absent
+    residency  (sequence, cleared, added, tokens, removed, state, is_partial), None when absent; the arrays are bytes of
+               little-endian uint64, `tokens` of uint32, and need not be of one length
     """
 
     cdef readonly bytes hello
@@ -183,7 +189,7 @@ cdef class EngineFrame:
     cdef readonly list chunks
     cdef readonly list ends
     cdef readonly tuple load
-    cdef readonly bytes residency
+    cdef readonly tuple residency
 
     def __cinit__(self):
         self.starts = []
@@ -266,6 +272,46 @@ cdef int read_load(const Reader *outer, const Span *message, uint64_t *fields) e
     return 0
 
 
+cdef str measure_residency(const Reader *outer, const Span *message, Residency *out, str state):
+    """Read a Residency over what `out` holds, but for its arrays, whose bytes are counted. Gives the state."""
+    cdef Reader r
+    cdef Field field
+    open_span(&r, outer, message)
+    while next_field(&r, &field, residency_types(), N_RESIDENCY_FIELDS):
+        if ADDED <= field.number <= REMOVED:
+            if field.wire_type != LENGTH:
+                field.span.n = item_bytes(field.number)
+            elif field.span.n % item_bytes(field.number):
+                raise fault_of(&r, "number beyond the end")
+            out.arrays[field.number - ADDED].n += field.span.n
+        elif field.number == 1:
+            out.sequence = field.value
+        elif field.number == 2:
+            out.cleared = field.value != 0
+        elif field.number == 8:
+            state = text_of(&r, &field.span)
+        elif field.number == 9:
+            out.is_partial = field.value != 0
+    return state
+
+
+cdef tuple read_residency(bytes data, Residency *sizes, str state):
+    """Make the tuple of all Residency fields of a frame, which were measured: merged, as protobuf does."""
+    cdef Reader r
+    cdef Field field
+    cdef bytes added = new_bytes(sizes.arrays[0].n)
+    cdef bytes tokens = new_bytes(sizes.arrays[1].n)
+    cdef bytes removed = new_bytes(sizes.arrays[2].n)
+    sizes.to[0] = room(added)
+    sizes.to[1] = room(tokens)
+    sizes.to[2] = room(removed)
+    open_all(&r, data)
+    while next_field(&r, &field, b"222222", 6):
+        if field.number == 6:
+            copy_arrays(&field.span, sizes)
+    return sizes.sequence, bool(sizes.cleared), added, tokens, removed, state, bool(sizes.is_partial)
+
+
 cdef inline bytes add_message(bytes before, const Span *span):
     """Two serialized messages in a row are what the two of them, merged, would be."""
     return bytes_of(span) if before is None else before + bytes_of(span)
@@ -280,7 +326,10 @@ def decode_engine_frame(data: bytes) -> EngineFrame:
     cdef Reader r
     cdef Field field
     cdef bint has_load = 0
+    cdef bint has_residency = 0
     cdef uint64_t[LOAD_FIELDS] load
+    cdef Residency residency
+    cdef str state = ""
     load[:] = [0, 0, 0, 0, 0, 0]
     open_all(&r, data)
     while next_field(&r, &field, b"222222", 6):
@@ -296,7 +345,12 @@ def decode_engine_frame(data: bytes) -> EngineFrame:
         elif field.number == 1:
             frame.hello = add_message(frame.hello, &field.span)
         elif field.number == 6:
-            frame.residency = add_message(frame.residency, &field.span)
+            if not has_residency:
+                memset(&residency, 0, sizeof(Residency))
+            has_residency = 1
+            state = measure_residency(&r, &field.span, &residency, state)
+    if has_residency:
+        frame.residency = read_residency(data, &residency, state)
     if has_load:
         frame.load = (<uint32_t>load[0], <uint32_t>load[1], load[2], load[3], load[4], load[5])
     return frame
@@ -347,13 +401,15 @@ cdef class GatewayFrame:
     """What a gateway said at once. Repeated fields are in the order of the wire.
 
     hello    (gateway, version, wants_residency), None when absent
-    submits  (id, method, path, headers, body, chain, priority, timeout_ms, trace, request_id)
+    submits  (id, method, path, headers, body, priority, timeout_ms, trace, request_id)
     cancels  ids
+    resync   whether it asks for the residency from its start
     """
 
     cdef readonly tuple hello
     cdef readonly list submits
     cdef readonly list cancels
+    cdef readonly bint resync
 
     def __cinit__(self):
         self.submits = []
@@ -363,7 +419,7 @@ cdef class GatewayFrame:
 cdef tuple read_submit(const Reader *outer, const Span *message):
     cdef Reader r
     cdef Field field
-    cdef Span body, chain
+    cdef Span body
     cdef Span block  # of headers that follow each other; n is 0 before the first one
     cdef uint64_t id = 0
     cdef int32_t priority = 0
@@ -371,9 +427,9 @@ cdef tuple read_submit(const Reader *outer, const Span *message):
     cdef str method = "", path = "", trace = "", request_id = ""
     cdef list before = NO_HEADERS
     open_span(&r, outer, message)
-    block.n = body.n = chain.n = 0
-    body.p = chain.p = r.p
-    while next_field(&r, &field, b"1222220022", 10):
+    block.n = body.n = 0
+    body.p = r.p
+    while next_field(&r, &field, b"12222?0022", 10):
         if field.number == 1:
             id = field.value
         elif field.number == 2:
@@ -384,8 +440,6 @@ cdef tuple read_submit(const Reader *outer, const Span *message):
             before = add_header(&block, before, &r, &field)
         elif field.number == 5:
             body = field.span
-        elif field.number == 6:
-            chain = field.span
         elif field.number == 7:
             priority = <int32_t><uint32_t>field.value
         elif field.number == 8:
@@ -395,8 +449,7 @@ cdef tuple read_submit(const Reader *outer, const Span *message):
         elif field.number == 10:
             request_id = text_of(&r, &field.span)
     return (
-        id, method, path, end_headers(&block, before, &r), bytes_of(&body), bytes_of(&chain), priority, timeout_ms,
-        trace, request_id,
+        id, method, path, end_headers(&block, before, &r), bytes_of(&body), priority, timeout_ms, trace, request_id,
     )  # fmt: skip
 
 
@@ -440,7 +493,7 @@ def decode_gateway_frame(data: bytes) -> GatewayFrame:
     cdef Reader r
     cdef Field field
     open_all(&r, data)
-    while next_field(&r, &field, b"22*", 3):
+    while next_field(&r, &field, b"22*0", 4):
         if field.number == 2:
             frame.submits.append(read_submit(&r, &field.span))
         elif field.number == 3 and field.wire_type == LENGTH:
@@ -449,10 +502,12 @@ def decode_gateway_frame(data: bytes) -> GatewayFrame:
             frame.cancels.append(field.value)
         elif field.number == 1:
             frame.hello = read_hello(&r, &field.span, frame.hello)
+        elif field.number == 4:
+            frame.resync = field.value != 0
     return frame
 
 
-def decode_submit(data: bytes) -> tuple[int, str, str, list[tuple[bytes, bytes]], bytes, bytes, int, int, str, str]:
+def decode_submit(data: bytes) -> tuple[int, str, str, list[tuple[bytes, bytes]], bytes, int, int, str, str]:
     """Read a serialized Submit, in the shape of `GatewayFrame.submits`.
 
     Raises: WireError when it is none.
@@ -530,36 +585,32 @@ cdef struct Submit:
     size_t n_bytes  # of the message
     Span head
     Span body
-    Span chain
     Span trace
     Span request_id
     uint64_t priority  # as its varint: sign-extended
     uint32_t timeout_ms
-    PyObject *owners[5]  # of the spans
+    PyObject *owners[4]  # of the spans
 
 
 cdef int fill_submit(
-    Submit *s, uint64_t id, bytes head, bytes body, bytes chain, int32_t priority, uint32_t timeout_ms, str trace,
-    str request_id,
+    Submit *s, uint64_t id, bytes head, bytes body, int32_t priority, uint32_t timeout_ms, str trace, str request_id,
 ) except -1:
     """Describe a Submit. The references in it are borrowed."""
     s.id = id
     span_of_bytes(head, &s.head)
     span_of_bytes(body, &s.body)
-    span_of_bytes(chain, &s.chain)
     span_of_text(trace, &s.trace)
     span_of_text(request_id, &s.request_id)
     s.priority = <uint64_t>priority
     s.timeout_ms = timeout_ms
     s.n_bytes = (
-        (9 if id else 0) + s.head.n + bytes_size(s.body.n) + bytes_size(s.chain.n) + number_size(s.priority)
-        + number_size(timeout_ms) + bytes_size(s.trace.n) + bytes_size(s.request_id.n)
+        (9 if id else 0) + s.head.n + bytes_size(s.body.n) + number_size(s.priority) + number_size(timeout_ms)
+        + bytes_size(s.trace.n) + bytes_size(s.request_id.n)
     )  # fmt: skip
     s.owners[0] = <PyObject *>head
     s.owners[1] = <PyObject *>body
-    s.owners[2] = <PyObject *>chain
-    s.owners[3] = <PyObject *>trace
-    s.owners[4] = <PyObject *>request_id
+    s.owners[2] = <PyObject *>trace
+    s.owners[3] = <PyObject *>request_id
     return 0
 
 
@@ -567,7 +618,6 @@ cdef uint8_t *put_submit(uint8_t *p, const Submit *s) noexcept nogil:
     p = put_fixed64(p, 1, s.id)
     p = put_raw(p, s.head.p, s.head.n)
     p = put_bytes(p, 5, s.body.p, s.body.n)
-    p = put_bytes(p, 6, s.chain.p, s.chain.n)
     p = put_number(p, 7, s.priority)
     p = put_number(p, 8, s.timeout_ms)
     p = put_bytes(p, 9, s.trace.p, s.trace.n)
@@ -575,15 +625,15 @@ cdef uint8_t *put_submit(uint8_t *p, const Submit *s) noexcept nogil:
 
 
 def encode_submit(
-    uint64_t id, bytes head not None, bytes body not None, bytes chain not None, int32_t priority, uint32_t timeout_ms,
-    str trace not None, str request_id not None,
+    uint64_t id, bytes head not None, bytes body not None, int32_t priority, uint32_t timeout_ms, str trace not None,
+    str request_id not None,
 ) -> bytes:
     """Make one Submit. `head`: of `encode_head`; `timeout_ms`: 0 for none.
 
     Raises: ValueError for a lone surrogate, OverflowError for a number that its field cannot hold.
     """
     cdef Submit s
-    fill_submit(&s, id, head, body, chain, priority, timeout_ms, trace, request_id)
+    fill_submit(&s, id, head, body, priority, timeout_ms, trace, request_id)
     cdef bytes out = new_bytes(s.n_bytes)
     cdef uint8_t *end = put_submit(room(out), &s)
     assert end == room(out) + s.n_bytes
@@ -602,6 +652,7 @@ cdef class GatewayFrameWriter:
     cdef uint64_t *cancels
     cdef size_t n_cancels
     cdef size_t cancel_capacity
+    cdef bint wants_resync
 
     def __dealloc__(self):
         self.release(self.n_submits)
@@ -612,7 +663,7 @@ cdef class GatewayFrameWriter:
         """Let the first n submits go."""
         cdef size_t i, k
         for i in range(n):
-            for k in range(5):
+            for k in range(4):
                 Py_DECREF(<object>self.submits[i].owners[k])
         self.n_submits -= n
         if self.n_submits:
@@ -627,8 +678,8 @@ cdef class GatewayFrameWriter:
         self.greeting = message
 
     def submit(
-        self, uint64_t id, bytes head not None, bytes body not None, bytes chain not None, int32_t priority,
-        uint32_t timeout_ms, str trace not None, str request_id not None,
+        self, uint64_t id, bytes head not None, bytes body not None, int32_t priority, uint32_t timeout_ms,
+        str trace not None, str request_id not None,
     ) -> None:
         """Queue a request; what is given is kept, not copied. See `encode_submit`.
 
@@ -636,10 +687,10 @@ cdef class GatewayFrameWriter:
         """
         cdef Submit s
         cdef size_t k
-        fill_submit(&s, id, head, body, chain, priority, timeout_ms, trace, request_id)
+        fill_submit(&s, id, head, body, priority, timeout_ms, trace, request_id)
         if self.n_submits == self.submit_capacity:
             grow(<void **>&self.submits, &self.submit_capacity, sizeof(Submit))
-        for k in range(5):
+        for k in range(4):
             Py_INCREF(<object>s.owners[k])
         self.submits[self.n_submits] = s
         self.n_submits += 1
@@ -652,7 +703,7 @@ cdef class GatewayFrameWriter:
         cdef size_t i, k
         for i in range(self.n_submits):
             if self.submits[i].id == id:
-                for k in range(5):
+                for k in range(4):
                     Py_DECREF(<object>self.submits[i].owners[k])
                 self.n_submits -= 1
                 memmove(&self.submits[i], &self.submits[i + 1], (self.n_submits - i) * sizeof(Submit))
@@ -662,8 +713,12 @@ cdef class GatewayFrameWriter:
         self.cancels[self.n_cancels] = id
         self.n_cancels += 1
 
+    def resync(self) -> None:
+        """Ask for the residency from its start; once a frame."""
+        self.wants_resync = 1
+
     def __len__(self) -> int:
-        return <Py_ssize_t>(self.n_submits + self.n_cancels + (self.greeting is not None))
+        return <Py_ssize_t>(self.n_submits + self.n_cancels + self.wants_resync + (self.greeting is not None))
 
     def take(self, uint64_t max_bytes) -> bytes:
         """Take a frame: all cancels, and as many submits as fit `max_bytes` of bodies, but one at least.
@@ -681,7 +736,7 @@ cdef class GatewayFrameWriter:
                 break
             size += message_size(self.submits[n].n_bytes)
             n += 1
-        size += bytes_size(self.n_cancels * 8)
+        size += bytes_size(self.n_cancels * 8) + number_size(self.wants_resync)
         if self.greeting is not None:
             span_of_bytes(self.greeting, &hello)
             size += message_size(hello.n)
@@ -691,8 +746,9 @@ cdef class GatewayFrameWriter:
             p = put_raw(put_length(p, 1, hello.n), hello.p, hello.n)
         for i in range(n):
             p = put_submit(put_length(p, 2, self.submits[i].n_bytes), &self.submits[i])
-        p = put_bytes(p, 3, self.cancels, self.n_cancels * 8)
+        p = put_number(put_bytes(p, 3, self.cancels, self.n_cancels * 8), 4, self.wants_resync)
         assert p == room(out) + size
+        self.wants_resync = 0
         self.greeting = None
         self.n_cancels = 0
         self.release(n)
@@ -700,6 +756,7 @@ cdef class GatewayFrameWriter:
 
     def clear(self) -> None:
         """Forget what waits."""
+        self.wants_resync = 0
         self.greeting = None
         self.n_cancels = 0
         self.release(self.n_submits)
@@ -724,6 +781,7 @@ cdef class EngineFrameWriter:
     """What waits to be sent to a gateway. Everything is O(1) but `take`."""
 
     cdef bytes info
+    cdef bytes residency_message
     cdef Scratch starts
     cdef Scratch ends
     cdef Chunk *chunks
@@ -747,10 +805,13 @@ cdef class EngineFrameWriter:
         self.n_chunks = self.n_chunk_bytes = self.n_items = 0
         self.starts.n_bytes = self.ends.n_bytes = 0
         self.has_load = 0
-        self.info = None
+        self.info = self.residency_message = None
 
     def hello(self, bytes info not None) -> None:
-        """Introduce the engine by its serialized EngineInfo; a second one before `take` replaces the first."""
+        """Say what the engine is by its serialized EngineInfo, at first and whenever it has changed.
+
+        A second one before `take` replaces the first.
+        """
         self.n_items += self.info is None
         self.info = info
 
@@ -815,6 +876,32 @@ cdef class EngineFrameWriter:
         self.report[4] = kv_blocks_total
         self.report[5] = last_submit
 
+    def residency(
+        self, uint64_t sequence, bint cleared, bytes added not None, bytes tokens not None, bytes removed not None,
+        str state not None, bint is_partial,
+    ) -> None:
+        """Put a Residency into the frame. `added`, `removed`: uint64 each; `tokens`: uint32, as many as `added`.
+
+        Raises: ValueError for a second one before `take` (merged, they would be another one), for arrays that do not fit
+        each other, for a lone surrogate.
+        """
+        cdef Residency residency
+        if self.residency_message is not None:
+            raise ValueError("a frame carries one Residency")
+        if len(added) % 8 or len(tokens) * 2 != len(added) or len(removed) % 8:
+            raise ValueError(f"{len(added)} bytes added with {len(tokens)} of tokens, {len(removed)} removed")
+        residency.sequence = sequence
+        residency.cleared = cleared
+        residency.is_partial = is_partial
+        span_of_bytes(added, &residency.arrays[0])
+        span_of_bytes(tokens, &residency.arrays[1])
+        span_of_bytes(removed, &residency.arrays[2])
+        span_of_text(state, &residency.state)
+        cdef bytes message = new_bytes(residency_size(&residency))
+        put_residency(room(message), &residency)
+        self.residency_message = message
+        self.n_items += 1
+
     cdef size_t load_size(self) noexcept:
         cdef size_t n = 9 if self.report[LOAD_FIELDS - 1] else 0
         cdef int i
@@ -830,6 +917,8 @@ cdef class EngineFrameWriter:
             n += message_size(<size_t>PyBytes_GET_SIZE(self.info))
         if self.has_load:
             n += message_size(self.load_size())
+        if self.residency_message is not None:
+            n += message_size(<size_t>PyBytes_GET_SIZE(self.residency_message))
         return n
 
     def __len__(self) -> int:
@@ -841,10 +930,10 @@ cdef class EngineFrameWriter:
         cdef uint8_t field
         cdef bytes out = new_bytes(size)
         cdef uint8_t *p = room(out)
-        cdef Span hello
+        cdef Span message
         if self.info is not None:
-            span_of_bytes(self.info, &hello)
-            p = put_raw(put_length(p, 1, hello.n), hello.p, hello.n)
+            span_of_bytes(self.info, &message)
+            p = put_raw(put_length(p, 1, message.n), message.p, message.n)
         if self.starts.n_bytes:
             p = put_raw(p, self.starts.p, self.starts.n_bytes)
         for i in range(self.n_chunks):
@@ -858,6 +947,9 @@ cdef class EngineFrameWriter:
             for field in range(1, LOAD_FIELDS):
                 p = put_number(p, field, self.report[field - 1])
             p = put_fixed64(p, LOAD_FIELDS, self.report[LOAD_FIELDS - 1])
+        if self.residency_message is not None:
+            span_of_bytes(self.residency_message, &message)
+            p = put_raw(put_length(p, 6, message.n), message.p, message.n)
         assert p == room(out) + size
         self.release()
         return out

@@ -14,14 +14,16 @@ class Header(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class GatewayFrame(_message.Message):
-    __slots__ = ("hello", "submits", "cancels")
+    __slots__ = ("hello", "submits", "cancels", "resync")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMITS_FIELD_NUMBER: _ClassVar[int]
     CANCELS_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_FIELD_NUMBER: _ClassVar[int]
     hello: GatewayHello
     submits: _containers.RepeatedCompositeFieldContainer[Submit]
     cancels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., cancels: _Optional[_Iterable[int]] = ...) -> None: ...
+    resync: bool
+    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., cancels: _Optional[_Iterable[int]] = ..., resync: bool = ...) -> None: ...
 
 class GatewayHello(_message.Message):
     __slots__ = ("gateway", "version", "wants_residency")
@@ -34,13 +36,12 @@ class GatewayHello(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., version: _Optional[int] = ..., wants_residency: bool = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("id", "method", "path", "headers", "body", "chain", "priority", "timeout_ms", "trace", "request_id")
+    __slots__ = ("id", "method", "path", "headers", "body", "priority", "timeout_ms", "trace", "request_id")
     ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
-    CHAIN_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
@@ -50,12 +51,11 @@ class Submit(_message.Message):
     path: str
     headers: _containers.RepeatedCompositeFieldContainer[Header]
     body: bytes
-    chain: bytes
     priority: int
     timeout_ms: int
     trace: str
     request_id: str
-    def __init__(self, id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., trace: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., trace: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class EngineFrame(_message.Message):
     __slots__ = ("hello", "starts", "chunks", "ends", "load", "residency")
@@ -127,30 +127,26 @@ class Load(_message.Message):
     last_submit: int
     def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., last_submit: _Optional[int] = ...) -> None: ...
 
-class ResidencyEntry(_message.Message):
-    __slots__ = ("chunk", "blocks", "previous_blocks")
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    PREVIOUS_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    chunk: int
-    blocks: int
-    previous_blocks: int
-    def __init__(self, chunk: _Optional[int] = ..., blocks: _Optional[int] = ..., previous_blocks: _Optional[int] = ...) -> None: ...
-
 class Residency(_message.Message):
-    __slots__ = ("sequence", "cleared", "added", "removed")
+    __slots__ = ("sequence", "cleared", "added", "tokens", "removed", "state", "is_partial")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CLEARED_FIELD_NUMBER: _ClassVar[int]
     ADDED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IS_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     cleared: bool
-    added: _containers.RepeatedCompositeFieldContainer[ResidencyEntry]
-    removed: _containers.RepeatedCompositeFieldContainer[ResidencyEntry]
-    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., added: _Optional[_Iterable[_Union[ResidencyEntry, _Mapping]]] = ..., removed: _Optional[_Iterable[_Union[ResidencyEntry, _Mapping]]] = ...) -> None: ...
+    added: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    state: str
+    is_partial: bool
+    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., added: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., state: _Optional[str] = ..., is_partial: bool = ...) -> None: ...
 
 class EngineInfo(_message.Message):
-    __slots__ = ("replica", "engine", "engine_version", "model", "served_names", "block_tokens", "kv_blocks", "max_model_len", "max_running", "segment_order", "routes", "tasks", "protocol", "residency")
+    __slots__ = ("replica", "engine", "engine_version", "model", "served_names", "block_tokens", "kv_blocks", "max_model_len", "max_running", "segment_order", "routes", "tasks", "protocol", "residency", "chunk_bytes", "chain_seed", "loras")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +161,9 @@ class EngineInfo(_message.Message):
     TASKS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_SEED_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
     replica: str
     engine: str
     engine_version: str
@@ -179,7 +178,10 @@ class EngineInfo(_message.Message):
     tasks: _containers.RepeatedScalarFieldContainer[str]
     protocol: int
     residency: str
-    def __init__(self, replica: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., served_names: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_running: _Optional[int] = ..., segment_order: _Optional[_Iterable[str]] = ..., routes: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., residency: _Optional[str] = ...) -> None: ...
+    chunk_bytes: int
+    chain_seed: int
+    loras: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, replica: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., served_names: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_running: _Optional[int] = ..., segment_order: _Optional[_Iterable[str]] = ..., routes: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., residency: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., chain_seed: _Optional[int] = ..., loras: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("start", "chunk", "end")

@@ -24,7 +24,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # with the query string
     headers: Sequence[RawHeader] = ()
     body: bytes = b""
-    chain: bytes = b""  # little-endian uint64 each
     priority: int = 0
     timeout_s: float | None = None
     trace: str = ""

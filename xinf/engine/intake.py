@@ -16,8 +16,8 @@ from xinf.engine.call import Call, Outbox
 
 _log = logging.getLogger(__name__)
 
-# As the codec gives it: id, method, path, headers, body, chain, priority, timeout_ms, trace, request_id.
-Submit = tuple[int, str, str, list[RawHeader], bytes, bytes, int, int, str, str]
+# As the codec gives it: id, method, path, headers, body, priority, timeout_ms, trace, request_id.
+Submit = tuple[int, str, str, list[RawHeader], bytes, int, int, str, str]
 
 
 class Intake:
@@ -47,7 +47,7 @@ class Intake:
 
     def begin(self, submit: Submit, outbox: Outbox) -> Call:
         """Start working on a request. It ends through its call, whatever happens."""
-        call_id, method, path, headers, body, chain, priority, timeout_ms, trace, request_id = submit
+        call_id, method, path, headers, body, priority, timeout_ms, trace, request_id = submit
         call = Call(call_id, request_id, outbox)
         if self._refusal is not None:
             call.fail(self._refusal)
@@ -57,7 +57,6 @@ class Intake:
             path=path,
             headers=headers,
             body=body,
-            chain=chain,
             priority=priority,
             timeout_s=timeout_ms / 1000.0 if timeout_ms else None,
             trace=trace,

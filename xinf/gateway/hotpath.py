@@ -218,7 +218,7 @@ class HotPath:
             return
         if job.wants_decision:
             relay.extra_headers = [*_without_decision(relay.extra_headers), _decision(choice, job.n_retries)]
-        submit_id = link.submit(job, choice.chain, relay)
+        submit_id = link.submit(job, relay)
         self._router.submitted(choice, submit_id)
         relay.bind(link, submit_id)
 

@@ -12,7 +12,7 @@ cdef class Link:
     cdef dict _sinks, _calls
     cdef bint _was_up, _is_closed
 
-    cpdef submit(self, submission, bytes chain, sink)
+    cpdef submit(self, submission, sink)
     cpdef cancel(self, submit_id)
     cpdef bytes take(self)
     cpdef is_worthwhile(self)

@@ -154,7 +154,7 @@ class Link:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def submit(self, submission: Submission, chain: bytes, sink: Sink) -> int:
+    def submit(self, submission: Submission, sink: Sink) -> int:
         """Send a request; its frames go to `sink`. Returns its id on this Link.
 
         Raises: EngineDied if the Link is down.
@@ -167,7 +167,7 @@ class Link:
         if len(body) > LARGE_BODY_BYTES:
             # The number is taken from the same count, so that `last_submit` in the load reports stays comparable.
             message = encode_submit(
-                0, submission.head, body, chain, 0, submission.timeout_ms, submission.trace, submission.request_id
+                0, submission.head, body, 0, submission.timeout_ms, submission.trace, submission.request_id
             )
             self._calls[submit_id] = asyncio.get_running_loop().create_task(self._generate(submit_id, message))
         else:
@@ -175,7 +175,6 @@ class Link:
                 submit_id,
                 submission.head,
                 body,
-                chain,
                 0,
                 submission.timeout_ms,
                 submission.trace,

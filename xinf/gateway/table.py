@@ -41,7 +41,6 @@ from xinf.router import LoadView, Router
 logger = logging.getLogger("xinf.gateway")
 
 TICK_S = 1.0
-EXACT = "exact"  # `EngineInfo.residency`
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,8 +268,6 @@ class Table:
             block_tokens=record.block_tokens or (info.block_tokens if info is not None else 0) or 16,
             is_ready=is_ready,
             max_running=(info.max_running or None) if info is not None else None,
-            # Only an engine that says what it holds, chunk by chunk, has use for the chunks of a request.
-            wants_chain=info is not None and info.residency == EXACT,
         )
 
     # ---- what Links tell ---------------------------------------------------------------------------------------

@@ -58,11 +58,10 @@ class Router(Decider):
         block_tokens: int,
         is_ready: bool,
         max_running: int | None = None,
-        wants_chain: bool = False,
     ) -> None:
         """Enter a replica, or say what changed. A replica that is not ready is not chosen and keeps what it holds.
 
-        `policy` is that of all replicas of the model. `wants_chain`: choices of it carry the whole chain of the prompt.
+        `policy` is that of all replicas of the model.
         Raises: MemoryError.
         """
         self._enter(
@@ -72,7 +71,6 @@ class Router(Decider):
             block_tokens=max(1, block_tokens),
             max_running=max_running or self.settings.prior_max_running,
             is_ready=is_ready,
-            wants_chain=wants_chain,
         )
 
     def remove_replica(self, replica_id: str) -> None:
