@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 
 import grpc.aio
 
+from xinf._fast.scan import TOOLS_FIRST, scan
 from xinf._pb import engine_service_pb2 as pb
 from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.ids import ReplicaId
@@ -172,14 +174,19 @@ class LinkClient:
     # (("xinf-dedicated", "1"),): served on the shim's event loop, as a gateway's; nothing else may use the channel.
     metadata: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, target: str, *, gateway: str = "test/1/0", version: int = 1) -> None:
+    def __init__(
+        self, target: str, *, gateway: str = "test/1/0", version: int = 1, wants_residency: bool = False
+    ) -> None:
         self.answers: dict[int, Answer] = {}
         self.loads: list[pb.Load] = []
+        self.held: dict[int, int] = {}  # chunk -> tokens, as residency messages say
+        self.residency_state = ""
+        self.n_residencies = 0
         self.frames: list[pb.EngineFrame] = []
         self.info: pb.EngineInfo | None = None
         self.next_id = 1
         self._changed = asyncio.Event()
-        self._hello = pb.GatewayHello(gateway=gateway, version=version)
+        self._hello = pb.GatewayHello(gateway=gateway, version=version, wants_residency=wants_residency)
         self.channel = grpc.aio.insecure_channel(
             target,
             options=[
@@ -276,6 +283,24 @@ class LinkClient:
             self.answers.setdefault(end.id, Answer(end.id)).ends.append(end)
         if frame.HasField("load"):
             self.loads.append(frame.load)
+        if frame.HasField("residency"):
+            self._take_residency(frame.residency)
+
+    def _take_residency(self, residency: pb.Residency) -> None:
+        self.n_residencies += 1
+        assert residency.sequence == self.n_residencies
+        if residency.cleared:
+            self.held.clear()
+        self.held.update(zip(residency.added, residency.tokens, strict=True))
+        for chunk in residency.removed:
+            del self.held[chunk]
+        self.residency_state = residency.state or self.residency_state
+
+    def promised(self, body: bytes, seed: int) -> int:
+        """Tokens of a prompt that the engine says it holds: up to the furthest chunk that it named."""
+        assert self.info is not None
+        chain = scan(body).chain(seed, TOOLS_FIRST, self.info.chunk_bytes)
+        return max((self.held.get(chunk, 0) for (chunk,) in struct.iter_unpack("<Q", chain)), default=0)
 
 
 async def generate(stub: pb_grpc.EngineServiceStub, submit: pb.Submit) -> Answer:

@@ -22,6 +22,7 @@ from xinf.core.errors import EngineDied
 from xinf.engine import link as link_module
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
 from xinf.engine.contextstream import ContextStream
+from xinf.engine.residency import Residency, State
 
 COMPLETIONS = "/v1/completions"
 
@@ -88,6 +89,9 @@ class Naughty:
                 await asyncio.sleep(0)
         reply.chunk(b"ok")
         return Usage(prompt_tokens=2**40, completion_tokens=-1)
+
+    def residency(self) -> Residency:
+        return Residency(None, State.OFF)
 
     def load(self) -> LoadReport:
         return LoadReport()

@@ -54,7 +54,7 @@ class Gateway:
 
     async def ask(self, number: int) -> None:
         head = encode_head("POST", "/v1/completions", [])
-        self.writer.submit(number, head, BODY, b"", 0, 0, "", "")
+        self.writer.submit(number, head, BODY, 0, 0, "", "")
         self.stream.wake()
         ends: Any = await until(
             lambda: self.lost or [end for frame in self.frames for end in frame.ends if end[0] == number], "the end"

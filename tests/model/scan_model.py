@@ -38,6 +38,7 @@ class Chain:
         self.hashes: list[int] = []
         self.ends: list[int] = []
         self.roles: list[int] = []  # the chunks, counted from 1, that are headers of messages
+        self.chunks: list[tuple[int, bytes]] = []  # kind and bytes of each
         self.n_bytes = 0
 
     def mix(self, data: bytes, kind: int) -> None:
@@ -46,11 +47,13 @@ class Chain:
 
     def emit(self, data: bytes, kind: int, counts_as: int) -> None:
         self.mix(data, kind)
+        self.chunks.append((kind, b"" if kind == PAYLOAD else data))
         self.note(counts_as)
 
     def emit_role(self, data: bytes, counts_as: int) -> None:
         """One chunk however long, unlike other values in one block."""
         self.state = chunk_hash(self.state, data, ROLE)
+        self.chunks.append((ROLE, data))
         self.note(counts_as)
         self.roles.append(len(self.hashes))
 

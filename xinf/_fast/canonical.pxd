@@ -35,7 +35,7 @@ cdef inline void feed_message(Sink *sink, Dialogue *d, const Message *message) n
             feed_text(sink, span, KIND_TEXT)
         else:
             n_bytes = mix_json(sink, span, KIND_PAYLOAD)
-            record(sink, n_bytes if n_bytes < MEDIA_BYTES else MEDIA_BYTES)
+            record(sink, NULL, 0, KIND_PAYLOAD, n_bytes if n_bytes < MEDIA_BYTES else MEDIA_BYTES)
     for i in range(message.extras_begin, message.extras_end):
         feed_json(sink, &d.extras.items[i], KIND_EXTRA)
 

@@ -419,6 +419,9 @@ cdef class Scan:
         sink.fill = 0
         sink.chunk_bytes = chunk_bytes
         sink.has_failed = 0
+        sink.is_watched = sink.kept != NULL
+        if sink.is_watched:
+            sink.kept.n_bytes = 0
         sink.state = seed
         mix(sink, &self.fields[CACHE_SALT], KIND_SALT)
         for i in range(OPTION_FIRST, N_FIELDS):

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
@@ -12,6 +12,7 @@ cdef enum:
     MIN_CHUNK_BYTES = 16
     MAX_CHUNK_BYTES = 4096
     LAST_ROLES = 16  # headers of messages that are remembered, of the last ones; a power of two
+    KEPT_PADDING = 64
 
 # Kinds of chunks; part of the definition of the chain, never renumber.
 cdef enum:
@@ -37,6 +38,15 @@ cdef struct Written:
     bint is_string  # p is inside a string
     bint is_escaped  # p is behind a backslash
 
+# The chunks themselves, as they were hashed; for bind.pyx. Payloads are left out: they may be large and stand nowhere.
+cdef struct Kept:
+    uint8_t *text  # all of it, with KEPT_PADDING readable bytes behind
+    size_t n_bytes
+    size_t text_capacity
+    uint32_t *ends  # (n,) where in the text each chunk ends
+    uint8_t *kinds  # (n,)
+    size_t capacity
+
 cdef struct Sink:
     const uint8_t *body
     uint64_t *hashes
@@ -48,6 +58,8 @@ cdef struct Sink:
     uint32_t chunk_bytes
     uint32_t fill
     bint has_failed
+    bint is_watched  # it has failed, or chunks are kept: the one thing that the way of a chunk asks for
+    Kept *kept  # NULL: only hashes
     uint32_t n_roles
     uint32_t[LAST_ROLES] roles  # the chunks, counted from 1, that the last headers are; a ring
     uint8_t[MAX_CHUNK_BYTES + 8] buffer
@@ -57,6 +69,7 @@ cdef inline void init_sink(Sink *sink) noexcept nogil:
     sink.hashes = NULL
     sink.ends = NULL
     sink.n = sink.capacity = 0
+    sink.kept = NULL
 
 
 cdef inline void free_sink(Sink *sink) noexcept nogil:
@@ -65,11 +78,59 @@ cdef inline void free_sink(Sink *sink) noexcept nogil:
     init_sink(sink)
 
 
-cdef inline void record(Sink *sink, uint32_t counts_as) noexcept nogil:
-    """Note the state as the hash of a chunk that counts as so many bytes of text."""
+cdef inline void free_kept(Kept *kept) noexcept nogil:
+    free(kept.text)
+    free(kept.ends)
+    free(kept.kinds)
+    memset(kept, 0, sizeof(Kept))
+
+
+cdef inline bint grow_kept(Kept *kept, size_t n_chunks, size_t n_bytes) noexcept nogil:
+    """Make room for so many chunks and bytes. What was kept stays when memory is out."""
     cdef size_t capacity
     cdef void *grown
+    if n_chunks > kept.capacity:
+        capacity = max(2 * kept.capacity, max(n_chunks, <size_t>256))
+        grown = xinf_realloc(kept.kinds, capacity)
+        if grown == NULL:
+            return 0
+        kept.kinds = <uint8_t *>grown
+        grown = xinf_realloc(kept.ends, capacity * sizeof(uint32_t))
+        if grown == NULL:
+            return 0
+        kept.ends = <uint32_t *>grown
+        kept.capacity = capacity
+    if n_bytes + KEPT_PADDING > kept.text_capacity:
+        capacity = max(2 * kept.text_capacity, n_bytes + 8192)
+        grown = xinf_realloc(kept.text, capacity)
+        if grown == NULL:
+            return 0
+        kept.text = <uint8_t *>grown
+        kept.text_capacity = capacity
+    return 1
+
+
+cdef inline bint keep(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind) noexcept nogil:
+    """Copy the next chunk, if asked to. Gives 0 when the sink has failed."""
+    cdef Kept *kept = sink.kept
     if sink.has_failed:
+        return 0
+    if not grow_kept(kept, sink.n + 1, kept.n_bytes + n):
+        sink.has_failed = 1
+        return 0
+    if n:
+        memcpy(kept.text + kept.n_bytes, p, n)
+    kept.n_bytes += n
+    kept.ends[sink.n] = <uint32_t>kept.n_bytes
+    kept.kinds[sink.n] = <uint8_t>kind
+    return 1
+
+
+cdef inline void record(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, uint32_t counts_as) noexcept nogil:
+    """Note the state as the hash of a chunk that counts as so many bytes of text. `p`, `n`: what is kept of it."""
+    cdef size_t capacity
+    cdef void *grown
+    if sink.is_watched and not keep(sink, p, n, kind):
         return
     if sink.n == sink.capacity:
         capacity = sink.capacity * 2 if sink.capacity else 64
@@ -78,7 +139,7 @@ cdef inline void record(Sink *sink, uint32_t counts_as) noexcept nogil:
             sink.hashes = <uint64_t *>grown
             grown = xinf_realloc(sink.ends, capacity * sizeof(uint32_t))
         if grown == NULL:
-            sink.has_failed = 1
+            sink.has_failed = sink.is_watched = 1
             return
         sink.ends = <uint32_t *>grown
         sink.capacity = capacity
@@ -91,7 +152,7 @@ cdef inline void record(Sink *sink, uint32_t counts_as) noexcept nogil:
 cdef inline void emit(Sink *sink, const uint8_t *p, uint32_t n, uint32_t kind, uint32_t counts_as) noexcept nogil:
     """Close a chunk: chain its hash."""
     sink.state = chunk_hash(sink.state, p, n, kind)
-    record(sink, counts_as)
+    record(sink, p, n, kind, counts_as)
 
 
 cdef inline void emit_role(Sink *sink, const uint8_t *p, uint32_t n, uint32_t counts_as) noexcept nogil:

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from xinf.core.errors import XinfError
+from xinf.engine.residency import Residency
 
 RawHeader = tuple[bytes, bytes]
 
@@ -63,7 +64,10 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     segment_order: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()  # "POST /v1/chat/completions"
     tasks: tuple[str, ...] = ()  # "generate", "embed"
-    residency: str = "approx"
+    residency: str = "off"  # "exact", "approx"; see xinf/engine/residency.py
+    chunk_bytes: int = 0  # of the chains of prompts, with where they begin; 0: no matter
+    chain_seed: int = 0
+    loras: tuple[str, ...] = ()  # names of adapters that can be asked for
 
 
 class Reply(Protocol):
@@ -117,6 +121,9 @@ class Adapter(Protocol):
 
     def load(self) -> LoadReport:
         """Report the load, cheaply: called up to once per engine step."""
+
+    def residency(self) -> Residency:
+        """What the engine's cache holds; after `open`."""
 
     def on_step(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each engine step or change of load."""

@@ -23,6 +23,7 @@ from xinf.core.errors import InvalidRequest, Overloaded
 from xinf.engine.adapter import Adapter
 from xinf.engine.call import Call, Outbox
 from xinf.engine.intake import Intake, Submit
+from xinf.engine.residency import Feed, Residency
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +54,14 @@ class Link:
     def __init__(self, intake: Intake, adapter: Adapter, hello: bytes, stream: Stream) -> None:
         self._intake = intake
         self._adapter = adapter
+        self._residency: Residency = adapter.residency()
+        self._feed: Feed | None = None  # of a gateway that wants to know what the engine holds
         self._stream = stream
         self._outbox = Outbox(OUTBOX_BYTES, on_over=self._run_over, wake=stream.wake)
         self._calls: dict[int, Call] = {}
         self._last_submit = 0
         self._is_load_due = True
+        self._has_more = False  # of residency
         self._writer = EngineFrameWriter()
         self._writer.hello(hello)
         self._sent_load: tuple[int, ...] | None = None
@@ -73,6 +77,11 @@ class Link:
         self._is_load_due = True
         if self._load_timer is None and not self._is_finished:
             self._load_timer = asyncio.get_running_loop().call_later(LOAD_LINGER_S, self._send_load)
+
+    def say_hello(self, hello: bytes) -> None:
+        """Say anew what the engine is: something changed."""
+        self._writer.hello(hello)
+        self._stream.wake()
 
     def repeat_load(self) -> None:
         """Send the load even if it has not changed."""
@@ -124,6 +133,8 @@ class Link:
     def _abandon(self) -> None:
         """Cancel the requests."""
         self._is_finished = True
+        if self._feed is not None:
+            self._residency.close(self._feed)
         if self._load_timer is not None:
             self._load_timer.cancel()
         for call in list(self._calls.values()):
@@ -155,7 +166,13 @@ class Link:
                 return
             self._has_hello = True
             self.gateway = frame.hello[0] or "?"
+            if frame.hello[2]:
+                self._feed = self._residency.open(self._stream.wake)
+                self._stream.wake()
             _log.info("link opened", extra={"kv": {"gateway": self.gateway}})
+        if frame.resync and self._feed is not None:
+            _log.info("residency is sent anew", extra={"kv": {"gateway": self.gateway}})
+            self._feed.restart()
         for submit in frame.submits:
             self._submit(submit)
         for call_id in frame.cancels:
@@ -194,7 +211,7 @@ class Link:
             self._refuse("internal", f"the Link failed: {error}")
             return b""
         if frame:
-            if self._is_closed or len(self._outbox):
+            if self._is_closed or len(self._outbox) or self._has_more:
                 self._stream.wake()
         elif self._is_closed:
             self._finish("ok", "")
@@ -204,6 +221,8 @@ class Link:
         self._outbox.put(self._writer, FRAME_BYTES, self._ended)
         if self._is_load_due:
             self._put_load()
+        # After the answers that it may be about: whoever routes by it has settled them.
+        self._has_more = self._feed is not None and self._feed.put(self._writer)
         return self._writer.take()
 
     def _ended(self, call_id: int) -> None:

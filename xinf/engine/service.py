@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
@@ -46,6 +46,14 @@ class EngineService(pb_grpc.EngineServiceServicer):
         self._drain = drain
         self._links: set[Link] = set()
         adapter.on_step(self._load_changed)
+
+    def set_loras(self, names: Iterable[str]) -> None:
+        """Say which adapters can be asked for, to every gateway."""
+        del self._info.loras[:]
+        self._info.loras.extend(sorted(names))
+        self._hello = self._info.SerializeToString()
+        for link in self._links:
+            link.say_hello(self._hello)
 
     def repeat_load(self) -> None:
         """Tell every Link the load, changed or not."""
@@ -119,10 +127,12 @@ class EngineService(pb_grpc.EngineServiceServicer):
 
     async def LoadLora(self, request: pb.LoadLoraRequest, context: AnyContext) -> pb.LoadLoraResponse:  # noqa: N802
         await _or_abort(context, self._adapter.load_lora(request.name, request.path))
+        self.set_loras({*self._info.loras, request.name})
         return pb.LoadLoraResponse()
 
     async def UnloadLora(self, request: pb.UnloadLoraRequest, context: AnyContext) -> pb.UnloadLoraResponse:  # noqa: N802
         await _or_abort(context, self._adapter.unload_lora(request.name))
+        self.set_loras({*self._info.loras} - {request.name})
         return pb.UnloadLoraResponse()
 
     async def Sleep(self, request: pb.SleepRequest, context: AnyContext) -> pb.SleepResponse:  # noqa: N802
@@ -170,6 +180,9 @@ def engine_info(replica: str, engine: EngineDescription) -> pb.EngineInfo:
         tasks=engine.tasks,
         protocol=PROTOCOL,
         residency=engine.residency,
+        chunk_bytes=engine.chunk_bytes,
+        chain_seed=engine.chain_seed,
+        loras=sorted(engine.loras),
     )
 
 

@@ -1,8 +1,8 @@
 """The `sim` engine behind the adapter interface: OpenAI's routes over a SimEngine driven by the event loop.
 
-Engine arguments are the fields of SimSettings (rates, sizes, seed) and of SimFaults (for tests of whoever watches
-engines). An answer has exactly `max_tokens` tokens, and ANSWER_TOKENS without one; `stop` cuts it. Prompts are rendered
-with the model's own chat template if `model` is a directory that has one, else with ChatML.
+Engine arguments are the fields of SimSettings (rates, sizes, seed), of SimFaults (for tests of whoever watches
+engines) and of SimSays. An answer has exactly `max_tokens` tokens, and ANSWER_TOKENS without one; `stop` cuts it.
+Prompts are rendered with the model's own chat template if `model` is a directory that has one, else with ChatML.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from xinf.core.errors import (
 )
 from xinf.core.shim import ShimSpec
 from xinf.engine.adapter import EngineDescription, FinalReply, LoadReport, RawHeader, Reply, Request, Usage
+from xinf.engine.prompts import Registered
+from xinf.engine.residency import Residency, State
 from xinf.engine.sim_answer import (
     PREFILL_ONLY,
     Answer,
@@ -54,6 +56,7 @@ from xinf.engine.sim_request import (
     parse_tokenize,
     token_ids,
 )
+from xinf.engine.sim_residency import SimResidency
 from xinf.sim import BYTES_PER_TOKEN, SimEngine, SimSettings, TextSource, count_tokens
 
 ANSWER_TOKENS = 64  # of an answer to a request that names no limit
@@ -82,6 +85,12 @@ class SimFaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     hang_after_tokens: int | None = None  # then it makes no more steps
 
 
+class SimSays(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What gateways are told of the cache."""
+
+    residency: State = State.EXACT
+
+
 class SimAdapter:
     """A simulated engine with one model."""
 
@@ -102,6 +111,8 @@ class SimAdapter:
         self._loop: asyncio.AbstractEventLoop
         self._settings: SimSettings
         self._faults: SimFaults
+        self._says: SimSays
+        self._residency: SimResidency
         self._engine: SimEngine
         self._text: TextSource
         self._template: Template
@@ -111,7 +122,7 @@ class SimAdapter:
 
     def build(self, progress: Callable[[str], None]) -> None:
         """Read the engine arguments and the template. Raises: EngineStartFailed."""
-        self._settings, self._faults = _read_arguments(self._spec.engine_args)
+        self._settings, self._faults, self._says = _read_arguments(self._spec.engine_args)
         if self._faults.build_s:
             progress(f"building for {self._faults.build_s} s, as asked")
             time.sleep(self._faults.build_s)
@@ -135,9 +146,13 @@ class SimAdapter:
         self._answers_at_once = self._settings.is_instant and not has_token_fault
         self._text = TextSource(self._settings.seed)
         self._engine = SimEngine(self._settings)
+        self._residency = SimResidency(
+            self._engine, self._settings, self._says.residency, model=self._spec.model, template=self._template
+        )
 
     async def open(self) -> EngineDescription:
         self._loop = asyncio.get_running_loop()
+        canon = self._residency.canon
         return EngineDescription(
             engine="sim",
             engine_version=__version__,
@@ -150,6 +165,9 @@ class SimAdapter:
             segment_order=("tools", "messages"),
             routes=tuple(f"{method} {path}" for path, method in _ROUTES.items()),
             tasks=("generate", "embed"),
+            residency=self._residency.residency.state.value,
+            chunk_bytes=canon.chunk_bytes,
+            chain_seed=canon.seed(""),
         )
 
     async def warm_up(self) -> None:
@@ -171,6 +189,7 @@ class SimAdapter:
         if self._timer is not None:
             self._timer.cancel()
         self._fail("the engine was closed")
+        self._residency.close()
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -237,11 +256,25 @@ class SimAdapter:
                 planned = self._plan_answer(call, prompt, choice)
                 parts.append(Part(len(parts), prompt, planned, arrived_s=now_s, salt=salt))
         header = self._header(request, "chatcmpl" if call.is_chat else "cmpl", name)
+        registered: Registered | None = None
+        if len(call.prompts) == 1:
+            lora = name if name in self._loras else ""
+            registered = self._residency.begin(request.body, call.prompts[0], lora=lora, salt=salt)
         if self._answers_at_once and not call.is_stream and not self._engine.n_unfinished:
             self._answer_at_once(call, header, reply, parts)
+            self._let_go(registered, parts, is_whole=call.is_chat)
             return None
         kind = StreamAnswer if call.is_stream else WholeAnswer
-        return self._submit(kind(call, header, reply, parts, self._cancel), now_s)
+        answer = kind(call, header, reply, parts, self._cancel)
+        answer.registered = registered
+        answer.goes_on = call.is_chat
+        return self._submit(answer, now_s)
+
+    def _let_go(self, registered: Registered | None, parts: Sequence[Part], *, is_whole: bool) -> None:
+        """The engine is done with a prompt. `is_whole`: its answer is a message that a next prompt may have."""
+        if registered is not None:
+            part = parts[0]
+            self._residency.end(registered, part.prompt, part.text if is_whole and len(parts) == 1 else b"")
 
     def _answer_at_once(self, call: GenerationCall, header: Header, reply: FinalReply, parts: list[Part]) -> None:
         """Take the short way of an engine that has nothing else to do and takes no time, for what is not streamed."""
@@ -331,6 +364,7 @@ class SimAdapter:
         if self._answers.pop(answer, answer) is None:
             for part in answer.parts:
                 self._engine.cancel(part)
+            self._let_go(answer.registered, answer.parts, is_whole=False)
             answer.release()
             self._tell()
 
@@ -362,8 +396,10 @@ class SimAdapter:
             for part in engine.run_step():
                 assert isinstance(part, Part)
                 answer = part.answer
+                parts = answer.parts
                 if answer.on_token(part):
                     del self._answers[answer]
+                    self._let_go(answer.registered, parts, is_whole=answer.goes_on)
             n_steps += 1
         if n_steps:
             self._last_step_s = now_s
@@ -376,6 +412,7 @@ class SimAdapter:
         for answer in answers:
             for part in answer.parts:
                 self._engine.cancel(part)
+            self._let_go(answer.registered, answer.parts, is_whole=False)
             answer.release()
             answer.reply.failed(EngineDied(reason))
         self._tell()
@@ -395,6 +432,9 @@ class SimAdapter:
             kv_blocks_used=load.kv_blocks_used,
             kv_blocks_total=load.kv_blocks_total,
         )
+
+    def residency(self) -> Residency:
+        return self._residency.residency
 
     def on_step(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -418,6 +458,7 @@ class SimAdapter:
         self._is_asleep = True
         if level > 0:
             self._engine.cache.clear()
+            self._residency.clear()
 
     async def wake(self) -> None:
         self._is_asleep = False
@@ -454,9 +495,9 @@ class _Answered:
         self.data += data
 
 
-def _read_arguments(engine_args: dict[str, Any]) -> tuple[SimSettings, SimFaults]:
-    """Split the arguments between settings and faults. Raises: EngineStartFailed (cause bad_arguments)."""
-    known = {kind: set(kind.__struct_fields__) for kind in (SimSettings, SimFaults)}
+def _read_arguments(engine_args: dict[str, Any]) -> tuple[SimSettings, SimFaults, SimSays]:
+    """Split the arguments by what they are about. Raises: EngineStartFailed (cause bad_arguments)."""
+    known = {kind: set(kind.__struct_fields__) for kind in (SimSettings, SimFaults, SimSays)}
     chosen: dict[type, dict[str, Any]] = {kind: {} for kind in known}
     for given, value in engine_args.items():
         name = given.replace("-", "_")
@@ -471,6 +512,7 @@ def _read_arguments(engine_args: dict[str, Any]) -> tuple[SimSettings, SimFaults
         return (
             msgspec.convert(chosen[SimSettings], SimSettings, strict=False),
             msgspec.convert(chosen[SimFaults], SimFaults, strict=False),
+            msgspec.convert(chosen[SimSays], SimSays, strict=False),
         )
     except msgspec.ValidationError as error:
         raise _bad_arguments(f"an argument of the simulated engine is not valid: {error}", "correct it") from error

@@ -18,6 +18,7 @@ import msgspec
 
 from xinf.core.errors import XinfError, openai_body
 from xinf.engine.adapter import FinalReply, RawHeader, Usage
+from xinf.engine.prompts import Registered
 from xinf.engine.sim_request import EmbeddingCall, GenerationCall
 from xinf.sim import BYTES_PER_TOKEN, SimSequence
 
@@ -115,13 +116,15 @@ def sum_usage(parts: Sequence[Part], n: int) -> Usage:
 class Answer:
     """One request in the engine: told of progress by the driver, it says what there is to say. The request's Work."""
 
-    __slots__ = ("_n_open", "_on_cancel", "n", "parts", "reply")
+    __slots__ = ("_n_open", "_on_cancel", "goes_on", "n", "parts", "registered", "reply")
 
     def __init__(self, reply: FinalReply, parts: list[Part], *, n: int, on_cancel: Callable[[Answer], None]) -> None:
         """`n`: answers to each prompt."""
         self.reply = reply
         self.parts: Sequence[Part] = parts
         self.n = n
+        self.registered: Registered | None = None  # its prompt, where somebody is told what the engine holds
+        self.goes_on = False  # it is a message that a next prompt may have
         self._n_open = len(parts)
         self._on_cancel = on_cancel
         for part in parts:

@@ -29,9 +29,11 @@ from xinf.core.errors import EngineDied, EngineError, EngineStartFailed, Invalid
 from xinf.core.shim import ShimSpec
 from xinf.engine import vllm_args, vllm_cpu
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
+from xinf.engine.residency import Residency
 from xinf.engine.vllm_app import AsgiApp, CollectedReply, Exchange
 from xinf.engine.vllm_failure import EngineLog, explain
 from xinf.engine.vllm_load import StepMonitor
+from xinf.engine.vllm_residency import VllmResidency, event_arguments
 from xinf.engine.vllm_scratch import Scratch
 from xinf.engine.vllm_segments import segment_order
 from xinf.engine.vllm_usage import EngineProxy, RequestRecord
@@ -42,6 +44,8 @@ _log = logging.getLogger(__name__)
 _LET_GO_S = 2.0
 _SHUTDOWN_S = 2.0
 _DEATHSIG_PLUGIN = "xinf_deathsig"
+# Its answers are messages that a next prompt may have.
+_CHAT = "/v1/chat/completions"
 _DOCUMENTATION = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 # One request that makes one token, or one vector, for each kind of task; the first that the model can do is used.
@@ -69,6 +73,7 @@ class VllmAdapter:
         self._models: Any  # vLLM's OpenAIServingModels: names, LoRA adapters
         self._tasks: tuple[str, ...] = ()
         self._has_priorities = False
+        self._residency: VllmResidency
         self._death: str | None = None
         self._is_closed = False
 
@@ -111,7 +116,9 @@ class VllmAdapter:
         progress("reading the model's configuration")
         _check_path(self._spec.engine.model)
         family = _read_family(self._spec)
-        arguments = vllm_args.choose_arguments(self._spec.engine, is_cpu=self._is_cpu, family=family)
+        arguments = vllm_args.choose_arguments(
+            self._spec.engine, is_cpu=self._is_cpu, family=family, more=event_arguments(self._scratch.path)
+        )
         self._args = vllm_args.parse(self._spec.engine, arguments)
         context = UsageContext.OPENAI_API_SERVER
         config = AsyncEngineArgs.from_cli_args(self._args).create_engine_config(context)
@@ -152,6 +159,9 @@ class VllmAdapter:
         gc.collect()
         gc.freeze()
         config = self._llm.vllm_config
+        segments = segment_order(self._render) if "generate" in self._tasks else ()
+        self._open_residency(config, segments)
+        canon = self._residency.canon
         return EngineDescription(
             engine="vllm",
             engine_version=vllm.__version__,
@@ -161,17 +171,45 @@ class VllmAdapter:
             kv_blocks=config.cache_config.num_gpu_blocks or 0,
             max_model_len=config.model_config.max_model_len,
             max_running=config.scheduler_config.max_num_seqs,
-            segment_order=segment_order(self._render) if "generate" in self._tasks else (),
+            segment_order=segments,
             routes=_routes(app),
             tasks=self._tasks,
+            residency=self._residency.residency.state.value,
+            chunk_bytes=canon.chunk_bytes,
+            chain_seed=canon.seed(""),
+            loras=self._lora_names(),
         )
 
+    def _open_residency(self, config: Any, segments: Sequence[str]) -> None:
+        generates = "generate" in self._tasks
+        self._residency = VllmResidency(config, model=self._spec.engine.model, segments=segments, generates=generates)
+        if generates:
+            self._residency.open(self._llm.get_tokenizer(), self._render_with_header)
+            self._proxy.prompts = self._residency.prompts
+
+    def residency(self) -> Residency:
+        return self._residency.residency
+
+    def _render_with_header(self, messages: Sequence[dict[str, Any]], has_header: bool) -> str:
+        return self._apply_template(messages, None, add_generation_prompt=has_header)
+
+    def _lora_names(self) -> tuple[str, ...]:
+        return tuple(self._models.lora_requests)
+
     def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+        return self._apply_template(messages, tools)
+
+    def _apply_template(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, **options: Any
+    ) -> str:
         from vllm.renderers.chat_utils import load_chat_template
 
         tokenizer = self._llm.get_tokenizer()
         template = load_chat_template(self._args.chat_template)
-        return str(tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False))
+        options |= self._args.default_chat_template_kwargs or {}
+        return str(
+            tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False, **options)
+        )
 
     async def warm_up(self) -> None:
         warm_up = next((found for found in _WARM_UPS if found[0] in self._tasks), None)
@@ -200,6 +238,8 @@ class VllmAdapter:
 
     async def close(self) -> None:
         self._is_closed = True
+        if hasattr(self, "_residency"):
+            await self._residency.close()
         if hasattr(self, "_llm"):
             self._llm.shutdown(timeout=_SHUTDOWN_S)
         self._scratch.remove()
@@ -207,7 +247,7 @@ class VllmAdapter:
     # ---- requests -------------------------------------------------------------------------------------------------
 
     async def handle(self, request: Request, reply: Reply) -> Usage:
-        record = RequestRecord()
+        record = RequestRecord(request.body, is_chat=request.path.startswith(_CHAT))
         exchange = Exchange(request, reply, record)
         if not self._llm.get_num_unfinished_requests():
             self._monitor.wake()
@@ -302,6 +342,8 @@ class VllmAdapter:
                 remedy="launch it with --engine-arg enable-sleep-mode=true (not on CPU)",
             )
         await self._llm.sleep(level)
+        if self._proxy.prompts is not None:
+            self._proxy.prompts.clear()
 
     async def wake(self) -> None:
         await self._llm.wake_up()

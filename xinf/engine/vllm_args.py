@@ -60,8 +60,10 @@ def _tools(parser: str) -> dict[str, ArgValue]:
     return {"enable-auto-tool-choice": True, "tool-call-parser": parser}
 
 
-def choose_arguments(spec: EngineSpec, *, is_cpu: bool, family: ModelFamily) -> dict[str, ArgValue]:
-    """Choose all arguments but the model's name and served names.
+def choose_arguments(
+    spec: EngineSpec, *, is_cpu: bool, family: ModelFamily, more: Mapping[str, ArgValue] | None = None
+) -> dict[str, ArgValue]:
+    """Choose all arguments but the model's name and served names. `more`: further defaults.
 
     Raises: EngineStartFailed (bad_arguments) for an argument that is not the user's to give.
     """
@@ -71,7 +73,7 @@ def choose_arguments(spec: EngineSpec, *, is_cpu: bool, family: ModelFamily) -> 
             raise bad_arguments(
                 f"engine argument {name!r} is set by xinf itself", "leave it out; see `xinf launch --help`"
             )
-    chosen: dict[str, ArgValue] = dict(_DEFAULTS)
+    chosen: dict[str, ArgValue] = {**_DEFAULTS, **(more or {})}
     if is_cpu:
         chosen |= _CPU_DEFAULTS
     parsers = family.parsers()

@@ -16,7 +16,7 @@ Each operation is O(1) per block touched; a match touches O(log blocks).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class BlockCache:
@@ -24,6 +24,7 @@ class BlockCache:
 
     def __init__(self, kv_blocks: int) -> None:
         self.kv_blocks = kv_blocks
+        self.on_removed: Callable[[list[int]], None] | None = None  # told the hashes of blocks that are found no more
         self._blank = kv_blocks
         self._users: dict[int, int] = {}  # hash -> sequences that hold the cached block
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached and held by none, oldest first
@@ -83,9 +84,12 @@ class BlockCache:
             if n_evicted > len(self._idle):
                 return False
             pop, users = self._idle.popitem, self._users
-            for _ in range(n_evicted):
-                del users[pop(last=False)[0]]
+            evicted = [pop(last=False)[0] for _ in range(n_evicted)]
+            for block_hash in evicted:
+                del users[block_hash]
             self._blank = n_blocks
+            if self.on_removed is not None:
+                self.on_removed(evicted)
         self._blank -= n_blocks
         return True
 
@@ -114,5 +118,7 @@ class BlockCache:
         """Forget all idle blocks, as a reset of the prefix cache does; used ones stay findable until released."""
         for block_hash in self._idle:
             del self._users[block_hash]
+        if self.on_removed is not None and self._idle:
+            self.on_removed(list(self._idle))
         self._blank += len(self._idle)
         self._idle.clear()

@@ -18,6 +18,7 @@ checks. A step is O(running + admitted blocks), submit and load O(1), cancel O(b
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -44,6 +45,8 @@ class SimEngine:
         self.cache = BlockCache(settings.kv_blocks)
         self._is_instant = settings.is_instant
         self._kv_tokens = settings.kv_tokens
+        # Told when blocks of a sequence can be found from now on: the first one's number, and their hashes.
+        self.on_stored: Callable[[SimSequence, int, list[int]], None] | None = None
         self.n_steps = 0
         self.n_tokens = 0  # generated since the beginning
         self._waiting: deque[SimSequence] = deque()
@@ -254,8 +257,11 @@ class SimEngine:
         # Where somebody else's copy is the findable one, ours and what follows it stays private.
         new = sequence.hashes(self.settings.block_tokens)[n_shared:n_full]
         n_new = self.cache.commit(new)
-        sequence.shared += new if n_new == len(new) else new[:n_new]
+        stored = new if n_new == len(new) else new[:n_new]
+        sequence.shared += stored
         sequence.n_private -= n_new
+        if stored and self.on_stored is not None:
+            self.on_stored(sequence, n_shared, stored)
 
     def _set_computed(self, sequence: SimSequence, n_computed: int) -> None:
         n_prompt = sequence.n_prompt

@@ -21,8 +21,6 @@ class SimSequence:
     __slots__ = (
         "_answer",
         "_hashes",
-        "_prompt",
-        "_salt",
         "arrived_s",
         "cached_tokens",
         "finished_s",
@@ -36,6 +34,8 @@ class SimSequence:
         "n_prompt",
         "owner",
         "preemptions",
+        "prompt",
+        "salt",
         "shared",
         "started_s",
     )
@@ -43,9 +43,9 @@ class SimSequence:
     def __init__(
         self, prompt: bytes, answer: bytes, *, arrived_s: float, salt: str | None = None, owner: Any = None
     ) -> None:
-        self._prompt = prompt  # with the answer behind it what the KV cache holds, four bytes a token
+        self.prompt = prompt  # with the answer behind it what the KV cache holds, four bytes a token
         self._answer = answer
-        self._salt = salt
+        self.salt = salt
         self._hashes: list[int] | None = None  # of all blocks, once asked for
         self.owner = owner  # the caller's own, untouched here
         self.n_prompt = count_tokens(len(prompt))
@@ -79,9 +79,9 @@ class SimSequence:
         A block can be full of tokens and short of bytes: the last token of a prompt may have fewer than four.
         """
         if self._hashes is None:
-            stream = self._prompt + self._answer
+            stream = self.prompt + self._answer
             n_bytes = block_tokens * BYTES_PER_TOKEN
-            seed = hash_bytes((self._salt or "").encode("utf-8", "replace"), block_tokens)
+            seed = hash_bytes((self.salt or "").encode("utf-8", "replace"), block_tokens)
             if CHUNK_BYTES_MIN <= n_bytes <= CHUNK_BYTES_MAX:
                 self._hashes = memoryview(chain_bytes(stream, seed, n_bytes)).cast("Q").tolist()
             else:
@@ -90,3 +90,10 @@ class SimSequence:
                     seed = hash_bytes(stream[start : start + n_bytes], seed)
                     self._hashes.append(seed)
         return self._hashes
+
+    def tokens(self, first_block: int, n_blocks: int, block_tokens: int) -> bytes:
+        """Give the token ids of some of its blocks, uint32 each: the four bytes that a token is."""
+        n_bytes = block_tokens * BYTES_PER_TOKEN
+        stream = self.prompt + self._answer
+        part = stream[first_block * n_bytes : (first_block + n_blocks) * n_bytes]
+        return part + bytes(n_blocks * n_bytes - len(part))

@@ -1,0 +1,26 @@
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+from xinf._fast.scan import Scan
+
+@final
+class Bound:
+    @property
+    def chain(self) -> bytes: ...
+    @property
+    def positions(self) -> bytes: ...
+    @property
+    def n_found(self) -> int: ...
+    @property
+    def n_gaps(self) -> int: ...
+
+@final
+class Aligner:
+    def __init__(self, pieces: Sequence[bytes], *, headers: Mapping[bytes, bytes] | None = None) -> None: ...
+    def bind(self, scan: Scan, tokens: Buffer, *, seed: int, order: int, chunk_bytes: int) -> Bound: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def _fail_allocation(k: int) -> None: ...
