@@ -180,6 +180,51 @@ def test_old_layouts_tell_adapters_by_number_only() -> None:
     assert {event.lora_name for event in stored} == {None}
 
 
+def test_recorded_windows_leave_out_blocks_and_repeat_the_hashes_of_the_others() -> None:
+    truth = truth_of("windows")
+    model = ResidencyModel(truth.block_tokens)
+    n_partial = n_removed = 0
+    for batch in recorded(f"{RECORDED}-windows"):
+        whole: set[int] = set()
+        for event in batch.events:
+            match event:
+                case Stored(group_idx=0):
+                    assert event.is_whole
+                    assert (event.spec_kind, event.sliding_window) == ("full_attention", None)
+                    whole.update(event.hashes)
+                    model.stored(event.hashes, event.parent, event.tokens, None, None)
+                case Stored():
+                    assert (event.group_idx, event.spec_kind, event.sliding_window) == (1, "sliding_window", 64)
+                    assert whole >= set(event.hashes)
+                    n_partial += not event.is_whole
+                case Removed(group_idx=0):
+                    model.removed(event.hashes)
+                    n_removed += 1
+    assert n_partial > 3
+    assert n_removed > 3
+
+
+def test_recorded_windows_cannot_be_predicted_from_the_whole_blocks_alone() -> None:
+    """Why a model with windows is not exact: what its other layers kept decides as well."""
+    truth = truth_of("windows")
+    batches = recorded(f"{RECORDED}-windows")
+    over = set()
+    for asked in truth.asked:
+        model = ResidencyModel(truth.block_tokens)
+        for batch in batches[: asked.n_before]:
+            for event in batch.events:
+                if isinstance(event, Stored) and event.group_idx == 0:
+                    model.stored(event.hashes, event.parent, event.tokens, None, None)
+                elif isinstance(event, Removed) and event.group_idx == 0:
+                    model.removed(event.hashes)
+        predicted = model.cached_tokens(asked.prompt, None, None)
+        assert predicted >= asked.cached, asked.name
+        if predicted > asked.cached:
+            over.add(asked.name)
+    assert "again" not in over
+    assert "shared" in over
+
+
 # ---- encodings ----------------------------------------------------------------------------------------------------
 
 

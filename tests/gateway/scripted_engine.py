@@ -29,6 +29,7 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
         self.cancels: list[int] = []
         self.frames = 0
         self.hellos: list[Any] = []
+        self.resyncs = 0
         self.protocol = 1
         self._out: asyncio.Queue[Any] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
@@ -69,6 +70,7 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
             if frame.HasField("hello"):
                 self.hellos.append(frame.hello)
             self.cancels += frame.cancels
+            self.resyncs += frame.resync
             for submit in frame.submits:
                 self.submits.append(submit)
                 self._act(submit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from xinf.core.errors import EngineDied, XinfError
 from xinf.gateway import link as link_module
 from xinf.gateway.client import RawHeaders
 from xinf.gateway.link import Ending, Link
+from xinf.router import ResidencyUpdate
 
 
 class Recorder:
@@ -29,6 +31,9 @@ class Recorder:
         self.lost: XinfError | None = None
         self.n_flushes = 0
         self.loads: list[Any] = []
+        self.residency: list[ResidencyUpdate] = []
+        self.infos: list[Any] = []
+        self.refuses_residency = False
         self.states: list[str] = []
         self._fails = fails
 
@@ -59,8 +64,16 @@ class Recorder:
     def on_link_down(self, link: Link) -> None:
         self.states.append("down")
 
+    def on_info(self, link: Link) -> None:
+        self.infos.append(link.info)
+
     def on_load(self, link: Link, load: Any) -> None:
         self.loads.append(load)
+
+    def on_residency(self, link: Link, update: ResidencyUpdate) -> None:
+        if self.refuses_residency:
+            raise MemoryError("no room for it")
+        self.residency.append(update)
 
 
 class Asking:
@@ -110,6 +123,7 @@ async def test_link_says_hello_and_learns_what_the_engine_is(
     await eventually(lambda: engine.hellos)
     assert engine.hellos[0].gateway == "host/1/0"
     assert engine.hellos[0].version == 1
+    assert engine.hellos[0].wants_residency
 
 
 async def test_submit_brings_start_chunks_and_end(link: Link, engine: ScriptedEngine) -> None:
@@ -276,3 +290,163 @@ async def test_close_loses_what_is_open(engine: ScriptedEngine, listener: Record
     assert sink.lost is not None
     assert "it is draining" in str(sink.lost)
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "link r1"]
+
+
+# ---- residency -------------------------------------------------------------------------------------------------------
+
+
+def tell(engine: ScriptedEngine, sequence: int, *added: int, n_tokens: int | None = None, **fields: Any) -> None:
+    """One Residency message; each chunk stands for ten times its number in tokens."""
+    tokens = [10 * chunk for chunk in added] if n_tokens is None else [1] * n_tokens
+    engine.push(residency=pb.Residency(sequence=sequence, added=added, tokens=tokens, **fields))
+
+
+def heard(listener: Recorder) -> list[tuple[bool, list[int], list[int]]]:
+    return [
+        (update.cleared, array("Q", update.added).tolist(), array("Q", update.removed).tolist())
+        for update in listener.residency
+    ]
+
+
+@pytest.fixture
+def resyncs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "RESYNC_INTERVAL_S", 0.0)
+
+
+async def echo(link: Link) -> None:
+    """Whatever was sent before has been handled, and requests go on."""
+    sink = Recorder()
+    submit(link, "echo", sink)
+    await eventually(lambda: sink.ending)
+
+
+async def test_residency_is_handed_on_in_order(link: Link, engine: ScriptedEngine, listener: Recorder) -> None:
+    tell(engine, 1, 5, 6, cleared=True, state="exact", is_partial=True)
+    tell(engine, 2, 7)
+    tell(engine, 3, 8, removed=[5, 6])
+    await echo(link)
+    assert heard(listener) == [(True, [5, 6], []), (False, [7], []), (False, [8], [5, 6])]
+    assert listener.residency[0] == ResidencyUpdate(
+        True, array("Q", [5, 6]).tobytes(), array("I", [50, 60]).tobytes(), b"", "exact", True
+    )
+    assert engine.resyncs == link.n_resyncs == 0
+
+
+@pytest.mark.usefixtures("resyncs_at_once")
+@pytest.mark.parametrize("fault", ["gap", "again", "lengths", "listener"])
+async def test_what_breaks_residency_is_dropped_up_to_the_next_snapshot(
+    link: Link, engine: ScriptedEngine, listener: Recorder, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL):
+        tell(engine, 1, 5, cleared=True)
+        await echo(link)
+        if fault == "gap":
+            tell(engine, 3, 7)
+        elif fault == "again":
+            tell(engine, 1, 7)
+        elif fault == "lengths":
+            tell(engine, 2, 7, n_tokens=3)
+        else:
+            listener.refuses_residency = True
+            tell(engine, 2, 7)
+            await echo(link)
+            listener.refuses_residency = False
+        tell(engine, 4, 8)
+        tell(engine, 5, 9)
+        await eventually(lambda: engine.resyncs)
+        tell(engine, 6, 10)
+        tell(engine, 7, 11, cleared=True)
+        tell(engine, 8, 12)
+        await echo(link)
+    assert heard(listener) == [(True, [5], []), (True, [11], []), (False, [12], [])]
+    assert engine.resyncs == link.n_resyncs == 1
+    assert listener.states == ["up"]
+
+
+@pytest.mark.usefixtures("resyncs_at_once")
+async def test_residency_that_does_not_begin_with_a_snapshot_is_asked_for(
+    link: Link, engine: ScriptedEngine, listener: Recorder
+) -> None:
+    tell(engine, 1, 5)
+    tell(engine, 2, 6)
+    await eventually(lambda: engine.resyncs)
+    await echo(link)
+    assert listener.residency == []
+    assert engine.resyncs == 1
+
+
+async def test_snapshots_are_asked_for_once_a_second_at_most(
+    link: Link, engine: ScriptedEngine, listener: Recorder
+) -> None:
+    tell(engine, 1, 5, cleared=True)
+    tell(engine, 3, 6)
+    await eventually(lambda: engine.resyncs)
+    tell(engine, 9, 7, cleared=True)
+    tell(engine, 99, 8)
+    await echo(link)
+    assert link.n_resyncs == 1
+    assert listener.residency[-1].cleared
+    link.tick(link._last_frame_s + link_module.RESYNC_INTERVAL_S + 0.1)
+    await eventually(lambda: engine.resyncs == 2)
+
+
+async def test_a_new_stream_begins_to_count_anew(link: Link, engine: ScriptedEngine, listener: Recorder) -> None:
+    tell(engine, 1, 5, cleared=True)
+    tell(engine, 2, 6)
+    await echo(link)
+    await engine.stop()
+    await eventually(lambda: not link.is_up)
+    await engine.start()
+    await eventually(lambda: link.is_up)
+    tell(engine, 1, 7, cleared=True)
+    tell(engine, 2, 8)
+    await echo(link)
+    assert heard(listener)[2:] == [(True, [7], []), (False, [8], [])]
+    assert link.n_resyncs == 0
+
+
+async def test_residency_is_heard_before_the_ends_of_its_frame(
+    link: Link, engine: ScriptedEngine, listener: Recorder
+) -> None:
+    class Watching(Recorder):
+        def on_end(self, ending: Ending) -> None:
+            super().on_end(ending)
+            self.heard.append(len(listener.residency))
+
+    sink = Watching()
+    submit_id = submit(link, "hang", sink)
+    await eventually(lambda: engine.submits)
+    engine.push(residency=pb.Residency(sequence=1, cleared=True), ends=[pb.End(id=submit_id)])
+    await eventually(lambda: sink.ending)
+    assert sink.heard == [1]
+
+
+async def test_who_wants_no_residency_says_so_and_hears_none(engine: ScriptedEngine, listener: Recorder) -> None:
+    link = Link("r1", engine.address, gateway="g", listener=listener, wants_residency=False)
+    link.start()
+    await eventually(lambda: link.is_up and engine.hellos)
+    assert not engine.hellos[0].wants_residency
+    tell(engine, 1, 5, cleared=True)
+    tell(engine, 5, 6)
+    await echo(link)
+    assert listener.residency == []
+    assert engine.resyncs == 0
+    await link.close("the test is over")
+
+
+async def test_an_engine_that_introduces_itself_again_is_heard(
+    link: Link, engine: ScriptedEngine, listener: Recorder
+) -> None:
+    engine.push(hello=pb.EngineInfo(replica="r1", protocol=1, loras=["tuned"]))
+    await echo(link)
+    assert list(link.info.loras) == ["tuned"]
+    assert listener.infos == [link.info]
+    assert listener.states == ["up"]
+
+
+async def test_an_engine_that_becomes_another_protocol_s_is_given_up(
+    link: Link, engine: ScriptedEngine, listener: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.push(hello=pb.EngineInfo(replica="r1", protocol=9))
+    await eventually(lambda: listener.states == ["up", "down", "up"])
+    assert "replica cannot be talked to" in {record.getMessage() for record in caplog.records}

@@ -1,4 +1,4 @@
-"""A block table and its naive model side by side: each operation is done on both, and all of their state is compared."""
+"""A block table and its naive model side by side: each operation is done on both, and all of their state compared."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class Mirror:
         if (news := table.take()) is None:
             return None
         added, removed = pairs(news[0], news[1]), set(array("Q", news[2]))
-        assert len(removed) * 8 == len(news[2]) and not removed & added.keys(), "a hash comes once"
+        assert len(removed) * 8 == len(news[2]), "a hash comes once"
+        assert not removed & added.keys(), "a hash comes once"
         assert removed <= self.held.keys(), "what is removed was held"
-        assert all(self.held.get(hash) != tokens for hash, tokens in added.items()), "what is added is news"
-        self.held = {hash: tokens for hash, tokens in self.held.items() if hash not in removed} | added
+        assert all(self.held.get(name) != tokens for name, tokens in added.items()), "what is added is news"
+        self.held = {name: tokens for name, tokens in self.held.items() if name not in removed} | added
         return added, removed
 
     def forget(self, table: BlockTable) -> None:
@@ -63,7 +64,7 @@ class BlockPair:
         self.dead = [0, 1, 1 << 62]
         self.now_s = 50.0
         self.keys: dict[Prefix, int] = {}
-        self.bindings: dict[int, set[tuple[Prefix, int]]] = {}  # chunk hash -> all that it ever was bound to
+        self.bindings: dict[int, set[tuple[Prefix, int]]] = {}  # chunk hash -> all that it ever stood for
         self.n_failed = 0
         self.is_clear_news = False
 
@@ -87,7 +88,8 @@ class BlockPair:
         if handle == residency.UNTRACKED:
             assert self.table.refused > 0 or not tokens
             return
-        assert handle > 0 and handle not in self.open and handle not in self.dead
+        assert handle > 0
+        assert handle not in self.open + self.dead
         self.open.append(handle)
         self.model.register(handle, tokens, chunks, salt)
         self.note(handle, chunks)
@@ -105,10 +107,10 @@ class BlockPair:
 
     def note(self, handle: int, chunks: Chunks) -> None:
         blocks = self.model.requests[handle][1]
-        for hash, tokens in chunks:
+        for name, tokens in chunks:
             if tokens >= self.table.block_tokens:
                 prefix = blocks[tokens // self.table.block_tokens - 1]
-                self.bindings.setdefault(hash, set()).add((prefix, tokens))
+                self.bindings.setdefault(name, set()).add((prefix, tokens))
 
     def release(self, index: int) -> None:
         self.table.release(self.dead[index % len(self.dead)])
@@ -165,10 +167,10 @@ class BlockPair:
             self.key(prefix): (copies[prefix], overlay[prefix], model.bound.get(prefix, (None,))[0])
             for prefix in resident | model.bound.keys()
         }
-        assert engine == {hash: (self.key(prefix), n) for hash, (prefix, n) in model.engine.items()}
-        bound = {hash: (self.key(prefix), tokens) for prefix, (hash, tokens) in model.bound.items()}
-        assert {hash: chunk[:2] for hash, chunk in chunks.items() if chunk[0] is not None} == bound
-        assert {hash: chunk[2] for hash, chunk in chunks.items() if chunk[2]} == model.announced == self.mirror.held
+        assert engine == {name: (self.key(prefix), n) for name, (prefix, n) in model.engine.items()}
+        bound = {name: (self.key(prefix), tokens) for prefix, (name, tokens) in model.bound.items()}
+        assert {name: chunk[:2] for name, chunk in chunks.items() if chunk[0] is not None} == bound
+        assert {name: chunk[2] for name, chunk in chunks.items() if chunk[2]} == model.announced == self.mirror.held
         assert sorted(leaving) == sorted(map(self.key, model.left))
         assert lru == [self.key(prefix) for prefix in model.lru]
 
@@ -176,9 +178,9 @@ class BlockPair:
         """A full table may know less, never more: what it wants said is bound to something that is resident."""
         slots, _, chunks, *_ = self.table._state()
         resident = self.model.resident()
-        for hash, (key, tokens, _) in chunks.items():
+        for name, (key, tokens, _) in chunks.items():
             if key is not None and any(slots[key][:2]):
-                allowed = {self.key(prefix) for prefix, n in self.bindings[hash] if n == tokens and prefix in resident}
+                allowed = {self.key(prefix) for prefix, n in self.bindings[name] if n == tokens and prefix in resident}
                 assert key in allowed
         assert self.table.nbytes <= self.table.max_bytes
 
@@ -240,15 +242,24 @@ def random_case(rng: random.Random) -> list[Operation]:
     capacity = rng.choice([None, None, 1, 5, 30])
     n_most = block_tokens * rng.choice([3, 8, 20])
     case: list[Operation] = [("table", block_tokens, MIN_BYTES << 2, capacity)]
-    return case + [random_operation(rng, block_tokens, n_most, capacity is None) for _ in range(rng.choice([30, 150, 400]))]
+    return case + [
+        random_operation(rng, block_tokens, n_most, capacity is None) for _ in range(rng.choice([30, 150, 400]))
+    ]
 
 
 def run_case(case: Sequence[Operation]) -> BlockPair:
-    """Run a case that begins with its table."""
-    pair = BlockPair(*case[0][1:])
+    """Run a case, or what is left of one: without its first operation, on a table of 4 tokens a block.
+
+    Raises: AssertionError that names the operation after which table and model differ.
+    """
+    shape = next((operation[1:] for operation in case if operation[0] == "table"), (4, MIN_BYTES << 2, None))
+    pair = BlockPair(*shape)
     try:
-        for operation in case[1:]:
-            pair.do(operation)
+        for operation in case:
+            if operation[0] != "table":
+                pair.do(operation)
+    except AssertionError as error:
+        raise AssertionError(f"after {operation[0]}: {error}") from error
     finally:
         residency._fail_allocation(0)
     return pair

@@ -1,4 +1,4 @@
-"""The block table naively: whole prefixes instead of keys, everything that is wanted worked out anew on each question."""
+"""The block table naively: whole prefixes instead of keys, all that is wanted worked out anew on each question."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ResidencyModel:
 
     def wanted(self) -> dict[int, int]:
         resident = self.resident()
-        return {hash: tokens for prefix, (hash, tokens) in self.bound.items() if prefix in resident}
+        return {name: tokens for prefix, (name, tokens) in self.bound.items() if prefix in resident}
 
     def settle(self, before: list[Prefix]) -> None:
         """`before`: what was resident, in the order in which it leaves."""
@@ -73,7 +73,7 @@ class ResidencyModel:
             first = next((chunk for chunk in chunks if chunk[1] // self.block_tokens >= number), None)
             if first is None or first[1] // self.block_tokens != number:
                 continue
-            for other in [other for other, (hash, _) in self.bound.items() if hash == first[0]]:
+            for other in [other for other, (name, _) in self.bound.items() if name == first[0]]:
                 del self.bound[other]
             self.bound[prefix] = first
 
@@ -101,27 +101,27 @@ class ResidencyModel:
         known: Prefix | None = (salt,)
         if parent is not None:
             known = self.engine[parent][0] if parent in self.engine else None
-        for i, hash in enumerate(hashes):
+        for i, name in enumerate(hashes):
             block = tuple(tokens[i * self.block_tokens : (i + 1) * self.block_tokens])
-            prefix, copies = self.engine.get(hash, (None, 0))
+            prefix, copies = self.engine.get(name, (None, 0))
             known = prefix if known is None else known + block
             if known is None or prefix not in (None, known):
                 self.orphans += 1
                 continue
             self.duplicates += copies > 0
-            self.engine[hash] = known, copies + 1
+            self.engine[name] = known, copies + 1
         self.settle([])
         return self.orphans - n_orphans
 
     def removed(self, hashes: Sequence[int]) -> int:
         n_known = 0
-        for hash in hashes:
-            if hash not in self.engine:
+        for name in hashes:
+            if name not in self.engine:
                 continue
             n_known += 1
-            prefix, copies = self.engine.pop(hash)
+            prefix, copies = self.engine.pop(name)
             if copies > 1:
-                self.engine[hash] = prefix, copies - 1
+                self.engine[name] = prefix, copies - 1
             self.settle([prefix])
         return n_known
 
@@ -136,7 +136,7 @@ class ResidencyModel:
 
     def take(self) -> tuple[dict[int, int], set[int]]:
         wanted = self.wanted()
-        added = {hash: tokens for hash, tokens in wanted.items() if self.announced.get(hash) != tokens}
+        added = {name: tokens for name, tokens in wanted.items() if self.announced.get(name) != tokens}
         removed = self.announced.keys() - wanted.keys()
         self.announced = wanted
         return added, removed

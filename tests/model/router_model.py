@@ -7,6 +7,7 @@ evicted.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import harmonic_mean
 
 from tests.model import scan_model
 from tests.model.index_model import IndexModel
@@ -15,6 +16,8 @@ from tests.model.rates_model import DensityModel, RatesModel
 from xinf._fast.scan import Scan
 
 MAX_ROWS = 64
+FIRST_SLOTS = 4  # what a new replica counts as having
+SLOTS_PER_ANSWER = 2
 
 
 def positions(ends: list[int], n_tokens: int, n_known: int, known_tokens: int) -> list[int]:
@@ -72,11 +75,24 @@ class RouterModel:
         self.rates: dict[int, RatesModel] = {}
         self.density = DensityModel(bytes_per_token)
         self.prior = (rate, service_s)
+        self.max_running: dict[int, int] = {}
+        self.shown: dict[int, int] = {}
         self.uses_prefix = uses_prefix
 
     def add(self, row: int, max_running: int, block_tokens: int) -> None:
-        self.ledger.replicas[row] = ModelReplica(*self.prior, max_running, block_tokens, is_ready=True)
-        self.rates[row] = RatesModel(*self.prior)
+        prior = self.prior_of_peers()
+        self.max_running[row] = max_running
+        self.ledger.replicas[row] = ModelReplica(*prior, min(max_running, FIRST_SLOTS), block_tokens, is_ready=True)
+        self.rates[row] = RatesModel(*prior)
+        self.shown[row] = FIRST_SLOTS
+
+    def prior_of_peers(self) -> tuple[float, float]:
+        rates = [one.prefill_tokens_per_s for one in self.rates.values() if one.has_prefill]
+        stays = [one.service_s for one in self.rates.values() if one.has_service]
+        return (
+            harmonic_mean(rates) if rates else self.prior[0],
+            sum(stays) / len(stays) if stays else self.prior[1],
+        )
 
     def remove(self, row: int) -> None:
         del self.ledger.replicas[row], self.rates[row]
@@ -139,6 +155,9 @@ class RouterModel:
             others = max(0, choice.queued_tokens - max(1, choice.prompt_tokens - choice.predicted_cached_tokens))
             rates.learn_prefill(others + max(1, prompt_tokens - cached), first_s)
         rates.learn_service(now_s - choice.chosen_s)
+        if self.shown[choice.row] < self.max_running[choice.row]:
+            self.shown[choice.row] += SLOTS_PER_ANSWER
+        replica.max_running = min(self.max_running[choice.row], self.shown[choice.row])
         if choice.can_learn:
             if choice.marks:
                 self.density.learn(choice.ends[-1], prompt_tokens)

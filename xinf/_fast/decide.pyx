@@ -1,22 +1,25 @@
 # cython: autotestdict=False
 """One decision per request without Python in between: chain, match, estimate, pick, reserve, hold; and what comes after.
 
-    choose    scan ─▶ sink (hashes, ends) ─▶ marks ─▶ index.reach ─▶ tokens ─▶ policy: ledger.cheapest / heaviest / turn
-                                                                                ─▶ ledger.take ─▶ index.hold
+    choose    scan ─▶ sink (hashes, ends) ─┬─▶ marks ─▶ index.reach ──────┬─▶ tokens ─▶ policy: ledger.cheapest / ...
+                                           └─▶ exact.reach_far, if told ──┘             ─▶ ledger.take ─▶ index.hold
     submitted, started ─▶ ledger        finished ─▶ ledger.give_back ─▶ rates, density ─▶ index.hold, if its end was wrong
+    what engines say of their caches ─▶ exact                                          ─▶ standing: did it come true?
 
-A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and index know
-replicas by. Buffers are kept from one request to the next. Of a prompt's chunks the index is asked for and holds a few,
-its marks (marks.pxd: at most some hundred); a `Choice` keeps theirs until it ends, 12 bytes each.
+A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and indexes know
+replicas by. Buffers are kept from one request to the next.
 
-Positions in the index are tokens: first estimated from the model's bytes per token, then set right by the usage of the
-answer. The second walk over the marks is left out when the index knows the end of the prompt well enough.
+Two indexes. `exact` holds what engines say, chunk by chunk, with the engine's own token positions; a look-up goes over the
+whole chain. `index` holds what was routed, by a few of a prompt's chunks, its marks (marks.pxd: at most some hundred; a
+`Choice` keeps theirs until it ends, 12 bytes each), with estimated positions that the usage of the answer sets right. A
+row goes by one of them (standing.pxd). Of a row that goes by `exact`, `index` holds the prompts in flight alone: what was
+sent and is not told yet. It counts where its text goes further than what is told, by more than a block.
 
 Invariants: a choice is reserved in the ledger in the same call; a reservation is released once; everything runs on one
 thread and never blocks.
 
     choose  O(prompt bytes + marks + replicas of the model + replicas that hold any of it)    submitted, started  O(1)
-    finished  O(1), O(marks) when positions were wrong        marks  O(log chunks)
+    finished  O(1), O(marks) when positions were wrong        marks  O(log chunks)            hear  O(chunks said)
 """
 
 cimport cython
@@ -24,7 +27,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.math cimport NAN, isnan
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memmove, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -32,13 +35,18 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.group cimport Group
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
-from xinf._fast.positions cimport place_chunks, place_rest
+from xinf._fast.positions cimport line, place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
-from xinf._fast.rates cimport Density, learn_density, learn_prefill, learn_service, learn_trust
+from xinf._fast.rates cimport learn_density, learn_prefill, learn_service, learn_trust
 from xinf._fast.scan cimport Scan
 from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
+from xinf._fast.standing cimport (
+    BY_CHECK, BY_ENGINE, BY_FORM, BY_POLICY, BY_RECOVERY, N_CAUSES, N_VIEWS, SAYS_APPROX, SAYS_EXACT, SAYS_NOTHING,
+    SAYS_OFF, Standing, VIEW_MARKS, begin_standing, check, is_told, review,
+)
 
 # Policies, as numbers. See xinf/router/README.md.
 AUTO = 0
@@ -54,55 +62,33 @@ cdef enum:
     BY_SESSION = 3
     BY_PREFIX = 4
 
+cdef enum:
+    WINDOW_BLOCKS = 3  # text of so many blocks holds an entry of whoever holds it: two may be missing
+    # A prompt has no more tokens than that, whatever an engine says: else one could make all others look dear.
+    MAX_TOKENS_PER_BYTE = 4
+    MAX_TEMPLATE_TOKENS = 1 << 14
+    # A new replica counts as having so many slots, and more with each answer: how fast it is nobody knows yet.
+    FIRST_SLOTS = 4
+    SLOTS_PER_ANSWER = 2
+    COMPARED_REPLICAS = 32  # of more than so many, one choice in 16 is compared with least-load
+
+SAYS = {"": SAYS_NOTHING, "off": SAYS_OFF, "approx": SAYS_APPROX, "exact": SAYS_EXACT}
+VIEWS = ("off", "approx", "approx", "exact")
+CAUSES = ("beginning", "policy", "engine", "form", "check", "recovery")
+
 cdef struct Record:  # of one row: how predictions came out
     uint64_t answers
     uint64_t answers_within_block
     uint64_t predicted_cached_tokens
     uint64_t cached_tokens
     uint64_t index_failures
+    double trust  # in marks, while the row goes by something else
     uint8_t has_index
+    uint8_t has_exact
+    Standing standing
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
-
-
-@cython.final
-@cython.internal
-@cython.auto_pickle(False)
-cdef class Group:
-    """The replicas of one model."""
-
-    cdef str model
-    cdef int policy
-    cdef uint32_t *rows
-    cdef uint32_t n
-    cdef uint32_t capacity
-    cdef uint32_t turn  # of round robin
-    cdef Density density
-
-    def __dealloc__(self):
-        free(self.rows)
-
-    cdef int add(self, uint32_t row) except -1:
-        cdef uint32_t capacity = max(8, 2 * self.capacity)
-        cdef uint32_t *grown
-        if self.n == self.capacity:
-            grown = <uint32_t *>xinf_realloc(self.rows, capacity * sizeof(uint32_t))
-            if grown == NULL:
-                raise MemoryError(f"out of memory for the replicas of {self.model}")
-            self.rows = grown
-            self.capacity = capacity
-        self.rows[self.n] = row
-        self.n += 1
-        return 0
-
-    cdef void remove(self, uint32_t row) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.n):
-            if self.rows[i] == row:
-                self.n -= 1
-                memmove(&self.rows[i], &self.rows[i + 1], (self.n - i) * sizeof(uint32_t))
-                return
 
 
 @cython.final
@@ -119,8 +105,9 @@ cdef class Choice:
     cdef readonly int64_t handle  # of the reservation
     cdef readonly str reason  # "prefix", "load", "round_robin", "session"
     cdef readonly double chosen_s
+    cdef readonly str index_state  # what the prediction goes by: "exact", "approx", "off"
     cdef readonly uint32_t n_marks  # of the prompt
-    cdef readonly uint32_t n_hits  # marks up to the furthest one that the replica holds
+    cdef readonly uint32_t n_hits  # marks up to the furthest one that the replica holds, or is said to hold
     cdef readonly uint32_t matched_tokens  # up to there
     cdef readonly uint64_t matched_bytes
     cdef readonly uint64_t promised_tokens  # of the matched tokens, whole blocks
@@ -130,6 +117,10 @@ cdef class Choice:
     cdef readonly bint can_learn  # the answer's usage says something about the prompt's text
     cdef readonly bint is_stream
     cdef readonly bint is_done
+    cdef bint is_followed  # what the engine says was looked up
+    cdef uint32_t told_tokens  # up to where it says that it holds the prompt
+    cdef double cost_s  # NAN: not compared with least-load
+    cdef double least_s  # what its choice would have cost
     cdef double begun_s  # NAN: not begun
     cdef uint32_t row
     cdef uint64_t *hashes  # of the marks
@@ -141,8 +132,9 @@ cdef class Choice:
         self.handle = handle
         self.reason = reason
         self.chosen_s = chosen_s
+        self.index_state = "off"
         self.prompt_tokens = 1
-        self.begun_s = NAN
+        self.begun_s = self.cost_s = NAN
 
     def __dealloc__(self):
         free(self.hashes)
@@ -156,50 +148,13 @@ cdef class Choice:
         return f"Choice({self.replica_id!r}, {self.reason!r}, predicted_cached_tokens={self.predicted_cached_tokens})"
 
 
-@cython.final
-@cython.auto_pickle(False)
-cdef class Weighed:
-    """What one replica would cost for one request."""
-
-    cdef readonly str replica_id
-    cdef readonly bint is_open
-    cdef readonly uint64_t matched_bytes
-    cdef readonly uint64_t predicted_cached_tokens
-    cdef readonly uint64_t prompt_tokens
-    cdef readonly double queued_s
-    cdef readonly double prefill_s
-    cdef readonly double decode_s
-    cdef readonly double full_s
-
-
-@cython.final
-@cython.auto_pickle(False)
-cdef class Learnt:
-    """What is known of one replica."""
-
-    cdef readonly str model
-    cdef readonly int policy
-    cdef readonly bint is_ready
-    cdef readonly bint uses_index
-    cdef readonly uint32_t inflight
-    cdef readonly uint32_t uncounted
-    cdef readonly uint32_t held_chunks
-    cdef readonly double prefill_tokens_per_s
-    cdef readonly double service_s
-    cdef readonly double trust
-    cdef readonly uint64_t answers
-    cdef readonly uint64_t answers_within_block
-    cdef readonly uint64_t predicted_cached_tokens
-    cdef readonly uint64_t cached_tokens
-    cdef readonly uint64_t index_failures
-
-
 @cython.auto_pickle(False)
 cdef class Decider:
     """Chooses among the replicas that it was told of. `xinf.router.Router` is made of it: names, settings and views."""
 
     cdef readonly Ledger ledger
-    cdef readonly PrefixIndex index  # None: off
+    cdef readonly PrefixIndex index  # of what was routed; None: off
+    cdef readonly PrefixIndex exact  # of what engines say; None: off
     cdef object clock  # None: the system's
     cdef uint32_t chunk_bytes
     cdef double prior_bytes_per_token
@@ -214,25 +169,30 @@ cdef class Decider:
     # By row, of one capacity.
     cdef uint32_t capacity
     cdef uint32_t *lengths  # filled by each match: tokens
-    cdef uint32_t *hits  # filled by each match: marks
+    cdef uint32_t *hits  # filled by each match: marks; 0 where `lengths` goes by what is told
+    cdef uint32_t *told_lengths  # the same of what is told
+    cdef uint32_t *told_hits  # chunks of the chain
     cdef uint32_t *scratch
     cdef uint32_t *banned
     cdef Record *records
     # Of the prompt being looked at.
     cdef Sink sink
     cdef uint32_t[MAX_MARKS] positions
-    cdef uint32_t furthest
+    cdef uint32_t furthest  # mark
+    cdef uint32_t told_furthest  # chunk
+    cdef bint has_told
 
     def __cinit__(self, *args, **kwargs):
         init_sink(&self.sink)
 
     def __init__(
-        self, *, max_inflight: int, index_max_bytes: int, chunk_bytes: int = 64, prior_prefill_tokens_per_s: float,
-        prior_bytes_per_token: float, prior_service_s: float, clock=None, turn: int = 0,
+        self, *, max_inflight: int, index_max_bytes: int, exact_index_max_bytes: int = 0, chunk_bytes: int = 64,
+        prior_prefill_tokens_per_s: float, prior_bytes_per_token: float, prior_service_s: float, clock=None, turn: int = 0,
     ) -> None:
         """`clock`: has monotonic_s(); the system's own when None. `turn`: where the rotation of ties begins.
 
-        `index_max_bytes`: too few for an index turn it off. The priors hold until something was measured.
+        `index_max_bytes`, `exact_index_max_bytes`: too few for an index turn it off. The priors hold until something was
+        measured. `chunk_bytes`: where an engine does not say.
         """
         if self.groups is not None:
             raise ValueError("a Decider is set up once")
@@ -240,6 +200,7 @@ cdef class Decider:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
         self.ledger = Ledger(max_inflight, turn)
         self.index = PrefixIndex(index_max_bytes) if index_max_bytes >= MIN_INDEX_BYTES else None
+        self.exact = PrefixIndex(exact_index_max_bytes) if exact_index_max_bytes >= MIN_INDEX_BYTES else None
         self.clock = clock
         self.chunk_bytes = chunk_bytes
         self.prior_bytes_per_token = prior_bytes_per_token
@@ -256,6 +217,8 @@ cdef class Decider:
         free_sink(&self.sink)
         free(self.lengths)
         free(self.hits)
+        free(self.told_lengths)
+        free(self.told_hits)
         free(self.scratch)
         free(self.banned)
         free(self.records)
@@ -274,40 +237,50 @@ cdef class Decider:
         is_ready: bool,
     ) -> None:
         """Enter a replica, or say what changed. Raises: MemoryError."""
-        cdef uint32_t row
+        cdef uint32_t row, i
+        cdef Group group
         known = self.row_of.get(replica_id)
         if known is not None and (<Group>self.group_of[known]).model != model:
             self._leave(replica_id)
             known = None
         if known is None:
-            known = self.add(replica_id, model, block_tokens, max_running)
+            known = self.add(replica_id, model, policy, block_tokens, max_running)
         else:
             self.ledger.set_limits(known, max_running, block_tokens)
         row = known
-        (<Group>self.group_of[row]).policy = policy
+        group = self.group_of[row]
+        group.block_tokens = max(group.block_tokens, self.ledger.rows[row].block_tokens)
+        if group.policy != policy:
+            group.policy = policy
+            for i in range(group.n):
+                self.review(group.rows[i], BY_POLICY)
         if self.ledger.rows[row].is_ready and not is_ready:
             # Its Link is going or gone: what the engine said last, and its submit ids, no longer hold.
             self.ledger.forget_report(row)
         self.ledger.set_ready(row, is_ready)
 
-    cdef object add(self, str replica_id, str model, block_tokens, max_running):
-        cdef Group group
+    cdef object add(self, str replica_id, str model, policy, block_tokens, max_running):
+        cdef Group group = self.groups.get(model)
+        cdef Record *record
         cdef uint32_t row
         self.reserve_rows(len(self.names) + 1)
         number = self.free_rows[len(self.free_rows) - 1] if self.free_rows else len(self.names)
         row = number
         self.ledger.add(
             number,
-            prefill_tokens_per_s=self.prior_prefill_tokens_per_s,
-            service_s=self.prior_service_s,
+            # What others of the model do is the better guess, if it is known.
+            prefill_tokens_per_s=self.prior_prefill_tokens_per_s if group is None else group.prefill_rate(
+                self.ledger, self.prior_prefill_tokens_per_s
+            ),
+            service_s=self.prior_service_s if group is None else group.service(self.ledger, self.prior_service_s),
             max_running=max_running,
             block_tokens=block_tokens,
             identity=hash_text(replica_id),
         )
-        group = self.groups.get(model)
+        self.ledger.rows[row].shown = FIRST_SLOTS
         if group is None:
-            group = Group()
-            group.model = model
+            group = Group(model)
+            group.policy = policy
             group.turn = self.start
             group.density.bytes_per_token = self.prior_bytes_per_token
         try:
@@ -316,8 +289,12 @@ cdef class Decider:
             self.ledger.remove(number)
             raise
         self.groups[model] = group
-        memset(&self.records[row], 0, sizeof(Record))
-        self.records[row].has_index = self.index is not None and row < self.index.max_replicas
+        record = &self.records[row]
+        memset(record, 0, sizeof(Record))
+        record.trust = 1.0
+        record.has_index = self.index is not None and row < self.index.max_replicas
+        record.has_exact = self.exact is not None and row < self.exact.max_replicas
+        begin_standing(&record.standing, record.has_index, record.has_exact, uses_prefixes(group.policy))
         if self.free_rows:
             self.free_rows.pop()
             self.names[row] = replica_id
@@ -335,6 +312,8 @@ cdef class Decider:
             return 0
         self.lengths = <uint32_t *>grown(self.lengths, capacity * sizeof(uint32_t))
         self.hits = <uint32_t *>grown(self.hits, capacity * sizeof(uint32_t))
+        self.told_lengths = <uint32_t *>grown(self.told_lengths, capacity * sizeof(uint32_t))
+        self.told_hits = <uint32_t *>grown(self.told_hits, capacity * sizeof(uint32_t))
         self.scratch = <uint32_t *>grown(self.scratch, capacity * sizeof(uint32_t))
         self.banned = <uint32_t *>grown(self.banned, capacity * sizeof(uint32_t))
         self.records = <Record *>grown(self.records, capacity * sizeof(Record))
@@ -352,8 +331,11 @@ cdef class Decider:
         self.ledger.remove(known)
         if self.records[row].has_index:
             self.index.drop(known)
+        if self.records[row].has_exact:
+            self.exact.drop(known)
         group = self.group_of[row]
         group.remove(row)
+        group.n_followed -= self.records[row].standing.is_followed
         if group.n == 0:
             del self.groups[group.model]
         self.names[row] = None
@@ -377,15 +359,89 @@ cdef class Decider:
                 now_s=self.now(),
             )
 
+    # ---- what engines say of their caches -------------------------------------------------------------------------
+
+    def _say(self, str replica_id not None, str state not None) -> None:
+        """Take in how well an engine knows its cache: "exact", "approx", "off"; anything else is no news."""
+        known = self.row_of.get(replica_id)
+        if known is not None and state in SAYS and state:
+            self.records[<uint32_t>known].standing.says = SAYS[state]
+            self.review(known, BY_ENGINE)
+
+    def _misform(self, str replica_id not None, bint is_misformed) -> None:
+        """Say whether a replica's prompts are chained in another form than its group's: what it says is no use then."""
+        known = self.row_of.get(replica_id)
+        if known is not None:
+            self.records[<uint32_t>known].standing.is_misformed = is_misformed
+            self.review(known, BY_FORM)
+
+    def _hear(
+        self, str replica_id not None, *, bint cleared, bytes added not None, bytes tokens not None,
+        bytes removed not None, str state not None,
+    ) -> bool:
+        """Take in which chunks an engine holds now, and which no more. False: nobody here has use for it.
+
+        Raises: ValueError when the arrays do not fit, MemoryError; what it holds is not known then, until it clears.
+        """
+        cdef Record *record
+        cdef uint32_t row
+        known = self.row_of.get(replica_id)
+        if known is None:
+            return False
+        row = known
+        record = &self.records[row]
+        if state in SAYS and state:
+            record.standing.says = SAYS[state]
+        if not record.has_exact or record.standing.is_misformed or record.standing.says == SAYS_OFF:
+            self.review(row, BY_ENGINE)
+            return False
+        if cleared:
+            self.exact.drop(known)
+            record.standing.has_entries = 1
+        if record.standing.has_entries:
+            if added:
+                self.exact.insert(known, added, tokens)
+            if removed:
+                self.exact.remove(known, removed)
+        self.review(row, BY_ENGINE)
+        return True
+
+    cdef void review(self, uint32_t row, uint8_t cause):
+        """Let a row go by what it is known best by."""
+        cdef Record *record = &self.records[row]
+        cdef Group group = self.group_of[row]
+        cdef bint was_told = is_told(&record.standing), was_followed = record.standing.is_followed
+        cdef Row *ledger_row = &self.ledger.rows[row]
+        if record.standing.is_misformed or record.standing.says == SAYS_OFF:
+            record.standing.has_entries = 0
+        review(&record.standing, record.has_index, record.has_exact, uses_prefixes(group.policy), cause)
+        group.n_followed += record.standing.is_followed
+        group.n_followed -= was_followed
+        if was_followed and not record.standing.has_entries:
+            self.exact.drop(row)
+        if is_told(&record.standing) == was_told:
+            return
+        # What is told needs no trust: it is checked, and given up as a whole when it is wrong.
+        if was_told:
+            ledger_row.rates.trust = record.trust
+        else:
+            record.trust = ledger_row.rates.trust
+            ledger_row.rates.trust = 1.0
+            if record.has_index:
+                self.index.drop(row)  # of what was routed, only what is in flight counts from now on
+        self.ledger.refresh(row)
+
     # ---- choosing -------------------------------------------------------------------------------------------------
 
     def choose(
-        self, str model not None, Scan scan, *, seed: int, exclude=(), order: int = 0, bytes session=None
+        self, str model not None, Scan scan, *, seed: int, exclude=(), order: int = 0, bytes session=None,
+        uint32_t chunk_bytes=0,
     ) -> Choice | None:
         """Pick a replica and reserve it. None: no replica of the model is ready and below its limit.
 
         `scan`: None for a body that is no JSON. `seed`: keeps prefixes of models and tenants apart. `exclude`: ids of
-        replicas that were tried. `order`: see Scan.chain. `session`: beats the one in the body. Raises: MemoryError.
+        replicas that were tried. `order`, `chunk_bytes` (0: as configured): see Scan.chain. `session`: beats the one in
+        the body. Raises: MemoryError.
         """
         cdef PyObject *found = PyDict_GetItem(self.groups, model)
         cdef Choice choice
@@ -400,7 +456,9 @@ cdef class Decider:
         choice.chosen_s = self.now()
         excluded.rows = self.banned
         excluded.n = self.ban(exclude) if exclude else 0
-        has_match = scan is not None and self.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+        has_match = scan is not None and self.look_up(
+            choice, scan, PyLong_AsUnsignedLongLongMask(seed), order, chunk_bytes
+        )
         has_key = self.session_key(scan, session, &key)
         row = self.pick(choice, has_match, has_key, key, &excluded)
         if row == NONE:
@@ -427,41 +485,83 @@ cdef class Decider:
             return 1
         return scan is not None and scan.session_hash(key)
 
-    cdef bint look_up(self, Choice choice, Scan scan, uint64_t seed, int order) except -1:
+    cdef bint look_up(self, Choice choice, Scan scan, uint64_t seed, int order, uint32_t chunk_bytes) except -1:
         """Fill in the marks and the estimate of the prompt, `lengths` and `hits`. 1 if anyone holds any of it."""
-        cdef double density = choice.group.density.bytes_per_token, n_bytes = 0
-        cdef uint64_t n_ids
+        cdef Group group = choice.group
+        cdef double density = group.density.bytes_per_token
         cdef uint32_t most = 0
-        cdef double tokens
         choice.is_stream = scan.is_stream()
-        if self.index is None or not (choice.group.policy == BY_COST or choice.group.policy == BY_PREFIX):
+        self.has_told = 0
+        if not uses_prefixes(group.policy) or (self.index is None and self.exact is None):
             choice.prompt_tokens = max(1, <uint64_t>(scan.text_bytes() / density))
             return 0
-        if not 0 <= order <= 2:
-            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        if chunk_bytes == 0:
+            chunk_bytes = self.chunk_bytes
+        if not 0 <= order <= 2 or not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
+            raise ValueError(f"order is {order}, must be 0, 1 or 2; chunk_bytes is {chunk_bytes}")
         choice.can_learn = scan.asks_for_one()
-        scan.feed(&self.sink, seed, order, self.chunk_bytes)
+        scan.feed(&self.sink, seed, order, chunk_bytes)
         if self.sink.has_failed:
             raise MemoryError("out of memory while hashing a prompt")
-        self.furthest = 0
+        self.furthest = self.told_furthest = 0
         if self.sink.n:
             self.keep_marks(choice)
-            n_bytes = choice.ends[choice.n_marks - 1]
-            most = self.index.reach(
-                choice.hashes, choice.n_marks, self.lengths, self.hits, len(self.names), &self.furthest, 1
-            )
-        n_ids = scan.token_ids()
-        if n_ids:
-            choice.prompt_tokens = n_ids
-            return most > 0
-        tokens = n_bytes / density
-        if most:
-            # What this prefix really took is better known than what the rest will take.
-            tokens = (n_bytes - choice.ends[self.furthest - 1]) / density + self.index.position_of(
-                choice.hashes[self.furthest - 1]
-            )
-        choice.prompt_tokens = max(1, <uint64_t>tokens)
+            most = self.reach(choice)
+        choice.prompt_tokens = scan.token_ids() or self.estimate(choice, density)
         return most > 0
+
+    cdef uint32_t reach(self, Choice choice) noexcept:
+        """How far each replica holds the prompt. Gives the largest length in any index."""
+        cdef Group group = choice.group
+        cdef size_t n_rows = len(self.names)
+        cdef uint32_t most = 0, most_told = 0
+        cdef double window = WINDOW_BLOCKS * group.block_tokens * group.density.bytes_per_token
+        if self.index is not None:
+            most = self.index.reach(choice.hashes, choice.n_marks, self.lengths, self.hits, n_rows, &self.furthest, 1)
+        else:
+            memset(self.lengths, 0, n_rows * sizeof(uint32_t))
+            memset(self.hits, 0, n_rows * sizeof(uint32_t))
+        if group.n_followed:
+            self.has_told = 1
+            most_told = self.exact.reach_far(
+                self.sink.hashes, self.sink.ends, self.sink.n, <uint32_t>window if window < UINT32_MAX else UINT32_MAX,
+                self.told_lengths, self.told_hits, n_rows, &self.told_furthest,
+            )
+            if most_told:
+                self.prefer_told(choice)
+        return max(most, most_told)
+
+    cdef void prefer_told(self, Choice choice) noexcept:
+        """Let rows that go by what is told do so, unless what is in flight goes further by more than a block."""
+        cdef const uint32_t *ends = self.sink.ends
+        cdef Group group = choice.group
+        cdef double density = group.density.bytes_per_token
+        cdef uint32_t i, row, hit
+        for i in range(group.n):
+            row = group.rows[i]
+            hit = self.told_hits[row]
+            if hit == 0 or not is_told(&self.records[row].standing):
+                continue
+            if self.hits[row] and choice.ends[self.hits[row] - 1] > (
+                ends[hit - 1] + self.ledger.rows[row].block_tokens * density
+            ):
+                continue
+            self.lengths[row] = self.told_lengths[row]
+            self.hits[row] = 0
+
+    cdef uint64_t estimate(self, Choice choice, double density) noexcept:
+        """Tokens of the prompt. What a prefix of it really took is better known than what the rest will take."""
+        cdef double n_bytes = self.sink.n_bytes, known_bytes = 0, known_tokens = 0
+        if self.furthest:
+            known_bytes = choice.ends[self.furthest - 1]
+            known_tokens = self.index.position_of(choice.hashes[self.furthest - 1])
+        if self.told_furthest and self.sink.ends[self.told_furthest - 1] + (
+            choice.group.block_tokens * density
+        ) >= known_bytes:
+            known_bytes = self.sink.ends[self.told_furthest - 1]
+            known_tokens = self.exact.position_of(self.sink.hashes[self.told_furthest - 1])
+        known_tokens = min(known_tokens, MAX_TOKENS_PER_BYTE * n_bytes + MAX_TEMPLATE_TOKENS)
+        return max(1, <uint64_t>(known_tokens + (n_bytes - known_bytes) / density))
 
     cdef int keep_marks(self, Choice choice) except -1:
         cdef size_t room = marks_room(self.sink.n)
@@ -493,7 +593,10 @@ cdef class Decider:
         if group.policy == BY_PREFIX and has_match:
             n = self.furthest_rows(group, excluded)
             rows = self.scratch
+        group.n_choices += 1
         pick = ledger.cheapest(rows, n, self.lengths, n_cached, choice.prompt_tokens, choice.chosen_s, excluded)
+        if group.policy == BY_COST and (n <= COMPARED_REPLICAS or group.n_choices % 16 == 0):
+            self.compare(choice, &pick, has_match, excluded)
         if has_key and pick.n_ties > 1:
             # Of replicas that cost exactly the same, the session's favourite. Looked for only now: it costs a walk.
             favourite = ledger.heaviest(group.rows, group.n, key, excluded)
@@ -502,6 +605,24 @@ cdef class Decider:
             ) and (rows != self.scratch or self.lengths[favourite] == self.lengths[pick.replica]):
                 return favourite
         return pick.replica
+
+    cdef void compare(self, Choice choice, const Pick *pick, bint has_match, const Excluded *excluded) noexcept:
+        """Note what the replica would cost that least-load would have chosen. Once the answer is there, it is compared."""
+        cdef Ledger ledger = self.ledger
+        cdef uint32_t turn = ledger.turn
+        cdef Pick least
+        choice.cost_s = choice.least_s = pick.cost_s
+        if not has_match or pick.replica == NONE:
+            return  # the same one
+        ledger.turn = turn - 1  # where the pick before began, or ties would be others
+        least = ledger.cheapest(
+            choice.group.rows, choice.group.n, NULL, 0, choice.prompt_tokens, choice.chosen_s, excluded
+        )
+        ledger.turn = turn
+        if least.replica != pick.replica:
+            choice.least_s = ledger.cost_of(
+                least.replica, choice.prompt_tokens, self.lengths[least.replica], choice.chosen_s
+            )
 
     cdef uint32_t next_turn(self, Group group, const Excluded *excluded) noexcept nogil:
         """The next open row in turn."""
@@ -529,22 +650,50 @@ cdef class Decider:
 
     cdef int settle(self, Choice choice, uint32_t row, bint has_match) except -1:
         """Complete a choice that is reserved, and let the index hold its prompt."""
-        cdef uint64_t usable
-        cdef uint32_t block_tokens = self.ledger.rows[row].block_tokens
+        cdef Record *record = &self.records[row]
         choice.row = row
         choice.replica_id = <str>self.names[row]
+        choice.index_state = <str>VIEWS[record.standing.view]
         choice.queued_tokens = self.ledger.queued(row, choice.chosen_s)
-        if has_match and self.hits[row]:
-            choice.n_hits = self.hits[row]
-            choice.matched_tokens = self.lengths[row]
-            choice.matched_bytes = choice.ends[choice.n_hits - 1]
-            usable = min(<uint64_t>choice.matched_tokens, choice.prompt_tokens - 1)
-            choice.promised_tokens = usable // block_tokens * block_tokens
-            choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
-            if choice.predicted_cached_tokens and choice.reason == "load":
-                choice.reason = "prefix"
-        self.hold(choice, choice.prompt_tokens, choice.n_hits)
+        if self.has_told and record.standing.is_followed:
+            choice.is_followed = 1
+            choice.told_tokens = self.told_lengths[row]
+        if has_match and self.lengths[row]:
+            self.note_match(choice)
+        if is_told(&record.standing):
+            self.overlay(choice)
+        elif record.standing.view == VIEW_MARKS:
+            self.hold(choice, choice.prompt_tokens, choice.n_hits)
         return 0
+
+    cdef void note_match(self, Choice choice) noexcept:
+        """Note how much of the prompt the replica holds, and what of that the engine will find."""
+        cdef uint32_t row = choice.row
+        choice.matched_tokens = self.lengths[row]
+        if self.hits[row]:
+            choice.n_hits = self.hits[row]
+            choice.matched_bytes = choice.ends[choice.n_hits - 1]
+        else:
+            choice.matched_bytes = self.sink.ends[self.told_hits[row] - 1]
+            while choice.n_hits < choice.n_marks and choice.ends[choice.n_hits] <= choice.matched_bytes:
+                choice.n_hits += 1
+        choice.promised_tokens = usable(choice.matched_tokens, choice.prompt_tokens, self.ledger.rows[row].block_tokens)
+        choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
+        if choice.predicted_cached_tokens and choice.reason == "load":
+            choice.reason = "prefix"
+
+    cdef void overlay(self, Choice choice) noexcept:
+        """Let the index hold what the engine will be told to compute, until the request ends."""
+        cdef uint32_t *positions = self.positions
+        cdef uint32_t n_known = choice.n_hits, n = choice.n_marks
+        if n_known == n or not self.records[choice.row].has_index:
+            return
+        line(
+            choice.ends, n_known, n, choice.matched_bytes, choice.matched_tokens, choice.ends[n - 1],
+            max(<double>choice.prompt_tokens, choice.matched_tokens), positions,
+        )
+        if not self.index.hold(choice.row, choice.hashes + n_known, n - n_known, positions + n_known, 0):
+            self.records[choice.row].index_failures += 1
 
     cdef void hold(self, Choice choice, uint64_t prompt_tokens, uint32_t n_known) noexcept:
         """Let the index hold the prompt of a choice, which has `prompt_tokens` as far as known.
@@ -553,7 +702,7 @@ cdef class Decider:
         """
         cdef uint32_t *positions = self.positions
         cdef uint32_t n = choice.n_marks, n_done = 0
-        if n == 0 or not self.records[choice.row].has_index:
+        if n == 0:
             return
         if n_known and self.index.touch(choice.row, choice.hashes, n_known) == n_known:
             place_rest(choice.ends, n, prompt_tokens, n_known, choice.matched_tokens, positions)
@@ -584,18 +733,22 @@ cdef class Decider:
         Call it for every choice, however it ended; token counts are 0 when unknown.
         """
         cdef int64_t n_prompt = prompt_tokens, n_cached = cached_tokens
+        cdef Record *record
+        cdef bint was_told
         if choice.is_done:
             return
         choice.is_done = True
         # False: the replica was removed meanwhile (and perhaps another one has its name now).
         if not self.ledger.give_back(choice.handle):
             return
-        if n_prompt > 0:
-            if is_ok:
-                self.learn(choice, n_prompt, max(n_cached, 0), completion_tokens)
-        elif not is_ok and choice.n_marks and self.records[choice.row].has_index:
-            # Nothing was computed: take out what the choice added.
-            self.index.let_go(choice.row, choice.hashes + choice.n_hits, choice.n_marks - choice.n_hits)
+        record = &self.records[choice.row]
+        was_told = is_told(&record.standing)
+        if n_prompt > 0 and is_ok:
+            self.learn(choice, n_prompt, max(n_cached, 0), completion_tokens)
+        if was_told or (n_prompt <= 0 and not is_ok):
+            # It is told by now, or nothing was computed: take out what the choice added.
+            if record.has_index and choice.n_marks:
+                self.index.let_go(choice.row, choice.hashes + choice.n_hits, choice.n_marks - choice.n_hits)
 
     cdef int learn(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, int64_t completion_tokens) except -1:
         cdef Row *row = &self.ledger.rows[choice.row]
@@ -609,31 +762,57 @@ cdef class Decider:
             others = above(choice.queued_tokens, own)
             learn_prefill(&row.rates, others + max(1, above(prompt_tokens, cached_tokens)), first_s)
         learn_service(&row.rates, now_s - choice.chosen_s)
+        if row.shown < row.max_running:
+            row.shown += SLOTS_PER_ANSWER
+        if not isnan(choice.cost_s):
+            self.settle_comparison(choice, prompt_tokens, cached_tokens)
         if choice.can_learn:
             if choice.n_marks:
                 learn_density(&choice.group.density, choice.ends[choice.n_marks - 1], prompt_tokens)
-                self.correct(choice, prompt_tokens, row.block_tokens)
-            learn_trust(&row.rates, choice.promised_tokens, cached_tokens)
+            if record.standing.view == VIEW_MARKS:
+                if choice.n_marks:
+                    self.correct(choice, prompt_tokens, row.block_tokens)
+                learn_trust(&row.rates, choice.promised_tokens, cached_tokens)
             record.answers += 1
-            record.answers_within_block += (
-                above(choice.predicted_cached_tokens, cached_tokens) + above(cached_tokens, choice.predicted_cached_tokens)
-                <= row.block_tokens
-            )
+            record.answers_within_block += distance(choice.predicted_cached_tokens, cached_tokens) <= row.block_tokens
             record.predicted_cached_tokens += choice.predicted_cached_tokens
             record.cached_tokens += cached_tokens
+            if choice.is_followed and record.standing.is_followed:
+                self.check(choice, prompt_tokens, cached_tokens)
         self.ledger.refresh(choice.row)
         return 0
+
+    cdef void check(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens):
+        """See whether what the engine said of its cache came true."""
+        cdef Standing *standing = &self.records[choice.row].standing
+        cdef uint32_t block_tokens = self.ledger.rows[choice.row].block_tokens
+        cdef uint64_t predicted = choice.predicted_cached_tokens
+        if not is_told(standing):
+            predicted = usable(choice.told_tokens, prompt_tokens, block_tokens)
+        if (predicted or cached_tokens) and check(standing, distance(predicted, cached_tokens) <= block_tokens):
+            self.review(choice.row, BY_CHECK if standing.is_doubted else BY_RECOVERY)
+
+    cdef void settle_comparison(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens) noexcept:
+        """Count what the choice saved over least-load's, or lost, by what the engine really found."""
+        cdef Group group = choice.group
+        cdef double saved_s = 0
+        group.n_compared += 1
+        if choice.least_s != choice.cost_s:
+            saved_s = choice.least_s - choice.cost_s + (
+                <double>cached_tokens - <double>choice.predicted_cached_tokens
+            ) / self.ledger.rows[choice.row].rates.prefill_tokens_per_s
+        if saved_s > 0:
+            group.saved_s += saved_s
+        else:
+            group.regret_s -= saved_s
 
     cdef void correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) noexcept:
         """Set positions right, unless the index knows the end of the prompt to within a quarter of a block."""
         cdef const uint64_t *hashes = choice.hashes
         cdef uint32_t n_known = choice.n_hits
-        cdef uint64_t position, wrong
-        if not self.records[choice.row].has_index:
-            return
+        cdef uint64_t position
         position = self.index.position_held(choice.row, hashes[choice.n_marks - 1])
-        wrong = above(position, prompt_tokens) + above(prompt_tokens, position)
-        if position and wrong <= max(1, block_tokens // 4):
+        if position and distance(position, prompt_tokens) <= max(1, block_tokens // 4):
             return
         if n_known:
             # Others may have set it right meanwhile.
@@ -662,35 +841,48 @@ cdef class Decider:
         """Bytes of prompt text per token, by model."""
         return {model: (<Group>group).density.bytes_per_token for model, group in self.groups.items()}
 
-    def _learnt(self, str replica_id not None) -> Learnt:
-        """Show what is known of a replica. Raises: KeyError."""
+    def _comparisons(self) -> dict[str, tuple[int, float, float]]:
+        """Choices compared with least-load, seconds saved and seconds lost, by model."""
+        found = {}
+        for model, group in self.groups.items():
+            found[model] = (<Group>group).n_compared, (<Group>group).saved_s, (<Group>group).regret_s
+        return found
+
+    def _learnt(self, str replica_id not None, make):
+        """Show what is known of a replica: make(model=..., ...). Raises: KeyError."""
         cdef uint32_t number = self.row_of[replica_id]
         cdef Row *row = &self.ledger.rows[number]
         cdef Record *record = &self.records[number]
+        cdef Standing *standing = &record.standing
         cdef Group group = self.group_of[number]
-        cdef Learnt learnt = Learnt()
-        learnt.model = group.model
-        learnt.policy = group.policy
-        learnt.is_ready = row.is_ready
-        learnt.uses_index = record.has_index and (group.policy == BY_COST or group.policy == BY_PREFIX)
-        learnt.inflight = row.inflight
-        learnt.uncounted = row.uncounted
-        learnt.held_chunks = self.index.held_by(number) if record.has_index else 0
-        learnt.prefill_tokens_per_s = row.rates.prefill_tokens_per_s
-        learnt.service_s = row.rates.service_s
-        learnt.trust = row.rates.trust
-        learnt.answers = record.answers
-        learnt.answers_within_block = record.answers_within_block
-        learnt.predicted_cached_tokens = record.predicted_cached_tokens
-        learnt.cached_tokens = record.cached_tokens
-        learnt.index_failures = record.index_failures
-        return learnt
+        return make(
+            model=group.model,
+            policy=group.policy,
+            is_ready=bool(row.is_ready),
+            inflight=row.inflight,
+            uncounted=row.uncounted,
+            index_state=VIEWS[standing.view],
+            index_cause=CAUSES[standing.cause],
+            is_told=bool(is_told(standing)),
+            n_checked=standing.n_checked,
+            share=standing.share,
+            changes=changes_of(standing),
+            held_chunks=self.index.held_by(number) if record.has_index else 0,
+            told_chunks=self.exact.held_by(number) if record.has_exact else 0,
+            prefill_tokens_per_s=row.rates.prefill_tokens_per_s,
+            service_s=row.rates.service_s,
+            trust=row.rates.trust,
+            answers=record.answers,
+            answers_within_block=record.answers_within_block,
+            predicted_cached_tokens=record.predicted_cached_tokens,
+            cached_tokens=record.cached_tokens,
+            index_failures=record.index_failures,
+        )
 
-    def _weigh(self, str model not None, Scan scan, *, seed: int, order: int = 0) -> list[Weighed]:
-        """Show what `choose` would weigh, for each replica of a model. Changes nothing."""
+    def _weigh(self, str model not None, Scan scan, make, *, seed: int, order: int = 0, uint32_t chunk_bytes=0) -> list:
+        """Show what `choose` would weigh, for each replica of a model: make(replica_id=..., ...). Changes nothing."""
         cdef Group group = self.groups.get(model)
         cdef Choice choice
-        cdef Weighed weighed
         cdef double[4] terms
         cdef bint has_match
         cdef uint32_t i, row, held
@@ -699,26 +891,60 @@ cdef class Decider:
         choice = Choice.__new__(Choice)
         choice.group = group
         choice.chosen_s = self.now()
-        has_match = scan is not None and self.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+        has_match = scan is not None and self.look_up(
+            choice, scan, PyLong_AsUnsignedLongLongMask(seed), order, chunk_bytes
+        )
         shown = []
         for i in range(group.n):
             row = group.rows[i]
             held = self.lengths[row] if has_match else 0
             self.ledger.terms_of(&self.ledger.rows[row], choice.prompt_tokens, held, choice.chosen_s, terms)
-            weighed = Weighed()
-            weighed.replica_id = self.names[row]
-            weighed.is_open = self.ledger.opens(row)
-            weighed.matched_bytes = choice.ends[self.hits[row] - 1] if has_match and self.hits[row] else 0
-            weighed.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, held)
-            weighed.prompt_tokens = choice.prompt_tokens
-            weighed.queued_s, weighed.prefill_s, weighed.decode_s, weighed.full_s = terms[0], terms[1], terms[2], terms[3]
-            shown.append(weighed)
+            choice.row = row
+            choice.n_hits = 0
+            choice.matched_bytes = 0
+            if held:
+                self.note_match(choice)
+            shown.append(make(
+                replica_id=self.names[row],
+                is_open=bool(self.ledger.opens(row)),
+                index_state=VIEWS[self.records[row].standing.view],
+                matched_bytes=choice.matched_bytes,
+                predicted_cached_tokens=self.ledger.believed(row, choice.prompt_tokens, held),
+                prompt_tokens=choice.prompt_tokens,
+                terms=(terms[0], terms[1], terms[2], terms[3]),
+            ))
         return shown
 
 
 cdef inline uint64_t above(uint64_t a, uint64_t b) noexcept nogil:
     """How much a is above b."""
     return a - b if a > b else 0
+
+
+cdef inline uint64_t distance(uint64_t a, uint64_t b) noexcept nogil:
+    return above(a, b) + above(b, a)
+
+
+cdef inline uint64_t usable(uint64_t held, uint64_t prompt_tokens, uint32_t block_tokens) noexcept nogil:
+    """Tokens in whole blocks, and never the last one of the prompt. `prompt_tokens`: at least 1."""
+    return min(held, prompt_tokens - 1) // block_tokens * block_tokens
+
+
+cdef inline bint uses_prefixes(int policy) noexcept nogil:
+    return policy == BY_COST or policy == BY_PREFIX
+
+
+cdef dict changes_of(const Standing *standing):
+    """How often a row came to go by what, and why."""
+    cdef uint32_t view, cause, n
+    found = {}
+    for view in range(N_VIEWS):
+        for cause in range(N_CAUSES):
+            n = standing.n_changes[view * N_CAUSES + cause]
+            if n:
+                key = VIEWS[view], CAUSES[cause]
+                found[key] = found.get(key, 0) + n
+    return found
 
 
 cdef uint64_t hash_text(str text):
@@ -740,9 +966,9 @@ def _marks(Scan scan not None, *, seed: int, order: int = 0, chunk_bytes: int = 
         prior_bytes_per_token=1.0, prior_service_s=1.0,
     )
     cdef Choice choice = Choice.__new__(Choice)
-    choice.group = Group()
+    choice.group = Group("")
     choice.group.density.bytes_per_token = 1.0
-    decider.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order)
+    decider.look_up(choice, scan, PyLong_AsUnsignedLongLongMask(seed), order, 0)
     if choice.n_marks == 0:
         return b"", b""
     return (PyBytes_FromStringAndSize(<char *>choice.hashes, choice.n_marks * sizeof(uint64_t)),

@@ -23,6 +23,7 @@ cdef struct Row:
     uint32_t inflight
     uint32_t uncounted
     uint32_t max_running
+    uint32_t shown  # slots that it has been seen to have; more do not count
     uint32_t block_tokens
     uint32_t first  # its newest reservation
     uint8_t is_used
@@ -93,6 +94,10 @@ cdef class Ledger:
     cdef bint give_back(self, int64_t handle) noexcept nogil
     cdef void let_go(self, uint32_t at) noexcept nogil
     cdef void count(self, Row *row, Reservation *reservation) noexcept nogil
+
+
+cdef inline uint32_t slots_of(const Row *row) noexcept nogil:
+    return row.max_running if row.max_running < row.shown else row.shown
 
 
 cdef inline bint is_excluded(const Excluded *excluded, uint32_t replica) noexcept nogil:

@@ -110,6 +110,7 @@ cdef class Ledger:
         memset(row, 0, sizeof(Row))
         row.first = NONE
         row.max_running = min(max_running, 1 << 30)
+        row.shown = 1 << 30
         row.block_tokens = min(block_tokens, 1 << 30)
         row.is_used = 1
         set_prior(&row.rates, prefill_tokens_per_s, service_s)
@@ -232,7 +233,7 @@ cdef class Ledger:
         out[0] = queued / row.rates.prefill_tokens_per_s
         cached = believed_tokens(row, prompt, cached)
         out[1] = uncached_tokens(prompt, cached) / row.rates.prefill_tokens_per_s
-        out[2] = requests * row.rates.service_s / row.max_running
+        out[2] = requests * row.rates.service_s / slots_of(row)
         out[3] = 0.0
         if row.has_report and row.kv_blocks_total:
             needed = blocks_for(uncached_tokens(prompt, cached), row.block_tokens)
@@ -250,7 +251,7 @@ cdef class Ledger:
         if not row.is_used or not row.is_ready or row.inflight >= self.max_inflight:
             lane.base_s[0] = lane.base_s[1] = INFINITY
             return
-        slot_s = row.rates.service_s / row.max_running
+        slot_s = row.rates.service_s / slots_of(row)
         lane.s_per_token = 1 / row.rates.prefill_tokens_per_s
         lane.fresh_until_s = row.report_s + STALE_SECONDS if row.has_report else -INFINITY
         lane.base_s[0] = (

@@ -22,6 +22,19 @@ cdef struct Segment:
     uint32_t phase  # the young bit of entries that were inserted since the hand went through 0
 
 
+cdef struct Search:  # one look-up
+    const uint64_t *hashes
+    const uint32_t *ends
+    uint32_t window_bytes
+    uint32_t *lengths
+    uint32_t *hits
+    size_t n_lengths
+    Home *trail  # or NULL
+    uint32_t best
+    uint32_t furthest
+    uint32_t n_found
+
+
 @cython.final
 cdef class PrefixIndex:
     cdef readonly size_t max_bytes
@@ -65,6 +78,16 @@ cdef class PrefixIndex:
         self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest,
         bint keeps_trail,
     ) noexcept nogil
+    cdef uint32_t reach_far(
+        self, const uint64_t *hashes, const uint32_t *ends, size_t n, uint32_t window_bytes, uint32_t *lengths,
+        uint32_t *hits, size_t n_lengths, uint32_t *furthest,
+    ) noexcept nogil
+    cdef bint begin_search(
+        self, Search *search, const uint64_t *hashes, uint32_t *lengths, uint32_t *hits, size_t n_lengths
+    ) noexcept nogil
+    cdef bint walk(self, Search *search, size_t begin, size_t end) noexcept nogil
+    cdef uint32_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil
+    cdef bint halve(self, Search *search, size_t low, uint32_t at_low, size_t high, uint32_t at_high) noexcept nogil
     cdef void forget_trail(self) noexcept nogil
     cdef Home *trail_for(self, size_t n) noexcept nogil
     cdef uint32_t note(

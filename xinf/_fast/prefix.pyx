@@ -21,6 +21,7 @@ the furthest chunk held counts and a match does not end at a miss.
 
     insert   O(chunks), and O(holders) for each new set of holders met; eviction amortized in it
     match    O(chunks + holders of the distinct sets met); ends early once every replica that holds anything was met
+             reach_far: O(lengths held x log chunks + holders) where replicas hold beginnings
     remove   like insert      drop, nbytes, len  O(1)
 """
 
@@ -60,6 +61,9 @@ cdef enum:
     FULL = 832  # entries at which a segment splits: 13/16, where a miss still reads 1.4 lines on average
     CROWDED = 512  # entries at which a segment evicts once there is no other to split into
     AHEAD = 32  # chunks whose buckets are fetched before they are needed; a power of two
+    LEAF = 32  # chunks of which `reach_far` looks at each
+    MIN_WINDOW = 4  # chunks; what `reach_far` looks at to know who holds the text there
+    MAX_WINDOW = 128
     SCRUB_SETS = 4  # sets looked at per inserted chunk while retired ids are about
     YOUNG_BIT = 0x80000000  # equal to its segment's phase: inserted since the hand went through 0
     # In the first entry of a full bucket: entries of it, or of one before it, may stand behind it. Without it a miss ends
@@ -133,6 +137,16 @@ cdef inline Entry *home_bucket(Entry *entries, const uint32_t *directory, int de
     """The home of a hash."""
     cdef uint64_t x = mixed(hash)
     return entries + <size_t>directory[x >> (64 - depth)] * SEGMENT + (x & (N_BUCKETS - 1)) * BUCKET
+
+
+cdef inline size_t window_begin(const Search *search, size_t low, size_t end) noexcept nogil:
+    """Where the window begins that ends with chunk `end`."""
+    cdef size_t least = max(low, end - MAX_WINDOW if end > MAX_WINDOW else 0), begin = end
+    while begin > least and (
+        end - begin < MIN_WINDOW or search.ends[end - 1] - search.ends[begin - 1] < search.window_bytes
+    ):
+        begin -= 1
+    return begin
 
 
 @cython.final
@@ -528,6 +542,20 @@ cdef class PrefixIndex:
             out_hits = <uint32_t *>places.items
         return self.reach(<const uint64_t *>hashes.items, hashes.n, <uint32_t *>out.items, out_hits, out.n, &furthest, 0)
 
+    def match_far(self, chain, ends, window_bytes: int, lengths, hits=None) -> int:
+        """The same for chains of which each replica holds a beginning; see reach_far. `ends`: (n,) uint32."""
+        cdef Buffer hashes = Buffer(chain, 8, False, "chain")
+        cdef Buffer places = Buffer(ends, 4, False, "ends")
+        cdef Buffer out = Buffer(lengths, 4, True, "lengths")
+        cdef Buffer hit = None if hits is None else Buffer(hits, 4, True, "hits")
+        cdef uint32_t furthest
+        if places.n != hashes.n or (hit is not None and hit.n != out.n):
+            raise ValueError(f"{hashes.n} chunks have {places.n} ends")
+        return self.reach_far(
+            <const uint64_t *>hashes.items, <const uint32_t *>places.items, hashes.n, window_bytes, <uint32_t *>out.items,
+            NULL if hit is None else <uint32_t *>hit.items, out.n, &furthest,
+        )
+
     cdef uint32_t reach(
         self, const uint64_t *hashes, size_t n, uint32_t *lengths, uint32_t *hits, size_t n_lengths, uint32_t *furthest,
         bint keeps_trail,
@@ -536,17 +564,56 @@ cdef class PrefixIndex:
 
         `furthest`: set to the number of chunks up to the last one that anybody holds. `keeps_trail`: for `touch`.
         """
+        cdef Search search
+        search.trail = self.trail_for(n) if keeps_trail else NULL
+        if self.begin_search(&search, hashes, lengths, hits, n_lengths):
+            self.walk(&search, 0, n)
+        furthest[0] = search.furthest
+        return search.best
+
+    cdef uint32_t reach_far(
+        self, const uint64_t *hashes, const uint32_t *ends, size_t n, uint32_t window_bytes, uint32_t *lengths,
+        uint32_t *hits, size_t n_lengths, uint32_t *furthest,
+    ) noexcept nogil:
+        """The same for a long chain, of which each replica holds a beginning, by looking at some hundred chunks at most.
+
+        `ends`: (n,) bytes of text up to each chunk's end. `window_bytes`: in a piece of so many bytes, a replica that
+        holds text behind it holds a chunk. Where that is not so, what it holds may be found too short, never too long.
+        """
+        cdef Search search
+        cdef size_t low = 0, high
+        cdef uint32_t at_low, at_high
+        search.trail = NULL
+        if n and self.begin_search(&search, hashes, lengths, hits, n_lengths):
+            search.ends = ends
+            search.window_bytes = window_bytes
+            high = window_begin(&search, 0, n)
+            while low < high and (low < MIN_WINDOW or ends[low] <= window_bytes):
+                low += 1
+            if high - low <= LEAF:
+                self.walk(&search, 0, n)
+            else:
+                at_low = self.peek(&search, 0, low)
+                at_high = self.peek(&search, high, n)
+                # From the end, as `walk` does.
+                if not (at_high and self.walk(&search, high, n)) and not self.halve(&search, low, at_low, high, at_high):
+                    if at_low:
+                        self.walk(&search, 0, low)
+        furthest[0] = search.furthest
+        return search.best
+
+    cdef bint begin_search(
+        self, Search *search, const uint64_t *hashes, uint32_t *lengths, uint32_t *hits, size_t n_lengths
+    ) noexcept nogil:
+        """0: nobody holds anything."""
         cdef Holders *h = &self.holders
-        cdef const uint32_t *directory = self.directory
-        cdef Entry *entries = self.entries
-        cdef Home[AHEAD] homes
-        cdef Home *trail = self.trail_for(n) if keeps_trail else NULL
-        cdef Entry *entry
-        cdef int depth = self.depth
-        cdef uint32_t best = 0, n_found = 0, n_new, i, set, last_set = 0
-        cdef size_t left
+        cdef uint32_t i
         self.trail_begin = SIZE_MAX
-        furthest[0] = 0
+        search.hashes = hashes
+        search.lengths = lengths
+        search.hits = hits
+        search.n_lengths = n_lengths
+        search.best = search.furthest = search.n_found = 0
         if n_lengths:
             memset(lengths, 0, n_lengths * sizeof(uint32_t))
             if hits != NULL:
@@ -558,13 +625,27 @@ cdef class PrefixIndex:
             self.n_matches = 1
             for i in range(h.n_sets + 1):
                 h.sets[i].seen = 0
-        for left in range(n, n - min(n, <size_t>AHEAD), -1):
+        return 1
+
+    cdef bint walk(self, Search *search, size_t begin, size_t end) noexcept nogil:
+        """Look at the chunks from `end` down to `begin`. 1: every replica that holds anything was met."""
+        cdef Holders *h = &self.holders
+        cdef const uint32_t *directory = self.directory
+        cdef const uint64_t *hashes = search.hashes
+        cdef Entry *entries = self.entries
+        cdef Home[AHEAD] homes
+        cdef Home *trail = search.trail
+        cdef Entry *entry
+        cdef int depth = self.depth
+        cdef uint32_t n_new, set, last_set = 0
+        cdef size_t left
+        for left in range(end, end - min(end - begin, <size_t>AHEAD), -1):
             homes[left & (AHEAD - 1)] = home_bucket(entries, directory, depth, hashes[left - 1])
             prefetch(homes[left & (AHEAD - 1)])
-        left = n
-        while left:
+        left = end
+        while left > begin:
             entry = probe(homes[left & (AHEAD - 1)], hashes[left - 1])
-            if left > AHEAD:
+            if left > begin + AHEAD:
                 homes[left & (AHEAD - 1)] = home_bucket(entries, directory, depth, hashes[left - 1 - AHEAD])
                 prefetch(homes[left & (AHEAD - 1)])
             left -= 1
@@ -576,17 +657,58 @@ cdef class PrefixIndex:
             if set == last_set or h.sets[set].seen == self.n_matches:
                 continue
             last_set = set
-            n_new = self.note(set, entry.position, lengths, hits, n_lengths, <uint32_t>left + 1)
+            n_new = self.note(set, entry.position, search.lengths, search.hits, search.n_lengths, <uint32_t>left + 1)
             if n_new:
-                best = max(best, entry.position)
-                if n_found == 0:
-                    furthest[0] = <uint32_t>left + 1
-                n_found += n_new
-                if n_found == h.n_active:
+                search.best = max(search.best, entry.position)
+                if search.n_found == 0:
+                    search.furthest = <uint32_t>left + 1
+                search.n_found += n_new
+                if search.n_found == h.n_active:
                     break
         if trail != NULL:
             self.trail_begin = left
-        return best
+        return search.n_found == h.n_active
+
+    cdef uint32_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil:
+        """The largest set that holds a chunk of a window; 0: nobody holds any.
+
+        The largest, because a hole of one replica in one of the chunks must not look like the end of what it holds.
+        """
+        cdef Home[MAX_WINDOW] homes
+        cdef Entry *entry
+        cdef uint32_t set, largest = 0
+        cdef size_t i
+        for i in range(begin, end):
+            homes[i - begin] = self.bucket_of(search.hashes[i])
+            prefetch(homes[i - begin])
+        for i in range(end, begin, -1):
+            entry = probe(homes[i - 1 - begin], search.hashes[i - 1])
+            if entry == NULL or entry.position == 0:
+                continue
+            set = entry.holders & SET_BITS
+            if set != largest and self.holders.sets[set].n > self.holders.sets[largest].n:  # set 0 is the empty one
+                largest = set
+        return largest
+
+    cdef bint halve(self, Search *search, size_t low, uint32_t at_low, size_t high, uint32_t at_high) noexcept nogil:
+        """Find what ends between two windows, of which one ends at `low` and the other begins at `high`. 1: see walk.
+
+        Whoever holds a chunk holds those before it, so between two windows with the same holders nothing ends.
+        """
+        cdef size_t middle, begin
+        cdef uint32_t at_middle
+        if at_low == at_high or low >= high:
+            return 0
+        if high - low <= LEAF:
+            return self.walk(search, low, high)
+        middle = low + (high - low) // 2
+        begin = window_begin(search, low, middle)
+        at_middle = self.peek(search, begin, middle)
+        return (
+            self.halve(search, middle, at_middle, high, at_high)
+            or (at_middle and self.walk(search, begin, middle))
+            or self.halve(search, low, at_low, begin, at_middle)
+        )
 
     cdef void forget_trail(self) noexcept nogil:
         self.trail_begin = SIZE_MAX

@@ -55,6 +55,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     index_max_bytes: Bytes
+    exact_index_max_bytes: Bytes
     chunk_bytes: Annotated[int, msgspec.Meta(ge=16, le=4096)]
     prior_prefill_tokens_per_s: Rate
     prior_bytes_per_token: Rate

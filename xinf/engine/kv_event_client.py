@@ -8,6 +8,9 @@ PUB drops what a slow or late subscriber does not take. A gap in the sequence is
 buffer; where that does not reach, or does not answer, `on_reset` is called and the stream goes on behind the gap:
 whoever listens forgets all blocks and learns anew, so that it may know of too few of them, never of one that is gone.
 
+What was lost last shows in no gap: a publisher that went and came back, a subscription that arrived just too late. So
+when nothing has come for a while the client asks whether there is more.
+
 The engine answers a replay between two batches, or within 0.1 s when it is idle. Its ROUTER silently drops what exceeds
 its send queue (1000 messages), also in the middle: then the client asks again from the hole.
 
@@ -39,9 +42,12 @@ _log = logging.getLogger(__name__)
 RECEIVE_QUEUE = 100_000
 # Silence of the engine's replay after which it is given up; an idle engine answers within 0.1 s.
 REPLAY_TIMEOUT_S = 5.0
+# The same once the first reply is there: the others are sent in one go, so that silence means that they were dropped.
+_NEXT_REPLY_S = 1.0
+# Silence of the stream after which the engine is asked for more: one small message each way, for an idle engine only.
+CHECK_S = 5.0
 # A replay that brings nothing new is asked for again once: a hole at its start may be one that the ROUTER dropped.
 _STALLS = 2
-_TURN = 64  # batches after which other tasks get their turn, however many wait in the socket
 _END = b"\xff" * 8
 _SEQUENCE_BYTES = 8
 
@@ -96,6 +102,7 @@ class KvEventClient:
         on_problem: Callable[[str], None] = _log.warning,
         topic: str = "",
         replay_timeout_s: float = REPLAY_TIMEOUT_S,
+        check_s: float = CHECK_S,
         clock: Clock | None = None,
     ) -> None:
         self._endpoint = endpoint
@@ -105,6 +112,7 @@ class KvEventClient:
         self._on_problem = on_problem
         self._topic = topic.encode()
         self._replay_timeout_s = replay_timeout_s
+        self._check_s = check_s
         self._clock = clock or SystemClock()
         self._order = EventOrder()
         self._has_told_loss = False  # since the last batch
@@ -148,14 +156,12 @@ class KvEventClient:
     async def _run(self, socket: zmq.asyncio.Socket) -> None:
         try:
             await self._catch_up()
-            n_taken = 0
             while True:
-                frames = await socket.recv_multipart()
-                await self._take(frames)
-                n_taken += 1
-                if n_taken % _TURN == 0:
-                    # A receive that need not wait does not let go of the loop.
-                    await asyncio.sleep(0)
+                # The poll also gives others their turn: a receive that need not wait does not let go of the loop.
+                if not await socket.poll(round(self._check_s * 1000)):
+                    await self._catch_up()
+                    continue
+                await self._take(await socket.recv_multipart())
         except Exception as error:
             _log.exception("the subscription to KV events ended")
             self._lose(f"the subscription ended: {type(error).__name__}")
@@ -204,18 +210,20 @@ class KvEventClient:
                 if await self._replay(self._replay_endpoint, may_lose=n_stalls > 0):
                     return
             except TimeoutError:
-                self._on_problem(f"no replay of KV events within {self._replay_timeout_s:g} s")
+                self._on_problem(f"no replay of KV events from {self._order.next} on, or not to its end")
             n_stalls = n_stalls + 1 if self._order.next == start else 0
 
     async def _replay(self, endpoint: str, *, may_lose: bool) -> bool:
-        """Ask once. Returns whether the end was reached: not so at a hole, unless batches may be lost by now.
+        """Ask once. Returns whether that was all; not so at a hole, unless batches may be lost by now.
 
         Raises: TimeoutError.
         """
         # One more, to see that this is still the publisher whose batches those before were.
         first = max(0, self._order.next - 1)
+        is_known = self._order.next == 0
         async with contextlib.aclosing(self._replies(endpoint, first)) as replies:
             async for sequence, payload in replies:
+                is_known = True
                 place = self._order.judge_replayed(sequence, payload)
                 if place is Place.STARTED_OVER:
                     self._start_over()
@@ -227,7 +235,10 @@ class KvEventClient:
                     may_lose = False
                 if place is not Place.SEEN:
                     self._deliver(sequence, payload, is_live=False)
-        return True
+        if not is_known:
+            # The last batch is always kept: a publisher that has none so late has not sent those before either.
+            self._start_over()
+        return is_known
 
     async def _replies(self, endpoint: str, first: int) -> AsyncGenerator[tuple[int, bytes], None]:
         """Ask for all batches from `first` on; yields sequence and payload. Raises: TimeoutError."""
@@ -241,10 +252,12 @@ class KvEventClient:
             socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
             socket.connect(endpoint)
             await socket.send_multipart([b"", first.to_bytes(_SEQUENCE_BYTES, "big")])
+            timeout_s = self._replay_timeout_s
             while True:
-                if not await socket.poll(round(self._replay_timeout_s * 1000)):
+                if not await socket.poll(round(timeout_s * 1000)):
                     raise TimeoutError
                 frames = await socket.recv_multipart()
+                timeout_s = min(timeout_s, _NEXT_REPLY_S)
                 # "", [topic], sequence, payload
                 if len(frames) not in (3, 4) or frames[0] or len(frames[-2]) != _SEQUENCE_BYTES:
                     self._skip_foreign(frames, "of a replay")

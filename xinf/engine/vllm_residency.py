@@ -68,6 +68,7 @@ class VllmResidency:
         self.canon = Canon(model, order_of(segments), chunk_bytes_for(self._block_tokens))
         state = _first_state(config, generates=generates)
         self.residency = Residency(None if state is State.OFF else self._new_table(state), state)
+        self._has_groups = False  # of layers, whose blocks come and go apart
         self.prompts: VllmPrompts | None = None
         self._prompts: Prompts | None = None
         self._client: KvEventClient | None = None
@@ -108,7 +109,7 @@ class VllmResidency:
 
     def _apply(self, batch: KvBatch) -> None:
         for event in batch.events:
-            if isinstance(event, Cleared):
+            if isinstance(event, Cleared) and not self._has_groups:
                 self._clear()
             elif self.residency.state is not State.EXACT:
                 continue  # until the cache is empty, when all of it is known again
@@ -131,9 +132,11 @@ class VllmResidency:
         return self.residency.table
 
     def _store(self, event: Stored) -> None:
-        if event.block_tokens != self._block_tokens or not event.is_whole:
-            return  # of a group of layers that we did not count on: it would promise what the others do not have
-        if event.is_text:
+        if event.group_idx or event.block_tokens != self._block_tokens or not event.is_whole:
+            # A prefix is found where all groups have it, and a window's group drops what has left the window.
+            self._has_groups = True
+            self._lose("the model has several groups of layers")
+        elif event.is_text:
             salt = residency_salt(event.lora_name or "", event.cache_salt or "")
             self._table.stored(event.hashes, event.parent, event.tokens, salt=salt)
 

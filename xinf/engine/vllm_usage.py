@@ -81,6 +81,9 @@ class EngineProxy:
             return outputs
         parameters = named["sampling_params"] if "sampling_params" in named else arguments[1]
         is_delta = parameters.output_kind.name == "DELTA"
+        # A client may ask vLLM to tell of blocks again that were found, which would count them twice.
+        if (more := getattr(parameters, "extra_args", None)) is not None:
+            more.pop("kv_cache_report_mode", None)
         prompt: Prompt | None = None
         if self.prompts is not None:
             lora = named.get("lora_request")

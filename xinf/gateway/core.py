@@ -259,6 +259,7 @@ class Core:
             label = f'replica="{escape(link.replica)}"'
             folded[f"xinf_link_up{{{label}}}"] = int(link.is_up)
             folded[f"xinf_replica_in_flight{{{label}}}"] = link.n_open
+            folded[f"xinf_residency_resyncs_total{{{label}}}"] = link.n_resyncs
         folded["xinf_access_log_dropped_total"] = self._access_log.dropped
         fold_router(self._router.snapshot(), folded)
         folded["xinf_connections_turned_away_total"] = self.n_turned_away

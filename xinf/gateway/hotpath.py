@@ -133,14 +133,16 @@ class HotPath:
 
     def choose(self, job: Job) -> Choice | None:
         """Ask the router for a replica that was not tried yet; reserves it. None: nobody can take the request now."""
-        name = job.model.deployment
+        model = job.model
+        form = model.form
         return self._router.choose(
-            name,
+            model.deployment,
             job.scanned,
-            seed=job.model.seed,
-            exclude=job.excluded,
-            order=self._table.order(name),
+            seed=form.seed,
+            exclude=job.unfit(),
+            order=form.order,
             session=job.session,
+            chunk_bytes=form.chunk_bytes,
         )
 
     def _dispatch(self, job: Job) -> None:
@@ -185,7 +187,7 @@ class HotPath:
     def refuse_waiting(self, job: Job) -> None:
         """A request was not let in while it could wait: say why."""
         name = job.model.deployment
-        if self._table.ready(name):
+        if self._table.ready(name, exclude=job.model.lacking):
             room = self._room(name)
             error: XinfError = Overloaded(
                 f"every replica of {name} is at its limit",
@@ -251,7 +253,7 @@ class HotPath:
             verdict.may_retry
             and not job.relay.is_gone
             and job.n_retries < self._config.max_retries
-            and bool(self._table.ready(job.model.deployment, exclude=job.excluded))
+            and bool(self._table.ready(job.model.deployment, exclude=job.unfit()))
             and self._budget.take()
         )
 
@@ -337,7 +339,7 @@ def _failed(admission: Admission) -> XinfError:
 def _decision(choice: Choice, n_retries: int) -> tuple[bytes, bytes]:
     text = (
         f"replica={choice.replica_id};reason={choice.reason};matched_bytes={choice.matched_bytes}"
-        f";predicted_cached_tokens={choice.predicted_cached_tokens};retries={n_retries}"
+        f";predicted_cached_tokens={choice.predicted_cached_tokens};state={choice.index_state};retries={n_retries}"
     )
     return b"x-xinf-decision", text.encode("latin-1", "replace")
 

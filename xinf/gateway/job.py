@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from xinf._fast.scan import Scan
@@ -73,7 +74,11 @@ class Job:
 
     @property
     def is_picky(self) -> bool:
-        return bool(self.excluded)
+        return bool(self.excluded or self.model.lacking)
+
+    def unfit(self) -> Collection[str]:
+        """Replicas that may not have it: tried already, or without its adapter."""
+        return self.excluded | self.model.lacking if self.model.lacking else self.excluded
 
     def attempt(self) -> Choice | None:
         return self.path.choose(self)

@@ -2,13 +2,15 @@
 
     submit() ─┐                                             ┌─▶ sink.on_start, on_chunk, on_end, then flush once
     submit() ─┼▶ frames ──take, one at a time──▶ engine ──frame─▶ on_message
-    cancel() ─┘   paced by what the engine sends            └─▶ on_load
+    cancel() ─┘   paced by what the engine sends            └─▶ on_residency, on_load, on_info
 
 The stream is HTTP/2 on this event loop (`xinf.link`): gRPC's own client hands everything between threads.
 
 Invariants:
 - a sink hears on_end or on_lost once, unless its request was cancelled; after a cancel it hears nothing
 - a delivery that raises costs its own request only (the reader goes on, the engine is told to stop it)
+- the listener hears of residency in order and without gaps, from a snapshot on: what breaks that is dropped up to the
+  next snapshot, which is asked for. No request notices
 - while the Link is down nothing can be submitted; when it goes down, every open request is lost and says so at once
 - it comes back by itself, with back-off, until `close`
 
@@ -40,7 +42,7 @@ from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, EngineError, XinfError
 from xinf.gateway.client import RawHeaders
 from xinf.link import ClientStream, open_stream
-from xinf.router import LoadView
+from xinf.router import LoadView, ResidencyUpdate
 
 logger = logging.getLogger("xinf.gateway")
 
@@ -54,6 +56,11 @@ BACKOFF_LAST_S = 2.0
 # Load is told once a second at least; an engine process that is silent this long is hung (a busy one may miss a few).
 SILENCE_S = 30.0
 HELLO_TIMEOUT_S = 10.0
+# A snapshot is asked for that seldom, so that an engine that counts wrong does not send nothing else.
+RESYNC_INTERVAL_S = 1.0
+
+# What the residency of the open stream stands on.
+_NO_SNAPSHOT, _AWAITED, _KNOWN = range(3)
 
 # A call of its own failed in a way that another replica would not mend.
 _NOT_RETRYABLE = {
@@ -109,7 +116,12 @@ class LinkListener(Protocol):
 
     def on_link_down(self, link: Link) -> None: ...
 
+    def on_info(self, link: Link) -> None:
+        """The engine said anew what it is."""
+
     def on_load(self, link: Link, load: LoadView) -> None: ...
+
+    def on_residency(self, link: Link, update: ResidencyUpdate) -> None: ...
 
 
 class _Refused(Exception):
@@ -117,13 +129,21 @@ class _Refused(Exception):
 
 
 class Link:
-    """A Link to one replica at one address."""
+    """A Link to one replica at one address. `wants_residency`: the engine is asked to say what it holds."""
 
-    def __init__(self, replica: str, address: str, *, gateway: str, listener: LinkListener) -> None:
+    def __init__(
+        self, replica: str, address: str, *, gateway: str, listener: LinkListener, wants_residency: bool = True
+    ) -> None:
         self.replica = replica
         self.address = address
         self.info: Any = None  # EngineInfo, while and after it was up
         self.is_up = False
+        self.n_resyncs = 0  # snapshots asked for because something was missing or wrong
+        self._wants_residency = wants_residency
+        self._base = _NO_SNAPSHOT
+        self._next_sequence = 1
+        self._is_resync_due = False  # but not yet
+        self._resynced_s = -RESYNC_INTERVAL_S
         self._gateway = gateway
         self._listener = listener
         self._sinks: dict[int, Sink] = {}
@@ -198,6 +218,8 @@ class Link:
         if self.is_up and now_s - self._last_frame_s > SILENCE_S:
             logger.warning("replica is silent, reconnecting", extra={"kv": {"replica": self.replica}})
             self._give_up_stream(f"nothing came for {SILENCE_S:.0f} s")
+        elif self._is_resync_due:
+            self.resync(now_s)
 
     def _wake(self) -> None:
         if self._stream is not None:
@@ -231,7 +253,10 @@ class Link:
         over = self._over = loop.create_future()
         self._was_up = False
         self._frames.clear()
-        self._frames.hello(self._gateway, PROTOCOL, False)
+        self._frames.hello(self._gateway, PROTOCOL, self._wants_residency)
+        self._base = _NO_SNAPSHOT
+        self._is_resync_due = False
+        self._next_sequence = 1
         timer = loop.call_later(HELLO_TIMEOUT_S, self._expect_hello)
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -272,6 +297,8 @@ class Link:
             frame = decode_engine_frame(data)
             if not self.is_up:
                 self._greet(frame)
+            elif frame.hello is not None:
+                self._hear_again(frame.hello)
         except (WireError, DecodeError, _Refused) as error:
             logger.error("replica cannot be talked to", extra={"kv": {"replica": self.replica, "reason": str(error)}})
             self._give_up_stream(f"the stream broke: {error}")
@@ -297,10 +324,12 @@ class Link:
         """The first frame of a stream. Raises: _Refused, DecodeError."""
         if frame.hello is None:
             raise _Refused("the first frame has no hello")
-        info = pb.EngineInfo.FromString(frame.hello)
-        if info.protocol != PROTOCOL:
-            raise _Refused(f"the engine speaks protocol {info.protocol}, not {PROTOCOL}")
-        self._go_up(info)
+        self._go_up(_info_of(frame.hello))
+
+    def _hear_again(self, hello: bytes) -> None:
+        """Something of what the engine is has changed. Raises: _Refused, DecodeError."""
+        self.info = _info_of(hello)
+        self._listener.on_info(self)
 
     def _died(self, reason: str) -> EngineDied:
         return EngineDied(f"replica {self.replica} went away ({reason})", replica=self.replica)
@@ -347,6 +376,9 @@ class Link:
                     sink.on_chunk(data)
                 except Exception as error:
                     self._give_up(submit_id, sink, error)
+        # Before the ends: one that makes room for another request lets it be routed at once.
+        if frame.residency is not None:
+            self._hear_residency(frame.residency)
         for end in frame.ends:
             submit_id = end[0]
             if (sink := sinks.pop(submit_id, None)) is not None:
@@ -362,6 +394,48 @@ class Link:
                 self._give_up(submit_id, sink, error)
         if frame.load is not None:
             self._listener.on_load(self, LoadView(*frame.load))
+
+    # ---- residency ---------------------------------------------------------------------------------------------
+
+    def resync(self, now_s: float) -> None:
+        """Ask for the residency from its start, now or when the last time is long enough ago. `now_s`: monotonic."""
+        self._base = _AWAITED
+        self._is_resync_due = now_s - self._resynced_s < RESYNC_INTERVAL_S
+        if self._is_resync_due or not self.is_up:
+            return
+        self._resynced_s = now_s
+        self.n_resyncs += 1
+        self._frames.resync()
+        self._wake()
+
+    def _hear_residency(self, message: tuple[int, bool, bytes, bytes, bytes, str, bool]) -> None:
+        """Hand residency on, if nothing is missing before it. Whatever it is, requests go on."""
+        sequence, cleared, added, tokens, removed, state, is_partial = message
+        is_next = sequence == self._next_sequence
+        self._next_sequence = sequence + 1
+        if not self._wants_residency:
+            return
+        if not cleared and self._base == _AWAITED:
+            return  # older than what was asked for
+        if not cleared and (self._base == _NO_SNAPSHOT or not is_next):
+            self._distrust(f"message {sequence} has no snapshot or not all of the others before it")
+        elif 2 * len(tokens) != len(added):
+            self._distrust(f"{len(added) // 8} chunks have {len(tokens) // 4} positions")
+        else:
+            self._base = _KNOWN
+            self._is_resync_due = False
+            try:
+                update = ResidencyUpdate(cleared, added, tokens, removed, state, is_partial)
+                self._listener.on_residency(self, update)
+            except Exception as error:
+                logger.error("residency not taken in", extra={"kv": {"replica": self.replica}}, exc_info=error)
+                self._distrust(f"it could not be taken in: {error}")
+
+    def _distrust(self, reason: str) -> None:
+        logger.info("residency is asked for anew", extra={"kv": {"replica": self.replica, "reason": reason}})
+        self.resync(time.monotonic())
+
+    # ---- endings -----------------------------------------------------------------------------------------------
 
     def _give_up(self, submit_id: int, sink: Sink, error: Exception) -> None:
         """A delivery failed: end its request; the others must not notice."""
@@ -415,3 +489,11 @@ class Link:
             sink.flush()
         except Exception as error:
             self._give_up(submit_id, sink, error)
+
+
+def _info_of(hello: bytes) -> Any:
+    """EngineInfo, of an engine that we can talk to. Raises: _Refused, DecodeError."""
+    info = pb.EngineInfo.FromString(hello)
+    if info.protocol != PROTOCOL:
+        raise _Refused(f"the engine speaks protocol {info.protocol}, not {PROTOCOL}")
+    return info

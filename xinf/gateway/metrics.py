@@ -43,10 +43,38 @@ FAMILIES: dict[str, Family] = {
     "xinf_routing_decisions_total": Family("counter", "Choices of a replica, by deployment and reason."),
     "xinf_link_up": Family("gauge", "Gateway processes whose Link to the replica is up."),
     "xinf_replica_in_flight": Family("gauge", "Requests that this gateway has on a replica."),
+    "xinf_routing_compared_total": Family(
+        "counter",
+        "Answered choices of auto compared with least_load's: all, or of more than 32 replicas one in 16.",
+    ),
+    "xinf_routing_saved_seconds_total": Family(
+        "counter", "Seconds of cost that compared choices saved, by the cached tokens that engines found."
+    ),
+    "xinf_routing_regret_seconds_total": Family(
+        "counter", "Seconds of cost that compared choices lost: least_load's replica would have been cheaper."
+    ),
     "xinf_index_bytes": Family("gauge", "Memory of the prefix index, over all gateway processes."),
     "xinf_index_entries": Family("gauge", "Entries of the prefix index, over all gateway processes."),
     "xinf_index_evictions_total": Family("counter", "Entries that the prefix index gave up to stay within its bound."),
+    "xinf_exact_index_bytes": Family("gauge", "Memory of the index of what engines say, over all gateway processes."),
+    "xinf_exact_index_entries": Family(
+        "gauge", "Chunks that engines say they hold, one for each KV block, over all gateway processes."
+    ),
+    "xinf_exact_index_evictions_total": Family(
+        "counter", "Chunks that the index of what engines say gave up: routing.exact_index_max_bytes is too small."
+    ),
+    "xinf_residency_resyncs_total": Family(
+        "counter", "Snapshots asked of a replica because what it said of its cache had a gap or a fault."
+    ),
     "xinf_replica_view": Family("gauge", "Gateway processes that see a replica's cache as exact, approx or off."),
+    "xinf_replica_view_share": Family(
+        "gauge",
+        "Share of the last answers in which what a replica says of its cache came true; a sum over gateway processes.",
+    ),
+    "xinf_replica_view_changes_total": Family(
+        "counter",
+        "Changes of a replica's view by what it became and why: beginning, policy, engine, form, check, recovery.",
+    ),
     "xinf_predictions_total": Family("counter", "Answers whose cached tokens had been predicted."),
     "xinf_predictions_within_block_total": Family("counter", "Of them, those predicted to within one block."),
     "xinf_access_log_dropped_total": Family("counter", "Access-log lines lost because their target blocked or failed."),
@@ -114,9 +142,21 @@ def fold_router(view: RouterView, into: Snapshot) -> None:
     into["xinf_index_bytes"] = view.index_bytes
     into["xinf_index_entries"] = view.index_entries
     into["xinf_index_evictions_total"] = view.index_evictions
+    into["xinf_exact_index_bytes"] = view.exact_index_bytes
+    into["xinf_exact_index_entries"] = view.exact_index_entries
+    into["xinf_exact_index_evictions_total"] = view.exact_index_evictions
+    for model, savings in view.savings.items():
+        label = f'model="{escape(model)}"'
+        into[f"xinf_routing_compared_total{{{label}}}"] = savings.n_compared
+        into[f"xinf_routing_saved_seconds_total{{{label}}}"] = savings.saved_s
+        into[f"xinf_routing_regret_seconds_total{{{label}}}"] = savings.regret_s
     for replica in view.replicas:
         label = f'replica="{escape(replica.replica_id)}"'
         into[f'xinf_replica_view{{{label},view="{replica.index_state}"}}'] = 1
+        if replica.n_checked:
+            into[f"xinf_replica_view_share{{{label}}}"] = replica.share
+        for (state, cause), count in replica.changes.items():
+            into[f'xinf_replica_view_changes_total{{{label},view="{state}",cause="{cause}"}}'] = count
         into[f"xinf_predictions_total{{{label}}}"] = replica.answers
         into[f"xinf_predictions_within_block_total{{{label}}}"] = replica.answers_within_block
 

@@ -7,6 +7,10 @@ of any record makes the state of that deployment or replica what the records say
                     ready, target stop         Link stays for the requests on it, gets no new ones
                     draining
                     anything else, deleted     Link closed, what was on it is lost (and moves if it can)
+
+The engines of a deployment also say in which form its prompts are chained, and which adapters they have loaded. The
+form is that of the engine that said so first; one that says otherwise is routed to by load alone. An adapter is a name
+more of the deployment, with chains of its own, on the replicas that have it.
 """
 
 from __future__ import annotations
@@ -32,25 +36,38 @@ from xinf.core.records import (
     Phase,
     ReplicaRecord,
 )
+from xinf.core.seed import lora_seed
 from xinf.gateway.keys import KeyRing
 from xinf.gateway.link import Link
 from xinf.gateway.routes import is_engine_path
 from xinf.meta import Mirror, Store
-from xinf.router import LoadView, Router
+from xinf.router import LoadView, ResidencyUpdate, Router
 
 logger = logging.getLogger("xinf.gateway")
 
 TICK_S = 1.0
 
 
+CHUNK_BYTES = range(16, 4097)  # what a chain can be made in
+
+
+class Form(msgspec.Struct):
+    """How prompts are chained. A deployment's changes in place, so that requests that wait go by the present one."""
+
+    seed: int  # equal chains of two models are not equal
+    order: int  # of the segments, for `Scan.chain`
+    chunk_bytes: int
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A deployment as the hot path needs it."""
+    """A deployment, or an adapter on it, as the hot path needs it."""
 
     deployment: str
-    names: tuple[str, ...]  # what clients may call it, the canonical one first
-    seed: int  # of its prefix chains: equal chains of two models are not equal
+    names: tuple[str, ...]  # what a key may name it by, the canonical one first; of a deployment, what clients call it
+    form: Form
     max_waiting: int | None
     created_s: float
+    lacking: frozenset[str] = frozenset()  # replicas that do not have the adapter
 
 
 class _Place(msgspec.Struct):
@@ -59,6 +76,10 @@ class _Place(msgspec.Struct):
     link: Link
     process: tuple[str | None, int | None, int | None]
     record: ReplicaRecord
+    adapters: frozenset[str] = frozenset()  # that its engine has loaded
+    residency: str = ""  # how well its engine says that it knows its cache
+    is_misformed: bool = False
+    is_routed: bool = False  # the router knows it
 
 
 class Table:
@@ -88,7 +109,8 @@ class Table:
         self._by_name: dict[str, Model] = {}
         self._by_deployment: dict[str, Model] = {}
         self._places: dict[str, _Place] = {}
-        self._orders: dict[str, int] = {}
+        self._forms: dict[str, Form] = {}
+        self._said: dict[str, dict[str, Form | None]] = {}  # deployment -> replica -> form, None: none of ours
         self._paths: dict[str, frozenset[str]] = {}  # deployment -> paths that its engines answer to a POST
         self._closing: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -160,10 +182,6 @@ class Table:
             if place.record.deployment == deployment and replica not in exclude and _is_ready(place)
         ]
 
-    def order(self, deployment: str) -> int:
-        """How the deployment's template orders a prompt, for `Scan.chain`: as its engines say, if one is connected."""
-        return self._orders.get(deployment, SYSTEM_TOOLS_REST)
-
     def check_path(self, model: Model, path: str) -> None:
         """Raises: NotFound when the model's engines have told their routes and `path` is not one of them."""
         paths = self._paths.get(model.deployment)
@@ -191,7 +209,6 @@ class Table:
         self._keys.replace(record for record, _ in self._key_records.items.values())
 
     def _replace_deployments(self) -> None:
-        by_name: dict[str, Model] = {}
         by_deployment: dict[str, Model] = {}
         records = sorted(
             (record for record, _ in self._deployments.items.values()), key=lambda r: (r.created_s, r.name)
@@ -201,20 +218,31 @@ class Table:
                 deployment=record.name,
                 # What the engine itself answers to; it refuses other names.
                 names=record.spec.served_names or (record.spec.model,),
-                seed=_seed(record.name),
+                form=self._form(record.name),
                 max_waiting=record.max_waiting,
                 created_s=record.created_s,
             )
             by_deployment[record.name] = model
-            for name in model.names:
-                # The oldest keeps a name that two claim: a new deployment must not take traffic by accident.
-                by_name.setdefault(name, model)
-        self._by_name, self._by_deployment = by_name, by_deployment
-        for told in (self._orders, self._paths):
+        self._by_deployment = by_deployment
+        self._replace_names()
+        told: dict[str, Any]
+        for told in (self._forms, self._said, self._paths):
             for name in [name for name in told if name not in by_deployment]:
                 del told[name]
         for replica in list(self._places):
             self._aim(replica)
+
+    def _replace_names(self) -> None:
+        by_name: dict[str, Model] = {}
+        models = self._by_deployment.values()
+        for model in models:
+            for name in model.names:
+                # The oldest keeps a name that two claim: a new deployment must not take traffic by accident.
+                by_name.setdefault(name, model)
+        for model in models:
+            for adapter in self._adapters(model):
+                by_name.setdefault(adapter.names[0], adapter)
+        self._by_name = by_name
 
     def _on_replica(self, name: str) -> None:
         record = self._replicas.get(name)
@@ -233,7 +261,13 @@ class Table:
             self._router.remove_replica(ReplicaId(name))
             place = None
         if place is None:
-            link = Link(name, record.address or "", gateway=self._gateway, listener=self)
+            link = Link(
+                name,
+                record.address or "",
+                gateway=self._gateway,
+                listener=self,
+                wants_residency=self._router.wants_residency,
+            )
             self._places[name] = _Place(link, process, record)
             link.start()
         else:
@@ -246,6 +280,10 @@ class Table:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         self._tell_router(place, is_ready=False)
+        self._said.get(place.record.deployment, {}).pop(replica, None)
+        self._agree(place.record.deployment)
+        if place.adapters:
+            self._replace_names()
 
     def _aim(self, replica: str) -> None:
         """Tell the router what this replica is now."""
@@ -260,6 +298,7 @@ class Table:
         wish = self._deployments.get(record.deployment)
         if wish is None:
             self._router.remove_replica(record.id)
+            place.is_routed = False
             return
         self._router.set_replica(
             record.id,
@@ -269,31 +308,113 @@ class Table:
             is_ready=is_ready,
             max_running=(info.max_running or None) if info is not None else None,
         )
+        self._router.on_hello(record.id, place.residency, is_misformed=place.is_misformed)
+        if not place.is_routed and info is not None:
+            place.link.resync(time.monotonic())  # what it said before was to nobody
+        place.is_routed = True
 
     # ---- what Links tell ---------------------------------------------------------------------------------------
 
     def on_link_up(self, link: Link) -> None:
-        place = self._places.get(link.replica)
+        place = self._place_of(link)
         if place is not None:
-            if link.info.segment_order:
-                self._orders[place.record.deployment] = _order(tuple(link.info.segment_order))
-            posts = (route.removeprefix("POST ") for route in link.info.routes if route.startswith("POST "))
-            self._paths[place.record.deployment] = frozenset(posts)
+            place.residency = link.info.residency
+            self._learn(place)
         self._aim_link(link)
+
+    def on_info(self, link: Link) -> None:
+        place = self._place_of(link)
+        if place is not None:
+            self._learn(place)
+            self._aim(link.replica)
+
+    def _learn(self, place: _Place) -> None:
+        """Take in what an engine says that it is."""
+        deployment, info = place.record.deployment, place.link.info
+        posts = (route.removeprefix("POST ") for route in info.routes if route.startswith("POST "))
+        self._paths[deployment] = frozenset(posts)
+        self._said.setdefault(deployment, {})[place.record.id] = self._form_said(deployment, info)
+        self._agree(deployment)
+        had, place.adapters = place.adapters, frozenset(info.loras)
+        if had or place.adapters or any(self._places[replica].adapters for replica in self._said[deployment]):
+            self._replace_names()
 
     def on_link_down(self, link: Link) -> None:
         self._aim_link(link)
 
     def on_load(self, link: Link, load: LoadView) -> None:
+        if self._place_of(link) is not None:
+            self._router.on_load(ReplicaId(link.replica), load)
+
+    def on_residency(self, link: Link, update: ResidencyUpdate) -> None:
+        place = self._place_of(link)
+        if place is not None:
+            place.residency = update.state or place.residency
+            self._router.on_residency(ReplicaId(link.replica), update)
+
+    def _place_of(self, link: Link) -> _Place | None:
+        """The place of a Link that is not an earlier one of its replica."""
         place = self._places.get(link.replica)
-        if place is None or place.link is not link:
-            return
-        self._router.on_load(ReplicaId(link.replica), load)
+        return place if place is not None and place.link is link else None
 
     def _aim_link(self, link: Link) -> None:
-        place = self._places.get(link.replica)
-        if place is not None and place.link is link:
+        if self._place_of(link) is not None:
             self._aim(link.replica)
+
+    # ---- forms and adapters ------------------------------------------------------------------------------------
+
+    def _form(self, deployment: str) -> Form:
+        form = self._forms.get(deployment)
+        if form is None:
+            form = self._forms[deployment] = self._default_form(deployment)
+        return form
+
+    def _default_form(self, deployment: str) -> Form:
+        """What holds until an engine says otherwise."""
+        return Form(_seed(deployment), SYSTEM_TOOLS_REST, self._router.settings.chunk_bytes)
+
+    def _form_said(self, deployment: str, info: Any) -> Form | None:
+        """The form that an engine wants. None: one that nobody here can chain in."""
+        form = self._default_form(deployment)
+        if info.segment_order:
+            form.order = _order(tuple(info.segment_order))
+        form.seed = info.chain_seed or form.seed
+        form.chunk_bytes = info.chunk_bytes or form.chunk_bytes
+        return form if form.chunk_bytes in CHUNK_BYTES else None
+
+    def _agree(self, deployment: str) -> None:
+        """Let the form of a deployment be that of the engine that said one first, and say who differs."""
+        said = self._said.get(deployment, {})
+        form = self._form(deployment)
+        first = next((one for one in said.values() if one is not None), None)
+        if first is not None:
+            form.seed, form.order, form.chunk_bytes = first.seed, first.order, first.chunk_bytes
+        for replica, one in said.items():
+            place = self._places.get(replica)
+            if place is None or place.is_misformed == (one != form):
+                continue
+            place.is_misformed = one != form
+            if place.is_misformed:
+                text = "replica chains prompts in another form than its deployment, its residency is off"
+                logger.warning(text, extra={"kv": {"replica": replica, "deployment": deployment}})
+            self._tell_router(place, is_ready=_is_ready(place))
+            if not place.is_misformed:
+                place.link.resync(time.monotonic())
+
+    def _adapters(self, model: Model) -> list[Model]:
+        """A model for each adapter that an engine of the deployment has loaded."""
+        said = self._said.get(model.deployment, {})
+        loaded = {replica: self._places[replica].adapters for replica in said if replica in self._places}
+        form = model.form
+        return [
+            msgspec.structs.replace(
+                model,
+                names=(name, *model.names),
+                form=Form(lora_seed(form.seed, name), form.order, form.chunk_bytes),
+                lacking=frozenset(replica for replica, names in loaded.items() if name not in names),
+            )
+            for name in sorted(frozenset[str]().union(*loaded.values()))
+        ]
 
     async def _tick(self) -> None:
         while True:

@@ -7,6 +7,7 @@ Everything that happens per request is in xinf/_fast/decide.pyx, whose class thi
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from xinf._fast import decide
 from xinf._fast.decide import Decider
@@ -15,8 +16,9 @@ from xinf.core.clock import Clock
 from xinf.core.records import RoutingPolicy
 from xinf.router.cost import CostTerms
 from xinf.router.load import LoadView
+from xinf.router.residency import ResidencyUpdate
 from xinf.router.settings import RouterSettings
-from xinf.router.view import CandidateView, ReplicaView, RouterView
+from xinf.router.view import CandidateView, ReplicaView, RouterView, Savings
 
 _NUMBERS = {
     RoutingPolicy.AUTO: decide.AUTO,
@@ -39,6 +41,7 @@ class Router(Decider):
         super().__init__(
             max_inflight=self.settings.max_inflight,
             index_max_bytes=self.settings.index_max_bytes,
+            exact_index_max_bytes=self.settings.exact_index_max_bytes,
             chunk_bytes=self.settings.chunk_bytes,
             prior_prefill_tokens_per_s=self.settings.prior_prefill_tokens_per_s,
             prior_bytes_per_token=self.settings.prior_bytes_per_token,
@@ -88,51 +91,68 @@ class Router(Decider):
             last_submit=load.last_submit,
         )
 
+    # ---- what engines say of their caches -------------------------------------------------------------------------
+
+    @property
+    def wants_residency(self) -> bool:
+        """Whether it has an index for what engines say."""
+        return self.exact is not None
+
+    def on_hello(self, replica_id: str, state: str, *, is_misformed: bool = False) -> None:
+        """Take in how well an engine says that it knows its cache: "exact", "approx", "off", or "" for nothing.
+
+        `is_misformed`: its prompts are chained in another form than those of its model, so what it says of chunks is no
+        use. What was told of them before holds on, in the other case, until a snapshot comes.
+        """
+        self._misform(replica_id, is_misformed)
+        self._say(replica_id, state)
+
+    def on_residency(self, replica_id: str, update: ResidencyUpdate) -> None:
+        """Take in which chunks an engine holds now, and which no more. Those of unknown replicas are ignored.
+
+        Raises: ValueError when the arrays do not fit each other; MemoryError.
+        """
+        self._hear(
+            replica_id,
+            cleared=update.cleared,
+            added=update.added,
+            tokens=update.tokens,
+            removed=update.removed,
+            state=update.state,
+        )
+
     # ---- what it knows --------------------------------------------------------------------------------------------
 
     def snapshot(self) -> RouterView:
         """Everything a metric or a page may want. O(replicas)."""
-        index = self.index
+        index, exact = self.index, self.exact
         return RouterView(
             replicas=tuple(self._view(replica_id) for replica_id in self._ids()),
             index_bytes=0 if index is None else index.nbytes,
             index_max_bytes=self.settings.index_max_bytes,
             index_entries=0 if index is None else len(index),
             index_evictions=0 if index is None else index.evictions,
+            exact_index_bytes=0 if exact is None else exact.nbytes,
+            exact_index_max_bytes=self.settings.exact_index_max_bytes,
+            exact_index_entries=0 if exact is None else len(exact),
+            exact_index_evictions=0 if exact is None else exact.evictions,
             bytes_per_token=self._densities(),
+            savings={model: Savings(*counts) for model, counts in self._comparisons().items()},
         )
 
     def _view(self, replica_id: str) -> ReplicaView:
-        learnt = self._learnt(replica_id)
-        return ReplicaView(
-            replica_id=replica_id,
-            model=learnt.model,
-            policy=_POLICIES[learnt.policy].value,
-            is_ready=learnt.is_ready,
-            inflight=learnt.inflight,
-            uncounted=learnt.uncounted,
-            index_state="approx" if learnt.uses_index else "off",
-            held_chunks=learnt.held_chunks,
-            prefill_tokens_per_s=learnt.prefill_tokens_per_s,
-            service_s=learnt.service_s,
-            trust=learnt.trust,
-            answers=learnt.answers,
-            answers_within_block=learnt.answers_within_block,
-            predicted_cached_tokens=learnt.predicted_cached_tokens,
-            cached_tokens=learnt.cached_tokens,
-        )
+        def make(*, policy: int, **fields: Any) -> ReplicaView:
+            return ReplicaView(replica_id=replica_id, policy=_POLICIES[policy].value, **fields)
 
-    def explain(self, model: str, scan: Scan | None, *, seed: int, order: int = 0) -> tuple[CandidateView, ...]:
+        return self._learnt(replica_id, make)
+
+    def explain(
+        self, model: str, scan: Scan | None, *, seed: int, order: int = 0, chunk_bytes: int = 0
+    ) -> tuple[CandidateView, ...]:
         """Show what `choose` would weigh, the cheapest first. Changes nothing."""
-        views = [
-            CandidateView(
-                replica_id=weighed.replica_id,
-                is_open=weighed.is_open,
-                matched_bytes=weighed.matched_bytes,
-                predicted_cached_tokens=weighed.predicted_cached_tokens,
-                prompt_tokens=weighed.prompt_tokens,
-                terms=CostTerms(weighed.queued_s, weighed.prefill_s, weighed.decode_s, weighed.full_s),
-            )
-            for weighed in self._weigh(model, scan, seed=seed, order=order)
-        ]
+
+        def make(*, terms: tuple[float, float, float, float], **fields: Any) -> CandidateView:
+            return CandidateView(terms=CostTerms(*terms), **fields)
+
+        views = self._weigh(model, scan, make, seed=seed, order=order, chunk_bytes=chunk_bytes)
         return tuple(sorted(views, key=lambda view: (not view.is_open, view.terms.total_s)))

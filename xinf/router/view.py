@@ -16,8 +16,14 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: bool
     inflight: int
     uncounted: int  # of them, not in the engine's last report
-    index_state: str  # "approx" or "off"
-    held_chunks: int
+    index_state: str  # what predictions go by: "exact", "approx" or "off"
+    index_cause: str  # why: "beginning", "policy", "engine", "form", "check", "recovery"
+    is_told: bool  # the engine says what it holds, and that is gone by
+    n_checked: int  # answers that what it says was checked by, since the last change of sides; 200 stands for more
+    share: float  # of them, within a block of the engine's count; the last 200 weigh most
+    changes: dict[tuple[str, str], int]  # how often it came to (state, cause)
+    held_chunks: int  # marks of what was routed there
+    told_chunks: int  # chunks that its engine says it holds
     prefill_tokens_per_s: float
     service_s: float
     trust: float
@@ -25,17 +31,31 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     answers_within_block: int  # of them, predicted to within one block of the engine's count
     predicted_cached_tokens: int
     cached_tokens: int
+    index_failures: int  # prompts that the index had no memory for
+
+
+class Savings(msgspec.Struct, frozen=True):
+    """What `auto` gave over `least_load`, by the router's own model and the cached tokens that engines found."""
+
+    n_compared: int  # answered choices that were compared: all, or of more than 32 replicas one in 16
+    saved_s: float  # of cost, where the other would have been dearer
+    regret_s: float  # where it would have been cheaper
 
 
 class RouterView(msgspec.Struct, frozen=True, kw_only=True):
-    """All replicas and the index they share."""
+    """All replicas and the indexes they share."""
 
     replicas: tuple[ReplicaView, ...]
     index_bytes: int
     index_max_bytes: int
     index_entries: int
     index_evictions: int
+    exact_index_bytes: int
+    exact_index_max_bytes: int
+    exact_index_entries: int
+    exact_index_evictions: int
     bytes_per_token: dict[str, float]  # by model
+    savings: dict[str, Savings]  # by model
 
 
 class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +63,7 @@ class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
 
     replica_id: str
     is_open: bool  # ready and below its limit
+    index_state: str  # what the prediction goes by
     matched_bytes: int
     predicted_cached_tokens: int
     prompt_tokens: int

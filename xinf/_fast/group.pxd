@@ -1,0 +1,30 @@
+# What decide.pyx needs of a group. See group.pyx.
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from xinf._fast.ledger cimport Ledger
+from xinf._fast.rates cimport Density
+
+
+@cython.final
+cdef class Group:
+    cdef readonly str model
+    cdef int policy
+    cdef uint32_t *rows
+    cdef uint32_t n
+    cdef uint32_t capacity
+    cdef uint32_t turn  # of round robin
+    cdef uint32_t n_followed  # rows whose engines say what they hold
+    cdef uint32_t block_tokens  # the largest
+    cdef Density density
+    # What the policy gave over least-load, as far as the model of the cost knows.
+    cdef uint32_t n_choices
+    cdef uint64_t n_compared
+    cdef double saved_s
+    cdef double regret_s
+
+    cdef int add(self, uint32_t row) except -1
+    cdef void remove(self, uint32_t row) noexcept nogil
+    cdef double prefill_rate(self, Ledger ledger, double prior) noexcept
+    cdef double service(self, Ledger ledger, double prior) noexcept

@@ -1,0 +1,9 @@
+from typing import final
+
+@final
+class Group:
+    def __new__(cls, model: str) -> Group: ...
+    @property
+    def model(self) -> str: ...
+
+def _fail_allocation(k: int) -> None: ...

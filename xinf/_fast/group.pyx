@@ -1,0 +1,76 @@
+# cython: autotestdict=False
+"""The replicas of one model, as rows, and what is known of them together. Filled and read by decide.pyx.
+
+    add  O(1)    remove, prefill_rate, service  O(replicas)
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free
+from libc.string cimport memmove
+
+from xinf._fast cimport alloc
+from xinf._fast.alloc cimport xinf_realloc
+from xinf._fast.ledger cimport Ledger, Row
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Group:
+    """See the module."""
+
+    def __cinit__(self, str model not None):
+        self.model = model
+
+    def __dealloc__(self):
+        free(self.rows)
+
+    cdef int add(self, uint32_t row) except -1:
+        cdef uint32_t capacity = max(8, 2 * self.capacity)
+        cdef uint32_t *grown
+        if self.n == self.capacity:
+            grown = <uint32_t *>xinf_realloc(self.rows, capacity * sizeof(uint32_t))
+            if grown == NULL:
+                raise MemoryError(f"out of memory for the replicas of {self.model}")
+            self.rows = grown
+            self.capacity = capacity
+        self.rows[self.n] = row
+        self.n += 1
+        return 0
+
+    cdef void remove(self, uint32_t row) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.n):
+            if self.rows[i] == row:
+                self.n -= 1
+                memmove(&self.rows[i], &self.rows[i + 1], (self.n - i) * sizeof(uint32_t))
+                return
+
+    cdef double prefill_rate(self, Ledger ledger, double prior) noexcept:
+        """Tokens per second: the mean, in seconds per token, of those that were measured, else `prior`."""
+        cdef double seconds = 0
+        cdef uint32_t i, n = 0
+        cdef Row *row
+        for i in range(self.n):
+            row = &ledger.rows[self.rows[i]]
+            if row.rates.has_prefill:
+                seconds += 1 / row.rates.prefill_tokens_per_s
+                n += 1
+        return n / seconds if n else prior
+
+    cdef double service(self, Ledger ledger, double prior) noexcept:
+        """How long a request stays, in seconds: the mean of those that were measured, else `prior`."""
+        cdef double seconds = 0
+        cdef uint32_t i, n = 0
+        cdef Row *row
+        for i in range(self.n):
+            row = &ledger.rows[self.rows[i]]
+            if row.rates.has_service:
+                seconds += row.rates.service_s
+                n += 1
+        return seconds / n if n else prior
+
+
+def _fail_allocation(k: int) -> None:
+    """For tests: let the k-th allocation from now on fail once; 0 for none."""
+    alloc.xinf_fail_in = k
