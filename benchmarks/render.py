@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.arena import NOISY, WARM_UP_S
 from benchmarks.cells import CELLS, CHUNKS_PER_STREAM, MEMORY_STEPS, SLOW, SLOW_S, Cell, Kind
 from benchmarks.contestant import Family
+from benchmarks.route_table import newest_routing, render_routing
 from benchmarks.sample import RESULTS, Run, Sample, of_peers, read
 from benchmarks.spread import Metric, Spread, is_sound, ratio, spread
 from benchmarks.targets import (
@@ -29,6 +30,7 @@ from benchmarks.targets import (
     us_per_chunk,
     us_per_request,
 )
+from xinf.bench import read_route_document
 
 REPORT = Path(__file__).resolve().parent / "README.md"
 BUSY = 0.9  # of the load core: from here on, engines and load generator may have been the limit
@@ -91,9 +93,18 @@ def summary(run: Run) -> str:
     return "\n".join(part for part in (_request_tables(run), _stream_tables(run), _memory_table(run)) if part)
 
 
+def whole_report(path: Path) -> str:
+    """The report of a results file, with the newest results of routing behind it, if there are any."""
+    report = render(read(path), path.name)
+    routing = newest_routing()
+    if routing is None:
+        return report
+    return f"{report}\n{render_routing(read_route_document(routing), routing.name)}"
+
+
 def write_report(path: Path) -> Path:
     """Render README.md from a results file."""
-    REPORT.write_text(render(read(path), path.name))
+    REPORT.write_text(whole_report(path))
     return REPORT
 
 

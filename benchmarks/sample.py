@@ -161,8 +161,10 @@ def write(run: Run, directory: Path) -> Path:
 
 def of_peers(directory: Path) -> list[Path]:
     """The results of comparisons with the peers in a directory."""
-    # Named by their date; the micro-benchmarks' results beside them are named by their question.
-    return [path for path in sorted(directory.glob("20*.json")) if read(path).question == "peers"]
+    # Named by their date; the micro-benchmarks' results beside them are named by their question, those of routing are
+    # documents of another kind.
+    paths = [path for path in sorted(directory.glob("20*.json")) if "-route-" not in path.name]
+    return [path for path in paths if read(path).question == "peers"]
 
 
 def read(path: Path) -> Run:

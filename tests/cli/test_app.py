@@ -21,7 +21,7 @@ COMMANDS = [
     ("up",), ("serve",), ("worker",), ("sim",), ("launch",), ("ps",), ("scale",), ("stop",), ("describe",), ("logs",),
     ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"),
     ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"),
-    ("config", "check"), ("bench", "serve"), ("bench", "compare"),
+    ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"), ("simulate",),
 ]  # fmt: skip
 
 

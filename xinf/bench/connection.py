@@ -21,7 +21,7 @@ class Listener(Protocol):
 
     def on_sent(self, now_s: float) -> None: ...
 
-    def on_head(self, status: int, content_type: bytes) -> None: ...
+    def on_head(self, status: int, content_type: bytes, decision: bytes) -> None: ...
 
     def on_data(self, data: bytes, now_s: float) -> None: ...
 
@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._listener: Listener | None = None
         self._now_s = 0.0
         self._content_type = b""
+        self._decision = b""
         self._has_length = False
         self._has_head = False
         self._has_unasked = False
@@ -53,7 +54,7 @@ class Connection(asyncio.Protocol):
         assert self._listener is None, "one request at a time"
         assert self._transport is not None
         self._listener = listener
-        self._content_type = b""
+        self._content_type = self._decision = b""
         self._has_length = self._has_head = False
         self.n_requests += 1
         listener.on_sent(time.monotonic())
@@ -113,12 +114,14 @@ class Connection(asyncio.Protocol):
             self._content_type = value
         elif name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
+        elif name == b"x-xinf-decision":
+            self._decision = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if self._listener is not None and status >= 200:
             self._has_head = True
-            self._listener.on_head(status, self._content_type)
+            self._listener.on_head(status, self._content_type, self._decision)
 
     def on_body(self, data: bytes) -> None:
         if self._listener is not None:

@@ -6,6 +6,7 @@ import asyncio
 from array import array
 
 from xinf.bench.answer import DONE, check_whole, decode, error_message
+from xinf.bench.decision import read_decision
 from xinf.bench.record import Failure, Record
 from xinf.bench.stream import EventStream
 from xinf.bench.target import Endpoint
@@ -55,9 +56,11 @@ class Exchange:
         """It was handed to a connection."""
         self.record.sent_s = now_s - self._zero_s
 
-    def on_head(self, status: int, content_type: bytes) -> None:
-        """The answer begins."""
+    def on_head(self, status: int, content_type: bytes, decision: bytes) -> None:
+        """The answer begins. `decision`: the gateway's x-xinf-decision, if it has one."""
         self.record.status = status
+        if decision:
+            self.record.replica, self.record.predicted_cached_tokens = read_decision(decision)
         if status != 200:
             self._events = None
         elif self._events is not None and not content_type.lower().startswith(b"text/event-stream"):

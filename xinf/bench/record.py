@@ -48,6 +48,8 @@ class Record(msgspec.Struct, kw_only=True, gc=False):
     response_bytes: int = 0
     has_reconnected: bool = False  # a kept-alive connection turned out closed, so it was sent again on a new one
     max_tokens: int | None = None
+    replica: str | None = None  # of the gateway's decision header, where one was asked for
+    predicted_cached_tokens: int | None = None
 
     @property
     def output_tokens(self) -> int:

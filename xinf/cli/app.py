@@ -17,6 +17,7 @@ from xinf.cli import (
     logs,
     meta,
     ps,
+    route,
     serve,
     sim,
     up,
@@ -57,6 +58,9 @@ app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf logs qwen2.5-7b-inst
 app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-instruct -m "hello"[/b]')(chat.chat)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
 app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
+app.command(
+    rich_help_panel=_LOOK, epilog="Example: [b]xinf simulate --workload chat,agents --pool 7,50 --replicas 64[/b]"
+)(route.simulate)
 app.add_typer(key.app, name="key", rich_help_panel=_ADMIN)
 app.add_typer(meta.app, name="meta", rich_help_panel=_ADMIN)
 app.add_typer(engine.app, name="engine", rich_help_panel=_ADMIN)

@@ -1,4 +1,4 @@
-"""`xinf bench serve | compare`."""
+"""`xinf bench serve | compare | route`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xinf.cli import route
 from xinf.cli.failure import INTERRUPTED
 from xinf.cli.options import ConfigFile, DataDir, Server
 from xinf.cli.screen import Screen
@@ -311,6 +312,9 @@ def compare(
         print_json(comparison)
     else:
         print_comparison(comparison)
+
+
+app.command(epilog="Example: [b]xinf bench route --workload chat,hot-prefix --pool 7,50 --repeat 5[/b]")(route.route)
 
 
 def _measure(settings: Settings, target: Target, json: Path | None, chart: Path | None) -> None:

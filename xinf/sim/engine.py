@@ -54,6 +54,7 @@ class SimEngine:
         self._running: dict[SimSequence, None] = {}  # in order of admission
         self._batch: list[SimSequence] = []  # get a token at the end of the step under way
         self._due_s: float | None = None
+        self.on_wake: Callable[[], None] | None = None  # told when a submit begins a step
         self._queued_prefill = 0  # prompt tokens of unfinished requests that are not computed yet
         self._s_per_token = 1.0 / settings.prefill_tokens_per_s if settings.prefill_tokens_per_s else 0.0
 
@@ -62,6 +63,8 @@ class SimEngine:
         self._enqueue(sequence)
         if self._due_s is None:
             self._begin_step(now_s)
+            if self.on_wake is not None:
+                self.on_wake()
 
     def run_at_once(self, sequence: SimSequence, now_s: float) -> None:
         """Run a sequence from its first step to its last: what steps would come to, without taking them.
