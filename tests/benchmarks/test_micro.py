@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 def test_micro_benchmarks_run(checkout: Path) -> None:
-    names = ["bench_scan.py", "bench_index.py", "bench_blocks.py", "bench_router.py", "bench_cli_import.py"]
+    names = [
+        "bench_scan.py",
+        "bench_bind.py",
+        "bench_index.py",
+        "bench_blocks.py",
+        "bench_router.py",
+        "bench_cli_import.py",
+    ]
     command = [
         sys.executable,
         "-m",

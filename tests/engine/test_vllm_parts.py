@@ -324,6 +324,9 @@ TOOLS = "{{ tools | tojson }}"
          ("system", "tools", "messages")),
         ("{% for m in messages %}{% if loop.last %}" + TOOLS + "{% endif %}{{ m.content }}{% endfor %}",
          ("system", "messages", "tools", "last_user")),
+        # What stands in front of the system message depends on tools behind it.
+        ("{% if tools %}Environment: ipython{% endif %}{% for m in messages %}{{ m.content }}"
+         "{% if loop.first %}" + TOOLS + "{% endif %}{% endfor %}", ("tools", "messages")),
         (REST, ("system", "messages")),
         ("{% if messages[0].role == 'system' %}{{ no.such.thing }}{% endif %}" + TOOLS + REST, ("tools", "messages")),
         ("{{ no.such.thing }}", ()),

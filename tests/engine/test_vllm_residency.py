@@ -19,7 +19,25 @@ from xinf.core.seed import lora_seed
 pytestmark = pytest.mark.engine
 
 CHAT = "/v1/chat/completions"
-WORDS = "the of and to in is you that it he was for on are as with his they at be this have from".split()
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+)
 BLOCK = 32
 
 

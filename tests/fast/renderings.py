@@ -34,7 +34,7 @@ LLAMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "<|start_header_id|>assistant<|end_header_id|>\n\n" }}{% endif %}"""
 
-# Knows no system: its text goes in front of the first user's. Tools stand before the last user's message.
+# Knows no system: its text goes in front of the first user's. Tools stand in front of the last user's.
 INST = """\
 {{- bos_token }}
 {%- set ns = namespace(last=-1, system="") %}
@@ -42,14 +42,37 @@ INST = """\
 {%- for message in messages %}
 {%- if message.role == "system" %}{% set ns.system = ns.system + message.content + "\n\n" %}
 {%- elif message.role == "user" %}
-{%- if tools and loop.index0 == ns.last %}{{ "[AVAILABLE_TOOLS] " + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}{% endif %}
-{{- "[INST] " + ns.system + message.content + "[/INST]" }}{% set ns.system = "" %}
+{{- "[INST] " + ns.system }}{% set ns.system = "" %}
+{%- if tools and loop.index0 == ns.last %}
+{{- "[AVAILABLE_TOOLS] " + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}{% endif %}
+{{- message.content + "[/INST]" }}
 {%- elif message.role == "tool" %}{{ "[TOOL_RESULTS] " + message.content + "[/TOOL_RESULTS]" }}
 {%- else %}
 {{- " " + (message.content or "") }}
 {%- for call in message.tool_calls or [] %}{{ "[TOOL_CALLS] " + (call.function | tojson) }}{% endfor %}</s>
 {%- endif %}
 {%- endfor %}"""
+
+# A system message of its own, tools behind its text without what wraps them, everything of JSON in ASCII, reasoning in
+# front of the answer.
+THINKS = """\
+{%- set system = messages[0].content if messages[0].role == "system" else "You are helpful." %}
+{{- "<|im_start|>system\n" + system }}
+{%- if tools %}{{ "\n\n# Tools\n<tools>" }}
+{%- for tool in tools %}{{ "\n" + (tool.function | tojson(ensure_ascii=True)) }}{% endfor %}
+{{- "\n</tools>" }}{% endif %}
+{{- "<|im_end|>\n" }}
+{%- for message in messages if message.role != "system" %}
+{{- "<|im_start|>" + message.role + "\n" }}
+{%- if message.reasoning_content %}{{ "<think>\n" + (message.reasoning_content | trim) + "\n</think>\n\n" }}{% endif %}
+{%- if message.role == "tool" %}{{ message.content | tojson(ensure_ascii=True) }}
+{%- else %}{{ message.content or "" }}{% endif %}
+{%- for call in message.tool_calls or [] %}
+{{- "<tool_call>\n" + (call.function | tojson(ensure_ascii=True)) + "\n</tool_call>" }}
+{%- endfor %}
+{{- "<|im_end|>\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %}"""
 
 
 @dataclass(frozen=True)
@@ -78,11 +101,13 @@ RENDERINGS = (
     Rendering("chatml", CHATML, 1, _headers("<|im_start|>{}\n")),
     Rendering("llama", LLAMA, 0, _headers("<|start_header_id|>{}<|end_header_id|>\n\n", tool="ipython")),
     Rendering("inst", INST, 2, {b"user": b"[INST] ", b"assistant": b"[/INST] ", b"tool": b"[TOOL_RESULTS] "}),
+    Rendering("thinks", THINKS, 0, _headers("<|im_start|>{}\n")),
 )
 
 WORDS = (
-    "a", "user", "system", "the weather", "in Paris", "東京の天気", "naïve", "😀", '"quoted"', "back\\slash", "\n", "\t", "42",
-    "<|im_end|>", "{", "}", '{"type": "function"', "[INST] ", "lorem ipsum dolor sit amet", "def f(x):\n    return x\n",
+    "a", "user", "system", "the weather", "in Paris", "東京の天気", "naïve", "😀", '"quoted"', "back\\slash", "\n",
+    "\t", "42", "<|im_end|>", "{", "}", '{"type": "function"', "[INST] ", "lorem ipsum dolor sit amet",
+    "def f(x):\n    return x\n",
 )  # fmt: skip
 FILLER = "The quick brown fox jumps over the lazy dog while nobody looks. "
 
@@ -106,18 +131,24 @@ def random_tool(rng: random.Random) -> dict[str, Any]:
 
 def random_call(rng: random.Random) -> dict[str, Any]:
     arguments = rng.choice(['{"city": "Paris"}', '{"q": "a \\"b\\" c"}', "{}"])
-    return {"id": f"call_{rng.randrange(10**6)}", "type": "function", "function": {"name": "run", "arguments": arguments}}
+    return {
+        "id": f"call_{rng.randrange(10**6)}",
+        "type": "function",
+        "function": {"name": "run", "arguments": arguments},
+    }
 
 
 def random_turns(rng: random.Random) -> list[dict[str, Any]]:
     """A user's message and an answer, maybe by way of a tool."""
     turns: list[dict[str, Any]] = [{"role": "user", "content": random_text(rng)}]
     if rng.random() < 0.25:
-        turns.append({"role": "assistant", "content": rng.choice([None, "", "let me see"]), "tool_calls": [random_call(rng)]})
+        turns.append(
+            {"role": "assistant", "content": rng.choice([None, "", "let me see"]), "tool_calls": [random_call(rng)]}
+        )
         turns.append({"role": "tool", "content": rng.choice([random_text(rng), '{"temp": 3, "unit": "C"}'])})
     if rng.random() < 0.9:
         turns.append({"role": "assistant", "content": random_text(rng)})
-        if rng.random() < 0.1:
+        if rng.random() < 0.2:
             turns[-1]["reasoning_content"] = random_text(rng)
     return turns
 

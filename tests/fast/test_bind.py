@@ -1,4 +1,4 @@
-"""The Aligner against the naive one, and against what it is for: equal chains up to a chunk mean equal tokens up to it."""
+"""The Aligner against the naive one, and against what it is for: equal chains up to a chunk mean equal tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import orjson
 import pytest
 
 from tests.fast.renderings import (
-    RENDERINGS, Rendering, greedy_pieces, random_chat, random_pieces, random_text, related_chat,
+    RENDERINGS,
+    Rendering,
+    greedy_pieces,
+    random_chat,
+    random_pieces,
+    random_text,
+    related_chat,
 )  # fmt: skip
 from tests.model import bind_model
 from tests.model.bind_model import common
@@ -40,10 +46,12 @@ def bound_pieces(body: bytes, pieces: list[bytes], headers: dict[bytes, bytes], 
     ids = {piece: number for number, piece in enumerate(sorted({piece for piece in pieces if piece}))}
     aligner = Aligner(list(ids), headers=headers)
     tokens = [ids[piece] if piece else len(ids) + 7 for piece in pieces]
-    return aligner.bind(scan(body), u32(tokens), **how)  # type: ignore[arg-type]
+    return aligner.bind(scan(body), u32(tokens), **how)
 
 
-def agree(body: bytes, pieces: list[bytes], headers: dict[bytes, bytes], *, seed: int, order: int, chunk_bytes: int) -> None:
+def agree(
+    body: bytes, pieces: list[bytes], headers: dict[bytes, bytes], *, seed: int, order: int, chunk_bytes: int
+) -> None:
     """Compare with the naive one."""
     how = {"seed": seed, "order": order, "chunk_bytes": chunk_bytes}
     bound = bound_pieces(body, pieces, headers, **how)
@@ -126,13 +134,22 @@ def vocabulary() -> frozenset[bytes]:
     rng = random.Random(5)
     text = "".join(random_text(rng) for _ in range(300)).encode()
     found = Counter(text[at : at + n] for n in range(2, 7) for at in range(0, len(text) - n, 3))
-    special = (b"<|im_start|>", b"<|im_end|>", b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>", b"[INST] ", b"[/INST]", b"</s>")
+    special = (
+        b"<|im_start|>",
+        b"<|im_end|>",
+        b"<|start_header_id|>",
+        b"<|end_header_id|>",
+        b"<|eot_id|>",
+        b"[INST] ",
+        b"[/INST]",
+        b"</s>",
+    )
     return frozenset([*(piece for piece, _ in found.most_common(1500)), *special, *BYTES])
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS, ids=lambda one: one.name)
 def test_chats_that_share_a_chain_share_as_many_tokens_but_for_one_cut_short(rendering: Rendering) -> None:
-    """With tokens that are a function of the text: what comes behind a chunk may change the last token in front of it."""
+    """With tokens that are a function of the text: what comes behind a chunk may change the token in front of it."""
     words = sorted(vocabulary())
     ids = {piece: number for number, piece in enumerate(words)}
     aligner = Aligner(words, headers=rendering.headers)
@@ -152,28 +169,33 @@ def test_chats_that_share_a_chain_share_as_many_tokens_but_for_one_cut_short(ren
             over[max(0, min(numbers(bounds[0].positions)[k - 1], len(tokens[1])) - alike)] += 1
     print(dict(over))
     assert sum(over.values()) > 100
-    assert max(over) <= 3
-    assert over[0] >= 0.9 * sum(over.values())
+    assert max(over) <= 2
+    assert over[0] >= 0.85 * sum(over.values())
 
 
-def last_bytes(request: dict[str, Any], rendering: Rendering, headers: dict[bytes, bytes] | None = None, **how: int) -> list[bytes]:
+def last_bytes(
+    request: dict[str, Any], rendering: Rendering, headers: dict[bytes, bytes] | None = None, **how: int
+) -> list[bytes]:
     """What of the rendered text each chunk adds."""
     text = rendering.text(request)
     aligner = Aligner(BYTES, headers=rendering.headers if headers is None else headers)
     how = {"seed": 1, "order": rendering.order, "chunk_bytes": 64} | how
-    stops = numbers(aligner.bind(scan(orjson.dumps(request)), u32(list(text)), **how).positions)  # type: ignore[arg-type]
+    stops = numbers(aligner.bind(scan(orjson.dumps(request)), u32(list(text)), **how).positions)
     return [text[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def chat(*contents: str | None, **fields: Any) -> dict[str, Any]:
     roles = ["user", "assistant"] * len(contents)
-    return {"messages": [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)], **fields}
+    return {
+        "messages": [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)],
+        **fields,
+    }
 
 
 def test_roles_end_where_contents_begin() -> None:
     assert last_bytes(chat("a", "user", "yes"), CHATML) == [
-        b"<|im_start|>user\n", b"a", b"<|im_end|>\n<|im_start|>assistant\n", b"user", b"<|im_end|>\n<|im_start|>user\n", b"yes",
-        b"<|im_end|>\n<|im_start|>assistant\n",
+        b"<|im_start|>user\n", b"a", b"<|im_end|>\n<|im_start|>assistant\n", b"user",
+        b"<|im_end|>\n<|im_start|>user\n", b"yes", b"<|im_end|>\n<|im_start|>assistant\n",
     ]  # fmt: skip
 
 
@@ -196,7 +218,8 @@ def test_trimmed_and_escaped_contents_are_found() -> None:
 
 def test_tools_are_walked_beside_what_the_template_made_of_them() -> None:
     tools = [
-        {"type": "function", "function": {"name": f"f{i}", "description": "é " * 40, "parameters": {"a": [1, 2]}}} for i in range(3)
+        {"type": "function", "function": {"name": f"f{i}", "description": "é " * 40, "parameters": {"a": [1, 2]}}}
+        for i in range(3)
     ]
     for rendering in RENDERINGS[:2]:
         request = chat("hello there, what do you know?", tools=tools)
@@ -211,23 +234,30 @@ def test_tools_are_walked_beside_what_the_template_made_of_them() -> None:
 
 def test_a_wrong_order_of_segments_predicts_too_little() -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "long " * 40}}]
-    request = {"messages": [{"role": "system", "content": "be brief, and think"}, *chat("hello")["messages"]], "tools": tools}
+    request = {
+        "messages": [{"role": "system", "content": "be brief, and think"}, *chat("hello")["messages"]],
+        "tools": tools,
+    }
     text = CHATML.text(request)
     aligner = Aligner(BYTES, headers=CHATML.headers)
-    stops = numbers(aligner.bind(scan(orjson.dumps(request)), u32(list(text)), seed=1, order=0, chunk_bytes=64).positions)
+    stops = numbers(
+        aligner.bind(scan(orjson.dumps(request)), u32(list(text)), seed=1, order=0, chunk_bytes=64).positions
+    )
     assert max(stops[:2]) <= text.index(b'{"type"')  # the system's text, which the template puts behind the tools
 
 
 def test_reasoning_in_front_of_an_answer_holds_it_back() -> None:
-    source = CHATML.source.replace(
-        "{{ message.role }}\n", "{{ message.role }}\n{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
-    )
-    thinks = Rendering("thinks", source, 1, CHATML.headers)
     request = chat("what?", "the answer is certainly forty-two", "why?")
     request["messages"][1]["reasoning_content"] = 'let me "think"\nabout it for a while'
-    added = last_bytes(request, thinks)
+    added = last_bytes(request, RENDERINGS[3])
     assert added[2] == b"<|im_end|>\n<|im_start|>assistant\n"
-    assert added[3] == b"<think>"  # the answer cannot be had without the reasoning
+    assert added[3] == b"<think>\n"  # the answer cannot be had without the reasoning
+
+
+def test_a_tools_array_of_which_little_is_rendered_is_given_up() -> None:
+    request = chat("hello there, how are you", tools=[{"number": i, "deep": {"deeper": {}}} for i in range(100)])
+    text = CHATML.text(chat("hello there, how are you")) + b"{" * 300 + orjson.dumps(request["tools"][-1])
+    agree(orjson.dumps(request), [bytes([value]) for value in text], CHATML.headers, seed=1, order=1, chunk_bytes=16)
 
 
 # ---- completions ----------------------------------------------------------------------------------------------------
@@ -339,7 +369,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         Aligner(BYTES, headers={"user": b"x"})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="once"):
-        aligner.__init__(BYTES)  # type: ignore[misc]
+        aligner.__init__(BYTES)
 
 
 def test_tokens_may_be_bytes_of_any_alignment() -> None:

@@ -27,7 +27,7 @@ def test_nothing_is_found_in_a_short_run(checkout: Path) -> None:
         timeout=690,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for target in ("scanner", "chain", "index", "ledger", "blocks", "wire"):
+    for target in ("scanner", "chain", "bind", "index", "ledger", "blocks", "wire"):
         assert f"  {target}: " in done.stdout, done.stdout  # each says how many cases it ran
 
 

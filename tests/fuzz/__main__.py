@@ -23,7 +23,7 @@ from tests.fuzz import sanitized
 from tests.fuzz.minimize import minimized
 from tests.fuzz.target import Case, Disagreement, Target
 
-TARGETS = ("scanner", "chain", "index", "ledger", "blocks", "wire")
+TARGETS = ("scanner", "chain", "bind", "index", "ledger", "blocks", "wire")
 MAX_CASE_S = 60  # of one case: it hangs; generous, because of busy machines
 TRIES_IN_PROCESS = 3000
 TRIES_BY_PROCESS = 60  # of a crash, which takes the process with it
@@ -34,11 +34,12 @@ MAX_LEAK_BYTES = 512  # caches of the interpreter that still fill
 
 def target_of(name: str) -> Target:
     """Import late: the modules load the extensions."""
-    from tests.fuzz import blocks, frames, operations, scanner
+    from tests.fuzz import aligner, blocks, frames, operations, scanner
 
     made: dict[str, type[Target]] = {
         "scanner": scanner.ScannerTarget,
         "chain": scanner.ChainTarget,
+        "bind": aligner.BindTarget,
         "index": operations.IndexTarget,
         "ledger": operations.LedgerTarget,
         "blocks": blocks.BlocksTarget,

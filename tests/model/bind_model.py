@@ -15,7 +15,9 @@ from tests.model.scan_model import EXTRA, INSTRUCTIONS, PAYLOAD, PROMPT, ROLE, T
 
 LONG, PREFIX, RESYNC, RESYNC_AFAR, LOST, VALUE, MARK, HEADER, WINDOW, FINAL = 24, 32, 12, 48, 64, 8, 64, 16, 8192, 512
 SPACE = b" \t\n\v\f\r"
-ESCAPE = re.compile(rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})')
+ESCAPE = re.compile(
+    rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
+)
 
 Pairs = list[tuple[int, int]]  # places in the canonical and in the rendered text up to which both are the same
 
@@ -27,7 +29,7 @@ def escape_at(text: bytes, at: int, end: int) -> tuple[bytes, int] | None:
 
 
 def walk(text: bytes, i: int, i_end: int, rendered: bytes, r: int, r_end: int, escapes: str) -> tuple[Pairs, bool]:
-    """Side by side; `escapes`: "both" (JSON), "text" or "rendered". The last pair is how far it went, or a space further."""
+    """Side by side; `escapes`: "both" (JSON), "text" or "rendered", where they are. The last pair: how far it went."""
     pairs, is_string = [(i, r)], escapes != "both"
     while i < i_end and r < r_end:
         if not is_string:
@@ -123,7 +125,9 @@ class Binding:
         """The place of a text whose body stands at `at`, with what is there of the white space around it."""
         lead = len(text) - len(text.lstrip(SPACE))
         tail = text[len(text.rstrip(SPACE)) :]
-        kept = next(n for n in range(lead, -1, -1) if at - n >= lo and self.rendered[at - n : at] == text[lead - n : lead])
+        kept = next(
+            n for n in range(lead, -1, -1) if at - n >= lo and self.rendered[at - n : at] == text[lead - n : lead]
+        )
         end = at + len(text.strip(SPACE))
         end += next(n for n in range(len(tail), -1, -1) if self.rendered[end : min(end + n, hi)] == tail[:n])
         return Place(at - kept, end, lead - kept)
@@ -220,7 +224,7 @@ class Binding:
 
     def anchor_message(self, role: int, run: range) -> None:
         header = self.headers.get(self.chunks[role][1])
-        found = self.adjacent(header, run) if header else None
+        found = self.adjacent(header, run) if header and self.text(run).strip(SPACE) else None
         if found:
             at, place = found
             self.settle(role, at)
@@ -266,7 +270,10 @@ class Binding:
         while k < k_end:
             kind = self.chunks[k][0]
             run = self.run(k, k_end) if kind in (TEXT, INSTRUCTIONS, EXTRA) else range(k, k + 1)
-            if kind == ROLE:
+            if kind == ROLE and k + 1 < k_end and self.chunks[k + 1][0] == TEXT:
+                run = range(k, self.run(k + 1, k_end).stop)
+                at = self.settle_message(k, range(k + 1, run.stop), at, hi)
+            elif kind == ROLE:
                 at = self.settle_role(k, at, hi)
             elif kind in (TEXT, INSTRUCTIONS):
                 at = self.settle_text(run, at, hi)
@@ -286,6 +293,19 @@ class Binding:
             self.begins[k] = found
             self.stops[k] = self.role_at = at = found + len(header)
         return at
+
+    def settle_message(self, role: int, run: range, at: int, hi: int) -> int:
+        lo = self.role_at = at
+        if self.text(run).strip(SPACE):
+            at = self.settle_text(run, at, hi)
+            begin = self.begins[run.start]
+            if begin is not None and begin >= lo:
+                self.settle_role(role, lo, begin)
+                if self.stops[role] is None:
+                    self.stops[role] = self.role_at = begin
+                return at
+            return self.settle_role(role, at, hi)
+        return self.settle_text(run, self.settle_role(role, at, hi), hi)
 
     def settle_text(self, run: range, at: int, hi: int) -> int:
         text = self.text(run)
@@ -346,10 +366,6 @@ class Binding:
             while done < len(run) and offsets[done] <= i:
                 self.stops[run[done]] = mapped(pairs, offsets[done])
                 done += 1
-        else:
-            if first and is_plain:
-                for k in range(done, len(run)):
-                    self.stops[run[k]] = r
         return r, first
 
     def find_object(self, text: bytes, i: int, i_end: int, lo: int, hi: int, least: int) -> int:
@@ -438,7 +454,8 @@ class Binding:
             assert stop is not None
             high = stop if begin is None else begin
             total = sum(self.weight(i) for i in range(start, end + (begin is None)))
-            passed = sum(self.weight(i) for i in range(start, k + (self.chunks[k][0] != ROLE)))
+            last = max((i for i in range(start, k + 1) if self.chunks[i][0] not in (ROLE, EXTRA)), default=start - 1)
+            passed = sum(self.weight(i) for i in range(start, last + 1))
             out.append(base + (max(0, high - base) * passed // total if total else 0))
         return out
 
@@ -496,7 +513,13 @@ def is_member(text: bytes) -> bool:
 
 
 def bound(
-    body: bytes, pieces: list[bytes], *, seed: int, order: int, chunk_bytes: int, headers: dict[bytes, bytes],
+    body: bytes,
+    pieces: list[bytes],
+    *,
+    seed: int,
+    order: int,
+    chunk_bytes: int,
+    headers: dict[bytes, bytes],
     tokens: list[int] | None = None,
 ) -> tuple[list[int], list[int], int, int]:
     """Chain, positions, n_found and n_gaps. `pieces`: the text of each token; `tokens`: their ids."""

@@ -1,7 +1,7 @@
 """One request's life in a router, naively: dictionaries for the index, a list of requests, everything summed anew.
 
 It is told which replica was chosen and says what that choice must look like; `costs` says who may be chosen. Nothing is
-evicted.
+evicted. What engines say is believed for ever: whether it comes true is not checked here.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class ModelChoice:
     can_learn: bool
     n_hits: int = 0
     matched_tokens: int = 0
+    matched_bytes: int = 0
     promised_tokens: int = 0
     predicted_cached_tokens: int = 0
     queued_tokens: int = 0
@@ -65,6 +66,7 @@ class Prompt:
     tokens: int
     lengths: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
     hits: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
+    told_bytes: dict[int, int] = field(default_factory=dict)  # of rows whose length is what their engines say
 
 
 class RouterModel:
@@ -75,13 +77,17 @@ class RouterModel:
         self.rates: dict[int, RatesModel] = {}
         self.density = DensityModel(bytes_per_token)
         self.prior = (rate, service_s)
+        self.told: dict[int, set[int]] = {}  # rows whose engines say what they hold, and what
+        self.told_positions: dict[int, int] = {}  # of chunks
         self.max_running: dict[int, int] = {}
+        self.most_block_tokens = 1  # of any replica there was
         self.shown: dict[int, int] = {}
         self.uses_prefix = uses_prefix
 
     def add(self, row: int, max_running: int, block_tokens: int) -> None:
         prior = self.prior_of_peers()
         self.max_running[row] = max_running
+        self.most_block_tokens = max(self.most_block_tokens, block_tokens)
         self.ledger.replicas[row] = ModelReplica(*prior, min(max_running, FIRST_SLOTS), block_tokens, is_ready=True)
         self.rates[row] = RatesModel(*prior)
         self.shown[row] = FIRST_SLOTS
@@ -97,18 +103,47 @@ class RouterModel:
     def remove(self, row: int) -> None:
         del self.ledger.replicas[row], self.rates[row]
         self.index.drop(row)
+        self.told.pop(row, None)
+
+    def tell(self, row: int, added: dict[int, int], removed: list[int]) -> None:
+        """An engine says what it holds now and no more; the first time, that it will say."""
+        if row not in self.told:
+            self.index.drop(row)
+        held = self.told.setdefault(row, set())
+        held |= set(added)
+        held -= set(removed)
+        self.told_positions |= added
 
     def look_up(self, body: bytes, scan: Scan, seed: int) -> Prompt:
         if not self.uses_prefix:
             return Prompt([], [], max(1, int(scan.n_text_bytes / self.density.bytes_per_token)))
         marks, ends = scan_model.marks_of(body, seed)
         lengths, hits = self.index.match(marks, MAX_ROWS)
+        density = self.density.bytes_per_token
         furthest = max(hits)
-        tokens = (ends[-1] if ends else 0) / self.density.bytes_per_token
-        if furthest:
-            rest = (ends[-1] - ends[furthest - 1]) / self.density.bytes_per_token
-            tokens = rest + self.index.positions[marks[furthest - 1]]
-        return Prompt(marks, ends, max(1, scan.n_token_ids or int(tokens)), lengths, hits)
+        known_bytes = ends[furthest - 1] if furthest else 0
+        known_tokens = self.index.positions[marks[furthest - 1]] if furthest else 0
+        prompt = Prompt(marks, ends, 1, lengths, hits)
+        # The whole chain, chunk by chunk, for those who are told.
+        chain, chain_ends = scan_model.chain_of(body, seed)
+        furthest_told = 0
+        for row, held in self.told.items():
+            hit = max((i + 1 for i, chunk in enumerate(chain) if chunk in held), default=0)
+            furthest_told = max(furthest_told, hit)
+            if hit == 0:
+                continue
+            block_bytes = self.ledger.replicas[row].block_tokens * density
+            if hits[row] and ends[hits[row] - 1] > chain_ends[hit - 1] + block_bytes:
+                continue  # what is in flight goes further
+            lengths[row], hits[row] = self.told_positions[chain[hit - 1]], 0
+            prompt.told_bytes[row] = chain_ends[hit - 1]
+        if furthest_told and chain_ends[furthest_told - 1] + self.most_block_tokens * density >= known_bytes:
+            known_bytes = chain_ends[furthest_told - 1]
+            known_tokens = self.told_positions[chain[furthest_told - 1]]
+        n_bytes = ends[-1] if ends else 0
+        known_tokens = min(known_tokens, 4 * n_bytes + (1 << 14))
+        prompt.tokens = max(1, scan.n_token_ids or int(known_tokens + (n_bytes - known_bytes) / density))
+        return prompt
 
     def costs(self, prompt: Prompt, now_s: float) -> dict[int, float]:
         return {
@@ -124,10 +159,26 @@ class RouterModel:
         choice.predicted_cached_tokens = self.ledger.believed(row, prompt.tokens, held)
         choice.reservation = self.ledger.reserve(row, prompt.tokens, held)
         choice.n_hits, choice.matched_tokens = prompt.hits[row], held
+        choice.matched_bytes = prompt.ends[choice.n_hits - 1] if choice.n_hits else 0
+        if row in prompt.told_bytes:
+            choice.matched_bytes = prompt.told_bytes[row]
+            choice.n_hits = sum(end <= choice.matched_bytes for end in prompt.ends)
         choice.promised_tokens = min(held, prompt.tokens - 1) // replica.block_tokens * replica.block_tokens
         choice.queued_tokens = round(self.ledger.terms(row, 1, 0, now_s)[0] * replica.rate)
-        self.hold(choice, prompt.tokens, choice.n_hits)
+        if row in self.told:
+            self.overlay(choice)
+        else:
+            self.hold(choice, prompt.tokens, choice.n_hits)
         return choice
+
+    def overlay(self, choice: ModelChoice) -> None:
+        """What the engine will be sent and has not told: on the line from what it holds to the end."""
+        if choice.n_hits == len(choice.marks):
+            return
+        ends = [choice.matched_bytes, *choice.ends[choice.n_hits :]]
+        known = (1, choice.matched_tokens) if choice.matched_bytes else (0, 0)
+        places = positions(ends, choice.prompt_tokens, *known)
+        self.index.insert(choice.row, choice.marks[choice.n_hits :], places[1:])
 
     def hold(self, choice: ModelChoice, n_tokens: int, n_known: int) -> None:
         if not choice.marks:
@@ -144,6 +195,8 @@ class RouterModel:
         replica, rates = self.ledger.replicas[choice.row], self.rates[choice.row]
         assert choice.reservation is not None
         replica.reservations.remove(choice.reservation)
+        if choice.row in self.told:
+            self.index.remove(choice.row, choice.marks[choice.n_hits :])
         if prompt_tokens <= 0:
             if not is_ok:
                 self.index.remove(choice.row, choice.marks[choice.n_hits :])
@@ -161,8 +214,10 @@ class RouterModel:
         if choice.can_learn:
             if choice.marks:
                 self.density.learn(choice.ends[-1], prompt_tokens)
-                self.correct(choice, prompt_tokens, replica.block_tokens)
-            rates.learn_trust(choice.promised_tokens, cached)
+                if choice.row not in self.told:
+                    self.correct(choice, prompt_tokens, replica.block_tokens)
+            if choice.row not in self.told:
+                rates.learn_trust(choice.promised_tokens, cached)
         replica.rate, replica.service_s, replica.trust = rates.prefill_tokens_per_s, rates.service_s, rates.trust
 
     def position_held(self, row: int, chunk: int) -> int:

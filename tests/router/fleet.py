@@ -59,20 +59,37 @@ class Fleet:
         self.engines = {f"r{i}": SimEngine(settings) for i in range(n_engines)}
         self.last_submit = dict.fromkeys(self.engines, 0)
         self.outcome = Outcome()
+        self.policy = policy
         for name in self.engines:
-            self.router.set_replica(
-                name,
-                model=MODEL,
-                policy=policy,
-                block_tokens=settings.block_tokens,
-                is_ready=True,
-                max_running=settings.max_running,
-            )
+            self.enter(name, settings)
+
+    def enter(self, name: str, settings: SimSettings) -> None:
+        self.router.set_replica(
+            name,
+            model=MODEL,
+            policy=self.policy,
+            block_tokens=settings.block_tokens,
+            is_ready=True,
+            max_running=settings.max_running,
+        )
+
+    def add(self, name: str, settings: SimSettings) -> None:
+        """An engine that is new, with an empty cache."""
+        self.engines[name] = SimEngine(settings)
+        self.last_submit[name] = 0
+        self.enter(name, settings)
 
     def run(
-        self, *, n_requests: int, per_s: float, make_prompt: Callable[[random.Random], str], n_answer: int, seed: int
+        self,
+        *,
+        n_requests: int,
+        per_s: float,
+        make_prompt: Callable[[random.Random], str],
+        n_answer: int,
+        seed: int,
+        until_s: float | None = None,
     ) -> Outcome:
-        """Open loop: Poisson arrivals, whatever the engines manage."""
+        """Open loop: Poisson arrivals, whatever the engines manage. `until_s`: stop then, with what is in flight."""
         rng = random.Random(seed)
         arrival_s, left = self.clock.now_s(), n_requests
         while left or any(engine.due_s() is not None for engine in self.engines.values()):
@@ -82,6 +99,8 @@ class Fleet:
                 self.clock.advance(arrival_s - self.clock.now_s())
                 self.submit(make_prompt(rng), n_answer)
                 left -= 1
+                if until_s is not None and self.clock.now_s() > until_s:
+                    return self.outcome
                 arrival_s += rng.expovariate(per_s)
             else:
                 assert first is not None

@@ -72,8 +72,11 @@ class Pair:
         for choice in gone:
             self.router.finished(choice, prompt_tokens=9, cached_tokens=0, completion_tokens=1, is_ok=True)
 
+    def make_request(self) -> bytes:
+        return request(self.rng, self.dialogues)
+
     def choose(self) -> None:
-        raw = request(self.rng, self.dialogues)
+        raw = self.make_request()
         body = scan(raw)
         excluded = {name for name in self.rows if self.rng.random() < 0.1}
         prompt = self.model.look_up(raw, body, 5)
@@ -100,7 +103,7 @@ class Pair:
             assert getattr(choice, name) == getattr(twin, name), name
         assert choice.n_marks == len(twin.marks)
         assert choice.queued_tokens == twin.queued_tokens
-        assert choice.matched_bytes == (twin.ends[twin.n_hits - 1] if twin.n_hits else 0)
+        assert choice.matched_bytes == twin.matched_bytes
         view = shown[choice.replica_id]
         assert (view.matched_bytes, view.predicted_cached_tokens) == (
             choice.matched_bytes,

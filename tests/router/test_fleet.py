@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.router.fleet import Fleet, Outcome
@@ -59,3 +60,30 @@ def test_affinity_wins_where_prefixes_are_many_and_caches_small() -> None:
     print([(o.ttft_mean_s, o.ttft_pct(99), o.imbalance, o.hit_rate) for o in (auto, least)])
     assert auto.hit_rate > least.hit_rate + 0.1
     assert auto.ttft_mean_s < 0.7 * least.ttft_mean_s
+
+
+@pytest.mark.parametrize("slower", [1.0, 0.25])
+@pytest.mark.parametrize("prefill_tokens_per_s", [500.0, 2000.0, 20_000.0])
+def test_a_cold_replica_does_not_get_every_miss(prefill_tokens_per_s: float, slower: float) -> None:
+    """Its queue is empty and nobody knows yet how fast it is: some, not all, and it is tried."""
+    settings = msgspec.structs.replace(ENGINES, prefill_tokens_per_s=prefill_tokens_per_s, kv_blocks=4096)
+    per_s = prefill_tokens_per_s / 140  # nine tenths of what eight can do with 1,000 tokens each
+    fleet = Fleet(RoutingPolicy.AUTO, settings, 8)
+
+    def unlike_any(rng: random.Random) -> str:
+        return "".join(rng.choices("abcdefgh ", k=4000))
+
+    def run_for(seconds: float) -> None:
+        until_s = fleet.clock.now_s() + seconds
+        fleet.run(n_requests=10_000, per_s=per_s, make_prompt=unlike_any, n_answer=4, seed=5, until_s=until_s)
+
+    run_for(80 / per_s)
+    cold = msgspec.structs.replace(settings, prefill_tokens_per_s=prefill_tokens_per_s * slower)
+    fleet.add("cold", cold)
+    fleet.outcome.by_replica.clear()
+    run_for(24 / per_s)
+    shares = fleet.outcome.by_replica
+    print(shares)
+    assert shares["cold"] <= shares.total() / 4  # without a bound: two thirds
+    run_for(100 / per_s)
+    assert 1 <= shares["cold"] <= shares.total() / 5

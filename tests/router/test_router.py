@@ -185,6 +185,111 @@ def test_load_reports_count_nothing_twice() -> None:
     assert terms.decode_s == pytest.approx(3 * 0.5 / 4)  # it has shown no more than the first slots yet
 
 
+def test_reports_that_stop_count_for_nothing_after_two_seconds() -> None:
+    router, clock = router_of(2)
+    router.on_load("r0", LoadView(running=60, waiting=30, queued_prefill_tokens=50_000))
+    router.on_load("r1", LoadView(running=1))
+    clock.advance(1.9)
+    router.on_load("r1", LoadView(running=1))
+    assert {choose(router, request(f"{i}")).replica_id for i in range(6)} == {"r1"}
+    clock.advance(0.2)
+    assert {choose(router, request(f"{i}")).replica_id for i in range(6)} == {"r0"}  # r1 has the six of before
+
+
+def test_a_new_replica_is_taken_for_as_fast_as_its_peers() -> None:
+    router, clock = router_of(2)
+    for _ in range(4):
+        choice = choose(router, request("w" * 8000, stream=True))
+        clock.advance(0.5)
+        router.started(choice)
+        clock.advance(1.5)
+        router.finished(choice, prompt_tokens=2000, cached_tokens=0, completion_tokens=9, is_ok=True)
+    router.set_replica("new", model="m", policy=RoutingPolicy.AUTO, block_tokens=BLOCK_TOKENS, is_ready=True)
+    router.set_replica("other", model="n", policy=RoutingPolicy.AUTO, block_tokens=BLOCK_TOKENS, is_ready=True)
+    views = {view.replica_id: view for view in router.snapshot().replicas}
+    assert views["new"].prefill_tokens_per_s == pytest.approx(views["r0"].prefill_tokens_per_s, rel=0.5)
+    assert views["new"].prefill_tokens_per_s < 5000
+    assert views["new"].service_s == pytest.approx(2.0)
+    assert views["other"].prefill_tokens_per_s == 8000
+
+
+def test_slots_count_as_answers_show_them() -> None:
+    router, clock = router_of(1)
+    router.on_load("r0", LoadView(running=8))
+    costs = []
+    for _ in range(40):
+        costs.append(router.explain("m", request("x"), seed=1)[0].terms.decode_s / 0.5)
+        router.finished(choose(router, None), prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
+    assert costs == [8 / 4] * 40  # failures show nothing
+    for n in range(1, 40):
+        choice = choose(router)
+        clock.advance(0.5)
+        router.on_load("r0", LoadView(running=8))
+        router.finished(choice, prompt_tokens=9, cached_tokens=0, completion_tokens=9, is_ok=True)
+        assert router.explain("m", request("x"), seed=1)[0].terms.decode_s == pytest.approx(
+            8 * 0.5 / min(64, 4 + 2 * n)
+        )
+
+
+def test_what_affinity_saves_is_counted() -> None:
+    router, clock = router_of(2)
+    first = serve(router, clock, request("a" * 4000), prompt_tokens=1000)
+    other = "r1" if first.replica_id == "r0" else "r0"
+    # Something is queued on the one that holds it: least-load would choose the other.
+    router.on_load(first.replica_id, LoadView(queued_prefill_tokens=400))
+    router.on_load(other, LoadView())
+    costs = {view.replica_id: view.terms.total_s for view in router.explain("m", request("a" * 4000), seed=1)}
+    choice = choose(router, request("a" * 4000))
+    assert choice.replica_id == first.replica_id
+    finish(router, choice, 1000, choice.predicted_cached_tokens)
+    savings = router.snapshot().savings["m"]
+    assert savings.n_compared == 2
+    assert savings.saved_s == pytest.approx(costs[other] - costs[first.replica_id])
+    assert savings.regret_s == 0
+
+
+def test_affinity_that_did_not_come_true_is_regretted() -> None:
+    router, clock = router_of(2)
+    first = serve(router, clock, request("a" * 4000), prompt_tokens=1000)
+    other = "r1" if first.replica_id == "r0" else "r0"
+    router.on_load(first.replica_id, LoadView(queued_prefill_tokens=400))
+    router.on_load(other, LoadView())
+    costs = {view.replica_id: view.terms.total_s for view in router.explain("m", request("b" * 4000), seed=1)}
+    choice = choose(router, request("a" * 4000))
+    finish(router, choice, 1000, 0)
+    savings = router.snapshot().savings["m"]
+    assert savings.saved_s == 0
+    # Without a prefix it would have been the other one.
+    assert savings.regret_s == pytest.approx(costs[first.replica_id] - costs[other], rel=0.1)
+
+
+def test_nothing_is_saved_where_least_load_chooses_the_same() -> None:
+    router, clock = router_of(1)
+    for _ in range(3):
+        serve(router, clock, request("a" * 4000), prompt_tokens=1000, cached_tokens=500)
+    savings = router.snapshot().savings["m"]
+    assert (savings.n_compared, savings.saved_s, savings.regret_s) == (3, 0, 0)
+
+
+def test_of_many_replicas_some_choices_are_compared() -> None:
+    router, clock = router_of(40)
+    for i in range(64):
+        serve(router, clock, request(f"{i}" * 400), prompt_tokens=1000)
+    assert router.snapshot().savings["m"].n_compared == 4
+
+
+def test_comparing_does_not_change_what_is_chosen() -> None:
+    """The rotation of ties goes on as if nobody had compared."""
+    names = []
+    for policy in (RoutingPolicy.AUTO, RoutingPolicy.LEAST_LOAD):
+        router, _ = router_of(5, policy)
+        for _ in range(20):
+            choice = choose(router, request("b" * 640))
+            names.append(choice.replica_id)
+            router.finished(choice, prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
+    assert names[:20] == names[20:]
+
+
 def test_nobody_is_chosen_when_nobody_is_open() -> None:
     router, _ = router_of(2, max_inflight=1)
     assert router.choose("other", request(), seed=1) is None

@@ -16,7 +16,7 @@ No chunk stands behind the first byte of an anchor that comes after it in the ch
 template's predicts too little, never too much. A rewritten content may be off by what the template put into it.
 
     bind        O(bytes of body and prompt + tokens); for hostile bodies at most WORK_FACTOR times that
-    memory      Aligner: pieces and 4 bytes each; per call about 2 x prompt bytes + 4 x tokens + 25 x chunks, kept up to KEEP_BYTES
+    memory      Aligner: pieces and 4 bytes each; per call about 2 x prompt bytes + 4 x tokens + 26 x chunks, kept up to KEEP_BYTES
 """
 
 cimport cython
@@ -27,268 +27,24 @@ from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from xinf._fast cimport alloc
-from xinf._fast.alloc cimport xinf_calloc, xinf_malloc, xinf_realloc
+from xinf._fast.alloc cimport xinf_calloc, xinf_malloc
+from xinf._fast.binding cimport (
+    CAPS, ESCAPED, FINAL_HEADER_BYTES, HEADER_BYTES, KEEP_BYTES, LARGE_BODY_BYTES, LONG_BYTES, MARK_BYTES, MISSING, NOWHERE,
+    PARTIAL, PREFIX_BYTES, RESYNC_AFAR_BYTES, RESYNC_BYTES, VALUE_BYTES, WHOLE, WORK_FACTOR, Header, Job, Match, Place,
+    begin_of, free_job, grow_places, header_of, is_blank, job_bytes, mark_begin, new_job, run_end, window_of,
+)
 from xinf._fast.canonical cimport TOKEN_ID_BYTES
 from xinf._fast.jsonread cimport ABSENT, NULL_VALUE
-from xinf._fast.rendered cimport (
-    PIECE_PADDING, Pieces, Rendered, count_tokens, free_rendered, join,
+from xinf._fast.places cimport (
+    find_string, find_text, find_value, match_at, place_json, put_beginning, put_text, value_end, value_space, walk_string,
 )
+from xinf._fast.rendered cimport PIECE_PADDING, Pieces, count_tokens, join
 from xinf._fast.scan cimport TRUNCATE_PROMPT_TOKENS, Scan
 from xinf._fast.sink cimport (
     KIND_EXTRA, KIND_INSTRUCTIONS, KIND_PAYLOAD, KIND_PROMPT, KIND_ROLE, KIND_TEXT, KIND_TOKENS, KIND_TOOLS,
-    KIND_TOOLS_MARK, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Kept, Sink, free_kept, free_sink, init_sink,
+    KIND_TOOLS_MARK, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES,
 )
-from xinf._fast.walk cimport (
-    Walker, common, find, is_space, read_escape, walk_escaped, walk_json, walk_unescaped,
-)
-
-cdef enum:
-    NOWHERE = 0xFFFFFFFF  # the place of a chunk that is not known; a rendered text ends long before
-    LONG_BYTES = 24  # a text of so many bytes is not met by chance
-    PREFIX_BYTES = 32  # of a text that is looked for; the rest is compared. So much alike is the same text, changed further on
-    RESYNC_BYTES = 12  # of JSON alike from a brace on is the same object, where it is expected
-    RESYNC_AFAR_BYTES = 48  # and elsewhere
-    LONGEST_ESCAPE = 12
-    MAX_LOST_OBJECTS = 64  # of one JSON value that are looked for in vain
-    VALUE_BYTES = 8  # a string among a message's other fields that is worth looking for
-    MARK_BYTES = 64  # an object found so early in the tools is where their text begins
-    HEADER_BYTES = 16  # what a header counts as in a gap, beside the role's own bytes
-    WINDOW_BYTES = 8192  # a content stands within so many bytes and WINDOW_FACTOR times what is pending before it
-    WINDOW_FACTOR = 4
-    FINAL_HEADER_BYTES = 512  # the header of the answer begins so near to the end
-    WORK_FACTOR = 32
-    KEEP_BYTES = 16 << 20  # buffers larger than this are not kept from one prompt to the next
-    LARGE_BODY_BYTES = 1 << 18  # other threads may run meanwhile, as in scan.pyx
-
-# Flags of chunks.
-cdef enum:
-    CAPS = 1  # where it begins, nothing that comes before it in the chain can have got any further
-
-cdef struct Header:
-    const uint8_t *role
-    const uint8_t *text
-    uint32_t n_role
-    uint32_t n_text
-
-cdef struct Place:
-    uint32_t start
-    uint32_t end
-    uint32_t skip  # bytes of the text, its white space, that are not there
-    uint32_t header  # where the header begins
-
-# How a text was found.
-cdef enum Match:
-    MISSING = 0
-    WHOLE = 1
-    PARTIAL = 2  # its beginning
-    ESCAPED = 3  # as a JSON string; its chunks have got their places
-
-cdef struct Job:
-    Sink sink
-    Kept kept
-    Rendered rendered
-    uint32_t *stops  # (n,) where chunks end in the rendered text, or NOWHERE
-    uint32_t *begins  # (n,) where they begin, if known
-    uint8_t *flags
-    size_t capacity
-    # of this prompt
-    const Header *headers
-    size_t n_headers
-    size_t n
-    int64_t work  # bytes that may still be looked at
-    size_t pending  # the first chunk without a place
-    uint32_t n_pending_roles
-    bint has_pending_payload
-    uint32_t cursor  # where the last anchor ends
-    uint32_t role_at  # where the last header ends
-    bint has_answer_header
-    uint32_t n_found
-    uint32_t n_gaps
-
-
-# ---- chunks ---------------------------------------------------------------------------------------------------------
-
-
-cdef inline uint32_t begin_of(const Job *j, size_t k) noexcept nogil:
-    """Where a chunk begins in the canonical text."""
-    return j.kept.ends[k - 1] if k else 0
-
-
-cdef inline size_t run_end(const Job *j, size_t k, size_t limit) noexcept nogil:
-    """Behind the chunks of the same content as k."""
-    cdef uint8_t kind = j.kept.kinds[k]
-    if kind == KIND_INSTRUCTIONS:
-        kind = KIND_TEXT
-    k += 1
-    while k < limit and j.kept.kinds[k] == kind:
-        k += 1
-    return k
-
-
-cdef inline const Header *header_of(const Job *j, size_t k) noexcept nogil:
-    """What the template puts in front of a content of the role that is chunk k; NULL when nobody said."""
-    cdef const uint8_t *role = j.kept.text + begin_of(j, k)
-    cdef uint32_t n = j.kept.ends[k] - begin_of(j, k)
-    cdef size_t i
-    for i in range(j.n_headers):
-        if j.headers[i].n_role == n and memcmp(j.headers[i].role, role, n) == 0:
-            return &j.headers[i]
-    return NULL
-
-
-cdef inline uint32_t window_of(const Job *j, size_t k_end) noexcept nogil:
-    """Up to where the contents up to chunk `k_end` are looked for."""
-    cdef uint64_t bytes = j.kept.ends[k_end - 1] - begin_of(j, j.pending)
-    cdef uint64_t end = j.cursor + WINDOW_BYTES + WINDOW_FACTOR * bytes
-    if end >= j.rendered.n_bytes or j.has_pending_payload:
-        return j.rendered.n_bytes  # what a payload becomes can be any number of placeholders
-    return <uint32_t>end
-
-
-cdef inline void start_walk(Walker *w, Job *j, size_t k, size_t k_end, uint32_t r, uint32_t r_end) noexcept nogil:
-    """From the beginning of chunk k to the end of those up to `k_end`."""
-    w.text = j.kept.text
-    w.i = begin_of(j, k)
-    w.i_end = j.kept.ends[k_end - 1]
-    w.rendered = j.rendered.text
-    w.r = r
-    w.r_end = r_end
-    w.is_string = 0
-    w.ends = j.kept.ends
-    w.stops = j.stops
-    w.k = k
-    w.k_end = k_end
-
-
-cdef inline void mark_begin(Job *j, size_t k, uint32_t at) noexcept nogil:
-    j.begins[k] = at
-    j.flags[k] |= CAPS
-
-
-# ---- texts ----------------------------------------------------------------------------------------------------------
-
-
-cdef inline void keep_spaces(const uint8_t *text, uint32_t n, uint32_t lead, uint32_t body_end, const uint8_t *rendered,
-                             uint32_t lo, uint32_t hi, Place *place) noexcept nogil:
-    """Widen the place of a text's body by what is there of the white space around it."""
-    cdef uint32_t kept = 0
-    while kept < lead and place.start > lo and rendered[place.start - 1] == text[lead - kept - 1]:
-        kept += 1
-        place.start -= 1
-    place.skip = lead - kept
-    place.end += <uint32_t>common(text + body_end, rendered + place.end, min(n - body_end, hi - place.end))
-
-
-cdef Match match_at(Job *j, size_t k, size_t k_end, uint32_t at, Place *place) noexcept nogil:
-    """Look whether the text of these chunks begins at `at`, maybe trimmed."""
-    cdef const uint8_t *text = j.kept.text + begin_of(j, k)
-    cdef const uint8_t *rendered = j.rendered.text
-    cdef uint32_t n = j.kept.ends[k_end - 1] - begin_of(j, k), hi = j.rendered.n_bytes
-    cdef uint32_t lead = 0, body_end = n, start = at, same
-    while lead < n and is_space(text[lead]):
-        lead += 1
-    place.skip = 0
-    place.start = at
-    if lead == n:  # nothing but white space, of which any part may be there
-        place.end = at + <uint32_t>common(text, rendered + at, min(n, hi - at))
-        return WHOLE
-    while is_space(text[body_end - 1]):
-        body_end -= 1
-    while start < hi and start - at < lead and is_space(rendered[start]):
-        start += 1
-    same = <uint32_t>common(text + lead, rendered + start, min(body_end - lead, hi - start))
-    j.work -= same
-    if same < body_end - lead and same < PREFIX_BYTES:
-        return MISSING
-    place.start = start
-    place.end = start + same
-    if same < body_end - lead:
-        place.skip = lead
-        return PARTIAL
-    keep_spaces(text, n, lead, body_end, rendered, at, hi, place)
-    return WHOLE
-
-
-cdef Match find_text(Job *j, size_t k, size_t k_end, uint32_t lo, uint32_t hi, Place *place) noexcept nogil:
-    """Look for the text of these chunks in [lo, hi), maybe trimmed. PARTIAL when only its beginning is there."""
-    cdef const uint8_t *text = j.kept.text + begin_of(j, k)
-    cdef const uint8_t *rendered = j.rendered.text
-    cdef const uint8_t *at = rendered + lo
-    cdef uint32_t n = j.kept.ends[k_end - 1] - begin_of(j, k)
-    cdef uint32_t lead = 0, body_end = n, same, left
-    cdef Match match = MISSING
-    while lead < n and is_space(text[lead]):
-        lead += 1
-    if lead == n:
-        return MISSING
-    while is_space(text[body_end - 1]):
-        body_end -= 1
-    while True:
-        at = find(at, rendered + hi, text + lead, min(body_end - lead, <uint32_t>PREFIX_BYTES), &j.work)
-        if at == NULL:
-            return match
-        left = hi - <uint32_t>(at - rendered)
-        same = <uint32_t>common(text + lead, at, min(body_end - lead, left))
-        j.work -= same
-        if same == body_end - lead:
-            break
-        if match == MISSING:
-            match = PARTIAL
-            place.start = <uint32_t>(at - rendered)
-            place.end = place.start + same
-            place.skip = lead
-        at += 1
-    place.start = <uint32_t>(at - rendered)
-    place.end = place.start + same
-    keep_spaces(text, n, lead, body_end, rendered, lo, hi, place)
-    return WHOLE
-
-
-cdef bint walk_string(Job *j, size_t k, size_t k_end, uint32_t at, uint32_t hi, uint32_t *end) noexcept nogil:
-    """Place the text of these chunks where it stands as a JSON string, whose quote is at `at`. 0: it does not."""
-    cdef Walker w
-    start_walk(&w, j, k, k_end, at + 1, hi)
-    walk_escaped(&w)
-    j.work -= w.r - at
-    if w.i == w.i_end and w.r < hi and j.rendered.text[w.r] == c'"':
-        end[0] = w.r + 1
-        return 1
-    memset(j.stops + k, 0xFF, (w.k - k) * sizeof(uint32_t))
-    return 0
-
-
-cdef bint find_string(Job *j, size_t k, size_t k_end, uint32_t lo, uint32_t hi, uint32_t *end) noexcept nogil:
-    """Look for the text of these chunks as a JSON string in [lo, hi), and place it."""
-    cdef const uint8_t *at = j.rendered.text + lo
-    while True:
-        at = find(at, j.rendered.text + hi, <const uint8_t *>b'"', 1, &j.work)
-        if at == NULL:
-            return 0
-        if walk_string(j, k, k_end, <uint32_t>(at - j.rendered.text), hi, end):
-            mark_begin(j, k, <uint32_t>(at - j.rendered.text))
-            return 1
-        at += 1
-
-
-cdef void put_text(Job *j, size_t k, size_t k_end, const Place *place) noexcept nogil:
-    """Give chunks of a text their places, those that are there."""
-    cdef uint32_t start = begin_of(j, k), length = place.end - place.start, offset
-    mark_begin(j, k, place.start)
-    for k in range(k, k_end):
-        offset = j.kept.ends[k] - start
-        offset = offset - place.skip if offset > place.skip else 0
-        j.stops[k] = place.start + min(offset, length)
-
-
-cdef size_t put_beginning(Job *j, size_t k, size_t k_end, const Place *place) noexcept nogil:
-    """Give those chunks of a text their places that end within it. Gives the first that does not."""
-    cdef uint32_t reach = begin_of(j, k) + place.skip + (place.end - place.start)
-    cdef size_t whole_end = k
-    while whole_end < k_end and j.kept.ends[whole_end] <= reach:
-        whole_end += 1
-    put_text(j, k, whole_end, place)
-    return whole_end
-
+from xinf._fast.walk cimport common, find, read_escape
 
 # ---- anchors --------------------------------------------------------------------------------------------------------
 
@@ -340,7 +96,7 @@ cdef void anchor_message(Job *j, size_t role, size_t k_end) noexcept nogil:
     cdef size_t k = role + 1
     cdef Place place
     cdef Match match
-    if header != NULL:
+    if header != NULL and not is_blank(j, k, k_end):  # nothing stands behind any header
         match = adjacent(j, header, k, k_end, &place)
         if match != MISSING:
             settle(j, role, place.header)
@@ -385,7 +141,10 @@ cdef void settle(Job *j, size_t k_end, uint32_t hi) noexcept nogil:
     while k < k_end:
         kind = j.kept.kinds[k]
         next_k = k + 1
-        if kind == KIND_ROLE:
+        if kind == KIND_ROLE and next_k < k_end and j.kept.kinds[next_k] == KIND_TEXT:
+            next_k = run_end(j, next_k, k_end)
+            settle_message(j, k, next_k, &at, hi)
+        elif kind == KIND_ROLE:
             settle_role(j, k, &at, hi)
         elif kind == KIND_TEXT or kind == KIND_INSTRUCTIONS:
             next_k = run_end(j, k, k_end)
@@ -416,13 +175,29 @@ cdef void settle_role(Job *j, size_t k, uint32_t *at, uint32_t hi) noexcept nogi
         at[0] = j.stops[k] = j.role_at = j.begins[k] + header.n_text
 
 
+cdef void settle_message(Job *j, size_t role, size_t k_end, uint32_t *at, uint32_t hi) noexcept nogil:
+    """A role with a text. The header met next may be another's, so the text is looked for first, and from before it on."""
+    cdef uint32_t lo = at[0]
+    cdef size_t k = role + 1
+    j.role_at = lo
+    if not is_blank(j, k, k_end):
+        settle_text(j, k, k_end, at, hi)
+        if j.begins[k] != NOWHERE and j.begins[k] >= lo:
+            settle_role(j, role, &lo, j.begins[k])
+            if j.stops[role] == NOWHERE:
+                j.stops[role] = j.role_at = j.begins[k]
+            return
+    settle_role(j, role, at, hi)
+    if is_blank(j, k, k_end):
+        settle_text(j, k, k_end, at, hi)
+
+
 cdef void settle_text(Job *j, size_t k, size_t k_end, uint32_t *at, uint32_t hi) noexcept nogil:
     """A text that is short, or is not there as it is."""
-    cdef uint32_t n = j.kept.ends[k_end - 1] - begin_of(j, k), lead = 0
+    cdef uint32_t n = j.kept.ends[k_end - 1] - begin_of(j, k)
     cdef Place place
-    while lead < n and is_space(j.kept.text[begin_of(j, k) + lead]):
-        lead += 1
-    if lead == n:
+    place.end = at[0]
+    if is_blank(j, k, k_end):
         match_at(j, k, k_end, at[0], &place)
     elif find_text(j, k, k_end, at[0], hi, &place) != WHOLE:
         if find_string(j, k, k_end, at[0], hi, &place.end):
@@ -444,125 +219,6 @@ cdef void settle_tools(Job *j, size_t mark, size_t k_end, uint32_t *at, uint32_t
         place_json(j, k, k_end, begin_of(j, k), j.kept.ends[k_end - 1], 0, j.cursor, RESYNC_AFAR_BYTES, &first, &first_i)
     if first != NOWHERE and first_i - begin_of(j, k) <= MARK_BYTES:
         j.stops[mark] = first
-
-
-cdef uint32_t next_brace(Job *j, uint32_t i, uint32_t i_end, bint is_string, bint *is_plain) noexcept nogil:
-    """The next object in JSON text, from i on. `is_plain`: nothing but what closes or parts values is in between."""
-    cdef const uint8_t *text = j.kept.text
-    cdef uint8_t c
-    is_plain[0] = not is_string
-    while i < i_end:
-        c = text[i]
-        j.work -= 1
-        if is_string:
-            if c == c'\\':
-                i += 1
-            elif c == c'"':
-                is_string = 0
-        elif c == c'{':
-            return i
-        elif c == c'"':
-            is_string = 1
-            is_plain[0] = 0
-        elif c != c'[' and c != c']' and c != c'}' and c != c',':
-            is_plain[0] = 0
-        i += 1
-    return i_end
-
-
-cdef uint32_t find_object(Job *j, uint32_t i, uint32_t i_end, uint32_t lo, uint32_t hi, uint32_t least) noexcept nogil:
-    """Where in [lo, hi) the object at i of the canonical text begins, or NOWHERE; `least` bytes tell."""
-    cdef const uint8_t *rendered = j.rendered.text
-    cdef const uint8_t *at = rendered + lo
-    cdef Walker w
-    while True:
-        at = find(at, rendered + hi, <const uint8_t *>b'{', 1, &j.work)
-        if at == NULL:
-            return NOWHERE
-        w.text = j.kept.text
-        w.i = i
-        w.i_end = min(i + least + LONGEST_ESCAPE, i_end)
-        w.rendered = rendered
-        w.r = <uint32_t>(at - rendered)
-        w.r_end = hi
-        w.is_string = 0
-        w.k = w.k_end = 0
-        walk_json(&w)
-        j.work -= w.r - (at - rendered)
-        if w.i == w.i_end or w.i >= i + least:
-            return <uint32_t>(at - rendered)
-        at += 1
-
-
-cdef uint32_t place_json(Job *j, size_t k, size_t k_end, uint32_t i, uint32_t i_end, uint32_t lo, uint32_t hi,
-                         uint32_t least, uint32_t *first, uint32_t *first_i) noexcept nogil:
-    """Place the JSON text [i, i_end), of chunks k to k_end, object by object. Gives where the last that was found ends.
-
-    `first`, `first_i`: where the first object that was found begins, in the rendered and in the canonical text.
-    """
-    cdef Walker w
-    cdef uint32_t n_lost = 0, brace, at
-    cdef bint is_plain = 1
-    start_walk(&w, j, k, k_end, lo, hi)
-    w.i = i
-    w.i_end = i_end
-    while w.i < i_end:
-        brace = next_brace(j, w.i, i_end, w.is_string, &is_plain)
-        if brace == i_end:
-            break
-        at = find_object(j, brace, i_end, w.r, hi, least)
-        while w.k < k_end and w.ends[w.k] <= brace:  # they end in front of it
-            if is_plain and first[0] != NOWHERE:
-                j.stops[w.k] = w.r
-            w.k += 1
-        w.i = brace
-        w.is_string = 0
-        if at == NOWHERE:
-            n_lost += 1
-            if n_lost > MAX_LOST_OBJECTS or j.work < 0:
-                return w.r
-            w.i = brace + 1
-            continue
-        if first[0] == NOWHERE:
-            first[0] = at
-            first_i[0] = brace
-            mark_begin(j, w.k, at)
-        w.r = at
-        walk_json(&w)
-        j.work -= w.i - brace
-    if is_plain and first[0] != NOWHERE:  # brackets and commas that the template left out
-        while w.k < k_end:
-            j.stops[w.k] = w.r
-            w.k += 1
-    return w.r
-
-
-cdef uint32_t value_end(const uint8_t *text, uint32_t i, uint32_t i_end) noexcept nogil:
-    """Behind the JSON value at i. A number or literal ends at the next quote: what follows it is the key of a member."""
-    cdef uint32_t depth = 0
-    cdef bint is_string = 0, is_scalar = text[i] != c'"' and text[i] != c'{' and text[i] != c'['
-    cdef uint8_t c
-    while i < i_end:
-        c = text[i]
-        i += 1
-        if is_string:
-            if c == c'\\':
-                i += 1
-            elif c == c'"':
-                is_string = 0
-                if depth == 0:
-                    break
-        elif c == c'"':
-            if is_scalar:
-                return i - 1
-            is_string = 1
-        elif c == c'{' or c == c'[':
-            depth += 1
-        elif (c == c'}' or c == c']') and depth:
-            depth -= 1
-            if depth == 0:
-                break
-    return min(i, i_end)
 
 
 cdef void settle_extras(Job *j, size_t k, size_t k_end, uint32_t *at, uint32_t hi) noexcept nogil:
@@ -614,50 +270,6 @@ cdef void settle_value(Job *j, size_t k, size_t k_end, uint32_t i, uint32_t i_en
     if find_value(j, k, k_end, from_i, i_end, prefix, n, at[0], hi, at):
         return
     find_value(j, k, k_end, from_i, i_end, prefix, n, j.role_at, at[0], NULL)
-
-
-cdef inline bint value_space(const uint8_t *p, uint32_t n, uint32_t *width) noexcept nogil:
-    """Whether white space comes next inside a JSON string, and how many bytes of it."""
-    cdef uint8_t[4] out
-    if p[0] == c'\\':
-        return read_escape(p, n, out, width) == 1 and is_space(out[0])
-    width[0] = 1
-    return is_space(p[0])
-
-
-cdef bint find_value(Job *j, size_t k, size_t k_end, uint32_t i, uint32_t i_end, const uint8_t *prefix, uint32_t n,
-                     uint32_t lo, uint32_t hi, uint32_t *end) noexcept nogil:
-    """Look for what a JSON string means, from i on, in [lo, hi), and place it."""
-    cdef const uint8_t *at = j.rendered.text + lo
-    cdef uint32_t rest, width = 0
-    cdef Walker w
-    if lo >= hi:
-        return 0
-    while True:
-        at = find(at, j.rendered.text + hi, prefix, n, &j.work)
-        if at == NULL:
-            return 0
-        start_walk(&w, j, k, k_end, <uint32_t>(at - j.rendered.text), hi)
-        while w.k < k_end and w.ends[w.k] <= i:
-            w.k += 1
-        w.i = i
-        w.i_end = i_end
-        walk_unescaped(&w)
-        j.work -= w.r - (at - j.rendered.text)
-        rest = w.i
-        while rest < i_end and value_space(j.kept.text + rest, i_end - rest, &width):
-            rest += width
-        if rest == i_end:
-            break
-        memset(j.stops + k, 0xFF, (w.k - k) * sizeof(uint32_t))
-        at += 1
-    mark_begin(j, k, <uint32_t>(at - j.rendered.text))
-    while w.k < k_end:  # the closing quote, and white space that was trimmed
-        j.stops[w.k] = w.r
-        w.k += 1
-    if end != NULL:
-        end[0] = w.r
-    return 1
 
 
 # ---- the whole ------------------------------------------------------------------------------------------------------
@@ -753,17 +365,20 @@ cdef inline uint32_t weight_of(const Job *j, size_t k) noexcept nogil:
 
 
 cdef void fill_gaps(Job *j) noexcept nogil:
-    """Interpolate between chunks with places. A role that was not found stays where the chunk before it is."""
+    """Interpolate between chunks with places.
+
+    A role and other fields that were not found stay where the text before them is: a template may leave them out.
+    """
     cdef size_t k = 0, end
-    cdef uint64_t total, passed
-    cdef uint32_t low = 0, high, width, weight
+    cdef uint64_t total, passed, waiting
+    cdef uint32_t low = 0, high, width
     while k < j.n:
         if j.stops[k] != NOWHERE:
             low = j.stops[k] = max(low, j.stops[k])
             k += 1
             continue
         end = k
-        total = passed = 0
+        total = passed = waiting = 0
         while end < j.n and j.stops[end] == NOWHERE:
             total += weight_of(j, end)
             end += 1
@@ -775,12 +390,11 @@ cdef void fill_gaps(Job *j) noexcept nogil:
                 total += weight_of(j, end)
             width = high - low if high > low else 0
         while k < end:
-            weight = weight_of(j, k)
-            if j.kept.kinds[k] != KIND_ROLE:
-                passed += weight
+            waiting += weight_of(j, k)
+            if j.kept.kinds[k] != KIND_ROLE and j.kept.kinds[k] != KIND_EXTRA:
+                passed += waiting
+                waiting = 0
             j.stops[k] = low + (<uint32_t>(<uint64_t>width * passed // total) if total else 0)
-            if j.kept.kinds[k] == KIND_ROLE:
-                passed += weight
             k += 1
         low = j.stops[end - 1]
 
@@ -814,54 +428,6 @@ cdef bint bind_chunks(Job *j, const Pieces *pieces, const uint8_t *tokens, size_
     if j.has_answer_header:
         positions[j.n - 1] = <uint32_t>n_tokens
     return 1
-
-
-cdef bint grow_places(Job *j) noexcept nogil:
-    cdef size_t capacity = j.n + j.n // 2 + 64
-    cdef void *grown
-    if j.n <= j.capacity:
-        return 1
-    grown = xinf_realloc(j.stops, capacity * sizeof(uint32_t))
-    if grown == NULL:
-        return 0
-    j.stops = <uint32_t *>grown
-    grown = xinf_realloc(j.begins, capacity * sizeof(uint32_t))
-    if grown == NULL:
-        return 0
-    j.begins = <uint32_t *>grown
-    grown = xinf_realloc(j.flags, capacity)
-    if grown == NULL:
-        return 0
-    j.flags = <uint8_t *>grown
-    j.capacity = capacity
-    return 1
-
-
-cdef Job *new_job() noexcept nogil:
-    cdef Job *j = <Job *>xinf_calloc(1, sizeof(Job))
-    if j != NULL:
-        init_sink(&j.sink)
-        j.sink.kept = &j.kept
-    return j
-
-
-cdef void free_job(Job *j) noexcept nogil:
-    if j == NULL:
-        return
-    free_sink(&j.sink)
-    free_kept(&j.kept)
-    free_rendered(&j.rendered)
-    free(j.stops)
-    free(j.begins)
-    free(j.flags)
-    free(j)
-
-
-cdef inline size_t job_bytes(const Job *j) noexcept nogil:
-    return (
-        sizeof(Job) + 12 * j.sink.capacity + j.kept.text_capacity + 5 * j.kept.capacity + j.rendered.capacity
-        + 4 * j.rendered.ends_capacity + 9 * j.capacity
-    )
 
 
 @cython.final

@@ -399,7 +399,7 @@ cdef class Decider:
             self.exact.drop(known)
             record.standing.has_entries = 1
         if record.standing.has_entries:
-            if added:
+            if added or tokens:
                 self.exact.insert(known, added, tokens)
             if removed:
                 self.exact.remove(known, removed)
@@ -688,6 +688,8 @@ cdef class Decider:
         cdef uint32_t n_known = choice.n_hits, n = choice.n_marks
         if n_known == n or not self.records[choice.row].has_index:
             return
+        if n_known:
+            positions[n_known - 1] = choice.matched_tokens  # those behind it are no lower
         line(
             choice.ends, n_known, n, choice.matched_bytes, choice.matched_tokens, choice.ends[n - 1],
             max(<double>choice.prompt_tokens, choice.matched_tokens), positions,

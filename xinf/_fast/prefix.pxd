@@ -86,8 +86,8 @@ cdef class PrefixIndex:
         self, Search *search, const uint64_t *hashes, uint32_t *lengths, uint32_t *hits, size_t n_lengths
     ) noexcept nogil
     cdef bint walk(self, Search *search, size_t begin, size_t end) noexcept nogil
-    cdef uint32_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil
-    cdef bint halve(self, Search *search, size_t low, uint32_t at_low, size_t high, uint32_t at_high) noexcept nogil
+    cdef uint64_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil
+    cdef bint halve(self, Search *search, size_t low, uint64_t at_low, size_t high, uint64_t at_high) noexcept nogil
     cdef void forget_trail(self) noexcept nogil
     cdef Home *trail_for(self, size_t n) noexcept nogil
     cdef uint32_t note(

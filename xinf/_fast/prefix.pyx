@@ -64,6 +64,7 @@ cdef enum:
     LEAF = 32  # chunks of which `reach_far` looks at each
     MIN_WINDOW = 4  # chunks; what `reach_far` looks at to know who holds the text there
     MAX_WINDOW = 128
+    MAX_SETS = 16  # distinct ones in a window; more are not told apart from others
     SCRUB_SETS = 4  # sets looked at per inserted chunk while retired ids are about
     YOUNG_BIT = 0x80000000  # equal to its segment's phase: inserted since the hand went through 0
     # In the first entry of a full bucket: entries of it, or of one before it, may stand behind it. Without it a miss ends
@@ -582,7 +583,7 @@ cdef class PrefixIndex:
         """
         cdef Search search
         cdef size_t low = 0, high
-        cdef uint32_t at_low, at_high
+        cdef uint64_t at_low, at_high
         search.trail = NULL
         if n and self.begin_search(&search, hashes, lengths, hits, n_lengths):
             search.ends = ends
@@ -669,34 +670,44 @@ cdef class PrefixIndex:
             self.trail_begin = left
         return search.n_found == h.n_active
 
-    cdef uint32_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil:
-        """The largest set that holds a chunk of a window; 0: nobody holds any.
+    cdef uint64_t peek(self, Search *search, size_t begin, size_t end) noexcept nogil:
+        """Which sets hold the chunks of a window, as one number, equal for equal ones; 0: nobody holds any.
 
-        The largest, because a hole of one replica in one of the chunks must not look like the end of what it holds.
+        All of them, because replicas with blocks of different sizes hold different chunks of the same text.
         """
         cdef Home[MAX_WINDOW] homes
+        cdef uint32_t[MAX_SETS] sets
         cdef Entry *entry
-        cdef uint32_t set, largest = 0
+        cdef uint32_t set, n_sets = 0, k
+        cdef uint64_t number = 0
         cdef size_t i
         for i in range(begin, end):
             homes[i - begin] = self.bucket_of(search.hashes[i])
             prefetch(homes[i - begin])
-        for i in range(end, begin, -1):
-            entry = probe(homes[i - 1 - begin], search.hashes[i - 1])
+        for i in range(begin, end):
+            entry = probe(homes[i - begin], search.hashes[i])
             if entry == NULL or entry.position == 0:
                 continue
             set = entry.holders & SET_BITS
-            if set != largest and self.holders.sets[set].n > self.holders.sets[largest].n:  # set 0 is the empty one
-                largest = set
-        return largest
+            k = 0
+            while k < n_sets and sets[k] != set:
+                k += 1
+            if k < n_sets or self.holders.sets[set].n == 0:
+                continue
+            if n_sets == MAX_SETS:
+                return ~<uint64_t>begin  # as no other window: it is looked at closely
+            sets[n_sets] = set
+            n_sets += 1
+            number += mixed(set)
+        return number
 
-    cdef bint halve(self, Search *search, size_t low, uint32_t at_low, size_t high, uint32_t at_high) noexcept nogil:
+    cdef bint halve(self, Search *search, size_t low, uint64_t at_low, size_t high, uint64_t at_high) noexcept nogil:
         """Find what ends between two windows, of which one ends at `low` and the other begins at `high`. 1: see walk.
 
         Whoever holds a chunk holds those before it, so between two windows with the same holders nothing ends.
         """
         cdef size_t middle, begin
-        cdef uint32_t at_middle
+        cdef uint64_t at_middle
         if at_low == at_high or low >= high:
             return 0
         if high - low <= LEAF:

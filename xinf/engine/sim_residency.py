@@ -66,9 +66,7 @@ class SimResidency:
 
         def bind(scanned: Scan, seed: int) -> tuple[bytes, bytes]:
             canon = self.canon
-            bound = self._aligner.bind(
-                scanned, letters, seed=seed, order=canon.order, chunk_bytes=canon.chunk_bytes
-            )
+            bound = self._aligner.bind(scanned, letters, seed=seed, order=canon.order, chunk_bytes=canon.chunk_bytes)
             ends = array("I", bound.positions)
             return bound.chain, array("I", [end // BYTES_PER_TOKEN for end in ends]).tobytes()
 

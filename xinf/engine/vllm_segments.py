@@ -34,10 +34,22 @@ def segment_order(render: Render) -> tuple[str, ...]:
     # Some templates refuse a system message.
     for messages in ([{"role": "system", "content": _SYSTEM}, *turns], turns):
         try:
-            return _order_of(render(messages, tools))
+            text, without = render(messages, tools), render(messages, [])
+            order = _order_of(text)
+            if order[0] == "system" and _front(text) != _front(without):
+                # Tools change what stands in front of the system message (Llama 3.1: "Environment: ipython"). Equal
+                # prompts are told by tools first, or chunks of the system message would promise what is not there.
+                return ("tools", "messages")
+            return order
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             _log.info("the chat template did not render the probe: %s", error)
     return ()
+
+
+def _front(text: str) -> str:
+    """What stands in front of the first content."""
+    ends = [at for mark in (_SYSTEM, _FIRST) if (at := text.find(mark)) >= 0]
+    return text[: min(ends, default=0)]
 
 
 def _order_of(text: str) -> tuple[str, ...]:
