@@ -36,8 +36,8 @@ def render_metrics() -> str:
         "|---|---|---|",
         *(f"| `{name}` | {family.kind} | {_cell(family.help)} |" for name, family in FAMILIES.items()),
         "",
-        "Labels are bounded: `model` and `replica` are ones that exist, `code` is a status class, `reason` and",
-        "`view` are closed sets. Times are in seconds.",
+        "Labels are bounded: `model` and `replica` are ones that exist, `code` is a status class, `reason`, `view` and",
+        "`cause` are closed sets. Times are in seconds.",
         "",
     ]
     return "\n".join(lines)

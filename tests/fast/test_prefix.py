@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from itertools import accumulate
 
 import pytest
 
@@ -29,6 +30,84 @@ def random_chain(rng: random.Random) -> list[int]:
     """Chains of a small tree: equal prefixes are common; the bits of the hashes are bad on purpose."""
     family = rng.randrange(6)
     return [family << 32 | (i if i < 12 else i + rng.randrange(3) * 100) for i in range(rng.randrange(1, 40))]
+
+
+def far(index: PrefixIndex, chain: list[int], ends: list[int], window_bytes: int) -> tuple[list[int], list[int], int]:
+    lengths, hits = array("I", [9] * N_REPLICAS), array("I", [9] * N_REPLICAS)
+    best = index.match_far(q(chain), array("I", ends), window_bytes, lengths, hits)
+    return lengths.tolist(), hits.tolist(), best
+
+
+def entries_of(chain: list[int], ends: list[int], block_bytes: int) -> list[int]:
+    """One chunk a block: the first that fills it."""
+    found, n_blocks = [], 0
+    for chunk, end in zip(chain, ends, strict=True):
+        if end // block_bytes > n_blocks:
+            n_blocks = end // block_bytes
+            found.append(chunk)
+    return found
+
+
+def random_ends(rng: random.Random, n: int) -> list[int]:
+    """Chunks of text, and short ones where messages end."""
+    return list(accumulate(rng.choice([64, 64, 64, 32, 5, 1]) for _ in range(n)))
+
+
+@pytest.mark.parametrize("block_bytes", [[64], [64, 128], [512], [1000, 30]])
+@pytest.mark.parametrize("seed", range(8))
+def test_beginnings_are_found_as_by_looking_at_all(seed: int, block_bytes: list[int]) -> None:
+    """Prompts that branch; each replica holds beginnings of some of them, one chunk a block."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    index = PrefixIndex(1 << 22)
+    prompts: list[tuple[list[int], list[int]]] = []
+    for _ in range(12):
+        chain, ends = rng.choice(prompts) if prompts else ([], [])
+        n_kept = rng.randrange(len(chain) + 1)
+        more = rng.choice([5, 300, 900])
+        ends = ends[:n_kept] + [(ends[n_kept - 1] if n_kept else 0) + end for end in random_ends(rng, more)]
+        prompts.append((chain[:n_kept] + [rng.getrandbits(64) for _ in range(more)], ends))
+    for replica in range(N_REPLICAS):
+        for chain, ends in rng.sample(prompts, rng.choice([0, 1, 3, 12])):
+            places = dict(zip(chain, ends, strict=True))
+            held = entries_of(chain, ends, block_bytes[replica % len(block_bytes)])
+            held = held[: rng.choice([len(held), rng.randrange(len(held) + 1)])]
+            index.insert(replica, q(held), array("I", [places[chunk] for chunk in held]))
+    for chain, ends in prompts:
+        chain, ends = chain + [rng.getrandbits(64)] * 30, ends + [ends[-1]] * 30
+        assert far(index, chain, ends, 3 * max(block_bytes)) == matched(index, chain)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holes_make_beginnings_shorter_never_longer(seed: int) -> None:
+    rng = random.Random(seed)
+    index = PrefixIndex(1 << 22)
+    ends = random_ends(rng, 800)
+    chain = [rng.getrandbits(64) for _ in ends]
+    places = dict(zip(chain, ends, strict=True))
+    for replica in range(N_REPLICAS):
+        n_held = rng.randrange(len(chain))
+        held = [chunk for chunk in chain[:n_held] if rng.random() < rng.choice([0.01, 0.5, 0.99])]
+        index.insert(replica, q(held), array("I", [places[chunk] for chunk in held]))
+    whole = matched(index, chain)[0]
+    lengths, found, best = far(index, chain, ends, 192)
+    assert all(length <= other for length, other in zip(lengths, whole, strict=True))
+    assert best == max(lengths)
+    for length, hit in zip(lengths, found, strict=True):
+        assert (length == 0) == (hit == 0)
+        assert length == (ends[hit - 1] if hit else 0)
+    # A hole in one block is no end.
+    index = PrefixIndex(1 << 22)
+    index.insert(3, q([chunk for i, chunk in enumerate(chain) if i % 2]), array("I", ends[1::2]))
+    assert far(index, chain, ends, 192) == matched(index, chain)
+
+
+def test_a_long_chain_needs_ends_for_each_chunk() -> None:
+    index = PrefixIndex(MIN_BYTES)
+    with pytest.raises(ValueError, match="2 chunks have 1 ends"):
+        index.match_far(q([1, 2]), array("I", [5]), 64, array("I", [0]))
+    assert far(index, [], [], 64)[2] == 0
+    assert far(index, [1, 2], [5, 6], 64)[2] == 0
 
 
 @pytest.mark.parametrize("seed", range(60))

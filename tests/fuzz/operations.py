@@ -54,6 +54,9 @@ class IndexTarget:
             else:
                 operations.append(("fail", rng.randrange(1, 4)))
             operations.append(("match", chain, rng.choice([0, 1, n_replicas, N_REPLICAS])))
+            if rng.random() < 0.3:
+                fresh = [rng.getrandbits(64) for _ in range(rng.choice([0, 90]))]
+                operations.append(("match_far", chain + fresh, n_replicas, rng.choice([0, 64, 2**32 - 1])))
         return operations
 
     def check(self, case: Sequence[Operation]) -> None:
@@ -116,6 +119,20 @@ class _IndexRun:
                 expect(replica in self.model.holders.get(chunk, ()), replica, "never held", chunk)
                 expect(length in self.positions[chunk], length, "is none of", self.positions[chunk])
         expect(len(self.index) <= len(self.model), len(self.index), "entries, at most", len(self.model))
+
+    def match_far(self, chain: list[int], n_replicas: int, window_bytes: int) -> None:
+        """What is found by looking at some chunks is there, and no further than what looking at all finds."""
+        lengths, hits = array("I", [7] * n_replicas), array("I", [7] * n_replicas)
+        whole, ends = array("I", [7] * n_replicas), array("I", [64 * (i + 1) for i in range(len(chain))])
+        whole_hits = array("I", [7] * n_replicas)
+        self.index.match(array("Q", chain), whole, whole_hits)
+        self.index.match_far(array("Q", chain), ends, window_bytes, lengths, hits)
+        for replica in range(n_replicas):
+            expect(hits[replica] <= whole_hits[replica], "replica", replica, "is found further by looking at less")
+            if hits[replica]:
+                chunk = chain[hits[replica] - 1]
+                expect(replica in self.model.holders.get(chunk, ()), replica, "never held", chunk)
+                expect(lengths[replica] in self.positions[chunk], lengths[replica], "is none of its positions")
 
     def finish(self) -> None:
         self.index._check()

@@ -129,6 +129,7 @@ def test_decision_is_shown_when_asked_for(stack: GatewayStack) -> None:
     shown = ask(stack, **{"x-xinf-decision": "1"}).headers["x-xinf-decision"]
     assert shown.startswith("replica=fast-")
     assert "reason=" in shown
+    assert ";state=approx;" in shown  # a simulated engine tells nothing
 
 
 def test_cors_answers_known_origins_only(stack: GatewayStack) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from xinf.gateway.metrics import FAMILIES, Metrics, add, family_of, render
+from xinf._fast.scan import scan
+from xinf.core.records import RoutingPolicy
+from xinf.gateway.metrics import FAMILIES, Metrics, Snapshot, add, family_of, fold_router, render
+from xinf.router import ResidencyUpdate, Router
 
 
 def counted() -> Metrics:
@@ -58,3 +61,27 @@ def test_add_sums_over_processes() -> None:
 def test_family_of_refuses_what_is_not_documented() -> None:
     with pytest.raises(KeyError):
         family_of('xinf_surprise_total{model="m"}')
+
+
+def test_what_replicas_are_known_by_is_told() -> None:
+    router, body = Router(turn=0), scan(b'{"prompt":"%s"}' % (b"a" * 4000))
+    router.set_replica("r", model="m", policy=RoutingPolicy.AUTO, block_tokens=16, is_ready=True)
+    chain = body.chain(1)
+    router.on_residency("r", ResidencyUpdate(True, chain[-8:], (1000).to_bytes(4, "little"), b"", "exact"))
+    for _ in range(60):
+        choice = router.choose("m", body, seed=1)
+        assert choice is not None
+        router.finished(choice, prompt_tokens=1000, cached_tokens=0, completion_tokens=1, is_ok=True)
+    folded: Snapshot = {}
+    fold_router(router.snapshot(), folded)
+    read = values(render(folded))
+    replica, model = ("replica", "r"), ("model", "m")
+    assert read["xinf_replica_view", (replica, ("view", "approx"))] == 1
+    assert read["xinf_replica_view_changes_total", (("cause", "engine"), replica, ("view", "exact"))] == 1
+    assert read["xinf_replica_view_changes_total", (("cause", "check"), replica, ("view", "approx"))] == 1
+    assert read["xinf_replica_view_share", (replica,)] == 0  # of ten since then
+    assert read["xinf_exact_index_entries", ()] == 1
+    assert read["xinf_exact_index_bytes", ()] > 0
+    assert read["xinf_routing_compared_total", (model,)] == 60
+    assert read["xinf_routing_saved_seconds_total", (model,)] == 0
+    assert read["xinf_routing_regret_seconds_total", (model,)] == 0

@@ -172,6 +172,7 @@ cdef class Decider:
     cdef uint32_t *hits  # filled by each match: marks; 0 where `lengths` goes by what is told
     cdef uint32_t *told_lengths  # the same of what is told
     cdef uint32_t *told_hits  # chunks of the chain
+    cdef uint8_t *is_told  # of each row's standing, where a look-up reads it
     cdef uint32_t *scratch
     cdef uint32_t *banned
     cdef Record *records
@@ -219,6 +220,7 @@ cdef class Decider:
         free(self.hits)
         free(self.told_lengths)
         free(self.told_hits)
+        free(self.is_told)
         free(self.scratch)
         free(self.banned)
         free(self.records)
@@ -295,6 +297,7 @@ cdef class Decider:
         record.has_index = self.index is not None and row < self.index.max_replicas
         record.has_exact = self.exact is not None and row < self.exact.max_replicas
         begin_standing(&record.standing, record.has_index, record.has_exact, uses_prefixes(group.policy))
+        self.is_told[row] = 0
         if self.free_rows:
             self.free_rows.pop()
             self.names[row] = replica_id
@@ -314,6 +317,7 @@ cdef class Decider:
         self.hits = <uint32_t *>grown(self.hits, capacity * sizeof(uint32_t))
         self.told_lengths = <uint32_t *>grown(self.told_lengths, capacity * sizeof(uint32_t))
         self.told_hits = <uint32_t *>grown(self.told_hits, capacity * sizeof(uint32_t))
+        self.is_told = <uint8_t *>grown(self.is_told, capacity * sizeof(uint8_t))
         self.scratch = <uint32_t *>grown(self.scratch, capacity * sizeof(uint32_t))
         self.banned = <uint32_t *>grown(self.banned, capacity * sizeof(uint32_t))
         self.records = <Record *>grown(self.records, capacity * sizeof(Record))
@@ -421,6 +425,7 @@ cdef class Decider:
             self.exact.drop(row)
         if is_told(&record.standing) == was_told:
             return
+        self.is_told[row] = not was_told
         # What is told needs no trust: it is checked, and given up as a whole when it is wrong.
         if was_told:
             ledger_row.rates.trust = record.trust
@@ -540,7 +545,7 @@ cdef class Decider:
         for i in range(group.n):
             row = group.rows[i]
             hit = self.told_hits[row]
-            if hit == 0 or not is_told(&self.records[row].standing):
+            if hit == 0 or not self.is_told[row]:
                 continue
             if self.hits[row] and choice.ends[self.hits[row] - 1] > (
                 ends[hit - 1] + self.ledger.rows[row].block_tokens * density

@@ -585,7 +585,7 @@ cdef class PrefixIndex:
         cdef size_t low = 0, high
         cdef uint64_t at_low, at_high
         search.trail = NULL
-        if n and self.begin_search(&search, hashes, lengths, hits, n_lengths):
+        if self.begin_search(&search, hashes, lengths, hits, n_lengths) and n:
             search.ends = ends
             search.window_bytes = window_bytes
             high = window_begin(&search, 0, n)
