@@ -16,6 +16,7 @@ from xinf.core.config import load
 from xinf.core.records import RoutingPolicy
 from xinf.gateway.access_log import AccessLog
 from xinf.gateway.client import Head, RawHeaders
+from xinf.gateway.decisions import Decisions
 from xinf.gateway.hotpath import HotPath
 from xinf.gateway.intake import Intake
 from xinf.gateway.link import Ending, Sink, Submission
@@ -129,6 +130,7 @@ class Bench:
             table=table,
             metrics=metrics,
             access_log=AccessLog(0.0),
+            decisions=Decisions(config.gateway.recent_decisions, sample_every=config.gateway.candidates_every),
         )
         self.n = 0
 

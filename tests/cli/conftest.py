@@ -60,6 +60,10 @@ class Control:
             ),
         )
 
+    def know_gateway(self, url: str) -> None:
+        """Let the control process tell of a gateway; by itself it names one that is not there."""
+        self._server.gateway_url = url
+
     async def _close(self) -> None:
         await self._server.stop(0.1)
         await self._store.close()
@@ -78,7 +82,7 @@ def environment(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", str(short_dir / "data"))
     monkeypatch.setenv("XINF_AGENT_ENGINES_DIR", str(short_dir / "engines"))
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("XINF_CONFIG", "XINF_SERVER", "XINF_DEBUG", "XINF_API_KEY"):
+    for name in ("XINF_CONFIG", "XINF_SERVER", "XINF_DEBUG", "XINF_API_KEY", "XINF_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -21,7 +21,8 @@ COMMANDS = [
     ("up",), ("serve",), ("worker",), ("sim",), ("launch",), ("ps",), ("scale",), ("stop",), ("describe",), ("logs",),
     ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"),
     ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"),
-    ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"), ("simulate",),
+    ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"), ("simulate",), ("why",),
+    ("route",),
 ]  # fmt: skip
 
 

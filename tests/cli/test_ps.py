@@ -61,16 +61,17 @@ def test_ps_prints_a_table(control: Control, xinf: Callable[..., Result]) -> Non
     fill(control, READY)
     done = xinf("ps", "-r")
     assert done.exit_code == 0
-    head, row, _, _, replica = done.stdout.splitlines()
+    head, row, _, replica_head, replica = done.stdout.splitlines()
     assert head.split() == ["NAME", "MODEL", "ENGINE", "READY", "DEVICE", "PHASE", "RESTARTS", "AGE"]
     assert row.split()[:6] == ["demo", "m", "sim", "1/1", "host:cpu", "ready"]
+    assert replica_head.split()[:5] == ["REPLICA", "NODE", "DEVICE", "PHASE", "CACHE"]
     assert replica.split()[0] == "demo-aaaaa"
 
 
 def test_ps_json_has_all_records_with_all_fields(control: Control, xinf_json: Callable[..., Any]) -> None:
     fill(control, READY)
     found = xinf_json("ps")
-    assert set(found) == {"deployments", "replicas", "nodes"}
+    assert set(found) == {"deployments", "replicas", "nodes", "caches"}
     assert found["replicas"][0]["restarts"] == 0  # a default is written too
     assert found["replicas"][0]["phase"] == "ready"
 

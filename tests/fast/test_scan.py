@@ -249,3 +249,55 @@ def test_failed_allocations_raise_and_leave_nothing_broken(k: int) -> None:
     assert got in (None, expected)
     assert k > 6 or got is None  # the first ones do hit
     assert scan(body).chain(1) == expected
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_canonical_text_is_what_the_chain_goes_through(seed: int) -> None:
+    """Cut in chunks as the chain is, its pieces give the ends of the chain."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    body = write(random_request(rng), rng)
+    order = rng.randrange(3)
+    found = scan(body)
+    pieces = found.canonical(order)
+    ends = array("I", found.chain_with_ends(1, order, 16)[1]).tolist()
+    starts_and_ends = {0}
+    at = 0
+    for kind, text in pieces:
+        if kind == "ids":
+            at += len(text)
+            continue
+        inner = range(at + 16, at + len(text), 16) if kind in ("text", "json") else ()
+        starts_and_ends.update(inner)
+        at += len(text)
+        starts_and_ends.add(at)
+    assert (ends[-1] if ends else 0) == at
+    if not any(kind == "ids" for kind, _ in pieces):
+        assert {0, *ends} == starts_and_ends
+
+
+def test_canonical_text_of_a_chat_is_readable() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = (
+        b'{"messages": [{"role": "system", "content": "s\\u00fc"}, {"role": "user", "name" : "n", "content": ["a"]}],'
+    )
+    body += b' "tools": ' + orjson.dumps(tools, option=orjson.OPT_INDENT_2) + b"}"
+    assert scan(body).canonical(SYSTEM_TOOLS_REST) == [
+        ("role", b"system"),
+        ("text", "sü".encode()),
+        ("json", orjson.dumps(tools)),
+        ("role", b"user"),
+        ("text", b"a"),
+        ("json", b'"name":"n"'),
+        ("role", b"assistant"),
+    ]
+    assert scan(body).canonical(TOOLS_FIRST)[0] == ("json", orjson.dumps(tools))
+
+
+def test_canonical_text_of_prompts() -> None:
+    assert scan(b'{"prompt": "a\\nb"}').canonical() == [("text", b"a\nb")]
+    assert scan(b'{"prompt": ["a", "b"]}').canonical() == [("text", b"a"), ("text", b"b")]
+    assert scan(b'{"input": [[1, 258], [3]]}').canonical() == [
+        ("ids", b"\1\0\0\0"), ("ids", b"\2\1\0\0"), ("ids", b"\3\0\0\0"),
+    ]  # fmt: skip
+    assert scan(b"[1]").canonical() == []

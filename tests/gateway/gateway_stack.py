@@ -345,6 +345,16 @@ class GatewayStack:
         """Whether the gateway knows a deployment of this name."""
         return self.client.get(f"/v1/models/{name}").status_code == 200
 
+    @property
+    def admin_headers(self) -> dict[str, str]:
+        """What opens the admin routes."""
+        (file,) = self.dir.glob("xinf-*/admin.key")
+        return {"authorization": f"Bearer {file.read_text()}"}
+
+    def admin(self, path: str) -> httpx.Response:
+        """GET an admin route."""
+        return self.client.get(f"/admin/{path}", headers=self.admin_headers)
+
     def workers(self) -> list[psutil.Process]:
         """The processes that serve: the master's children that live."""
         return living_children(self.gateway.pid)

@@ -36,7 +36,7 @@ def job_for(*lacking: str) -> Job:
     client: Any = SimpleNamespace()
     relay = Relay(client, buffer_bytes=1, extra_headers=[])
     path: Any = None
-    return Job(path, admission, relay, model=model, scanned=None, head=b"", body=b"", counters=None)  # type: ignore[arg-type]
+    return Job(path, admission, relay, model=model, asked="tuned", scanned=None, head=b"", body=b"", counters=None)  # type: ignore[arg-type]
 
 
 def test_replicas_without_the_adapter_are_unfit_as_are_those_that_were_tried() -> None:

@@ -12,7 +12,7 @@ from xinf._fast import decide, ledger
 from xinf._fast.scan import Scan, scan
 from xinf.core.clock import FakeClock
 from xinf.core.records import RoutingPolicy
-from xinf.router import Choice, LoadView, Router, RouterSettings
+from xinf.router import Choice, CostTerms, LoadView, Router, RouterSettings
 
 WORDS = ["alpha ", "béta ", "gamma\n", "δ", "epsilon and some more ", '"quoted" ']
 SEEDS = range(24)
@@ -81,16 +81,21 @@ class Pair:
         excluded = {name for name in self.rows if self.rng.random() < 0.1}
         prompt = self.model.look_up(raw, body, 5)
         now_s = self.clock.monotonic_s()
-        shown = {view.replica_id: view for view in self.router.explain("m", body, seed=5)}
+        shown = {view.replica_id: view for view in self.router.explain("m", body, seed=5, exclude=excluded)}
+        picked = [(view.replica_id, view.reason) for view in shown.values() if view.reason is not None]
         able = {
             row
             for name, row in self.rows.items()
             if name not in excluded and len(self.model.ledger.replicas[row].reservations) < 6
         }
+        assert {self.rows[name] for name, view in shown.items() if view.is_open} == able
         choice = self.router.choose("m", body, seed=5, exclude=excluded)
         if choice is None:
             assert not able
+            assert not picked
             return
+        # Explaining moved no turn: it names exactly the one that is chosen then.
+        assert picked == [(choice.replica_id, choice.reason)]
         row = self.rows[choice.replica_id]
         assert row in able
         self.check_policy(
@@ -105,10 +110,10 @@ class Pair:
         assert choice.queued_tokens == twin.queued_tokens
         assert choice.matched_bytes == twin.matched_bytes
         view = shown[choice.replica_id]
-        assert (view.matched_bytes, view.predicted_cached_tokens) == (
-            choice.matched_bytes,
-            choice.predicted_cached_tokens,
-        )
+        assert view.matched_bytes == choice.matched_bytes
+        assert view.matched_tokens == choice.matched_tokens
+        assert view.predicted_cached_tokens == choice.predicted_cached_tokens
+        assert view.terms == CostTerms(choice.queued_s, choice.prefill_s, choice.decode_s, choice.full_s)
         self.open.append((choice, twin))
 
     def check_policy(self, choice: Choice, row: int, costs: dict[int, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import orjson
+import psutil
 import pytest
 
 from xinf._fast.scan import Scan, scan
@@ -425,6 +426,48 @@ def test_explain_changes_nothing_and_names_the_cheapest_first() -> None:
     assert router.snapshot() == before
     assert choose(router, request("k" * 4000)).replica_id == first.replica_id
     assert router.explain("unknown", None, seed=1) == ()
+
+
+def test_explain_says_who_is_closed_and_why() -> None:
+    router, _ = router_of(4, max_inflight=2)
+    router.set_replica("r1", model="m", policy=RoutingPolicy.AUTO, block_tokens=BLOCK_TOKENS, is_ready=False)
+    while router.inflight("r2") < 2:
+        choose(router, exclude={"r0", "r3"})
+    views = {view.replica_id: view for view in router.explain("m", request(), seed=1, exclude={"r0"})}
+    assert {name: view.closed for name, view in views.items()} == {
+        "r0": "tried",
+        "r1": "not_ready",
+        "r2": "full",
+        "r3": None,
+    }
+    assert views["r2"].inflight == 2
+    assert [name for name, view in views.items() if view.reason is not None] == ["r3"]
+    assert {view.index_state for view in views.values()} == {"approx"}
+
+
+def test_explain_names_the_favourite_of_a_session() -> None:
+    router, _ = router_of(5, RoutingPolicy.SESSION)
+    for session in (b"anna", b"ben", b"carl"):
+        views = router.explain("m", request(), seed=1, session=session)
+        choice = choose(router, session=session)
+        assert [(view.replica_id, view.reason) for view in views if view.reason] == [(choice.replica_id, "session")]
+        assert {view.index_state for view in views} == {"off"}
+
+
+def test_choice_keeps_what_was_predicted_and_lets_its_marks_go() -> None:
+    router, clock = router_of(1)
+    text = "k" * 400_000
+    serve(router, clock, request(text), prompt_tokens=100_000)
+    kept = []
+    before = psutil.Process().memory_info().rss
+    for i in range(10_000):
+        choice = choose(router, request(text[: 350_000 + i]) if i % 100 == 0 else request(text))
+        seen = (choice.matched_tokens, choice.matched_bytes, choice.predicted_cached_tokens)
+        finish(router, choice, 90_000 + i, 80_000)
+        assert (choice.matched_tokens, choice.matched_bytes, choice.predicted_cached_tokens) == seen
+        kept.append(choice)
+    assert kept[0].n_marks >= 150  # 12 bytes each: 18 MB, if they were kept
+    assert psutil.Process().memory_info().rss - before < 10 << 20
 
 
 def test_settings_come_from_the_configuration() -> None:

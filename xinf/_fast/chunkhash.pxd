@@ -5,6 +5,7 @@
 # The length and the kind go in, so that chunks of different cuts or meanings never collide by construction. Equal on
 # every little-endian machine: shim and gateway compute the same chain. The oracle is tests/model/chunk_hash.py.
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
@@ -53,3 +54,8 @@ cdef extern from *:
     uint64_t chunk_hash "xinf_chunk_hash"(uint64_t previous, const uint8_t *p, size_t n, uint64_t kind) noexcept nogil
     uint64_t load64 "xinf_load64"(const uint8_t *p) noexcept nogil
     uint64_t fold "xinf_fold"(uint64_t a, uint64_t b) noexcept nogil
+
+
+cdef inline uint64_t hash_bytes(bytes data):
+    """The hash of something that is not in a chain: a name, a session."""
+    return chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), 0)

@@ -23,7 +23,7 @@ thread and never blocks.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.math cimport NAN, isnan
@@ -34,19 +34,21 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
-from xinf._fast.chunkhash cimport chunk_hash
+from xinf._fast.chunkhash cimport hash_bytes
 from xinf._fast.group cimport Group
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport line, place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
 from xinf._fast.rates cimport learn_density, learn_prefill, learn_service, learn_trust
+from xinf._fast.record cimport Record
 from xinf._fast.scan cimport Scan
 from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
 from xinf._fast.standing cimport (
     BY_CHECK, BY_ENGINE, BY_FORM, BY_POLICY, BY_RECOVERY, N_CAUSES, N_VIEWS, SAYS_APPROX, SAYS_EXACT, SAYS_NOTHING,
     SAYS_OFF, Standing, VIEW_MARKS, begin_standing, check, is_told, review,
 )
+from xinf._fast.tokens cimport above, distance, usable
 
 # Policies, as numbers. See xinf/router/README.md.
 AUTO = 0
@@ -76,17 +78,6 @@ SAYS = {"": SAYS_NOTHING, "off": SAYS_OFF, "approx": SAYS_APPROX, "exact": SAYS_
 VIEWS = ("off", "approx", "approx", "exact")
 CAUSES = ("beginning", "policy", "engine", "form", "check", "recovery")
 
-cdef struct Record:  # of one row: how predictions came out
-    uint64_t answers
-    uint64_t answers_within_block
-    uint64_t predicted_cached_tokens
-    uint64_t cached_tokens
-    uint64_t index_failures
-    double trust  # in marks, while the row goes by something else
-    uint8_t has_index
-    uint8_t has_exact
-    Standing standing
-
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
 
@@ -114,6 +105,11 @@ cdef class Choice:
     cdef readonly uint64_t predicted_cached_tokens  # the same, times the replica's trust
     cdef readonly uint64_t prompt_tokens  # estimated
     cdef readonly uint64_t queued_tokens  # before it on the replica
+    # What the replica cost when it was chosen: the terms of router/cost.py.
+    cdef readonly double queued_s
+    cdef readonly double prefill_s
+    cdef readonly double decode_s
+    cdef readonly double full_s
     cdef readonly bint can_learn  # the answer's usage says something about the prompt's text
     cdef readonly bint is_stream
     cdef readonly bint is_done
@@ -277,7 +273,7 @@ cdef class Decider:
             service_s=self.prior_service_s if group is None else group.service(self.ledger, self.prior_service_s),
             max_running=max_running,
             block_tokens=block_tokens,
-            identity=hash_text(replica_id),
+            identity=hash_bytes(replica_id.encode()),
         )
         self.ledger.rows[row].shown = FIRST_SLOTS
         if group is None:
@@ -453,7 +449,7 @@ cdef class Decider:
         cdef Excluded excluded
         cdef uint64_t key = 0
         cdef bint has_match, has_key
-        cdef uint32_t row
+        cdef uint32_t row, held
         if found == NULL:
             return None
         choice = Choice.__new__(Choice)
@@ -468,11 +464,19 @@ cdef class Decider:
         row = self.pick(choice, has_match, has_key, key, &excluded)
         if row == NONE:
             return None
-        choice.handle = self.ledger.take(row, choice.prompt_tokens, self.lengths[row] if has_match else 0)
+        held = self.lengths[row] if has_match else 0
+        self.weigh_in(choice, row, held)
+        choice.handle = self.ledger.take(row, choice.prompt_tokens, held)
         if choice.handle < 0:
             raise MemoryError("out of memory for a reservation")
         self.settle(choice, row, has_match)
         return choice
+
+    cdef void weigh_in(self, Choice choice, uint32_t row, uint64_t held) noexcept nogil:
+        """Keep what a row costs, before the choice itself makes it dearer."""
+        cdef double[4] terms
+        self.ledger.terms_of(&self.ledger.rows[row], choice.prompt_tokens, held, choice.chosen_s, terms)
+        choice.queued_s, choice.prefill_s, choice.decode_s, choice.full_s = terms[0], terms[1], terms[2], terms[3]
 
     cdef size_t ban(self, exclude) except? 0:
         """Note the rows of replicas to leave out."""
@@ -486,7 +490,7 @@ cdef class Decider:
 
     cdef bint session_key(self, Scan scan, bytes session, uint64_t *key) except -1:
         if session:
-            key[0] = chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(session), PyBytes_GET_SIZE(session), 0)
+            key[0] = hash_bytes(session)
             return 1
         return scan is not None and scan.session_hash(key)
 
@@ -737,25 +741,32 @@ cdef class Decider:
     ) -> None:
         """Release the reservation and learn from the usage. Only the first call for a choice does anything.
 
-        Call it for every choice, however it ended; token counts are 0 when unknown.
+        Call it for every choice, however it ended; token counts are 0 when unknown. Afterwards a choice has no marks any
+        more, so that one can be kept for a look back.
         """
-        cdef int64_t n_prompt = prompt_tokens, n_cached = cached_tokens
-        cdef Record *record
-        cdef bint was_told
         if choice.is_done:
             return
         choice.is_done = True
         # False: the replica was removed meanwhile (and perhaps another one has its name now).
-        if not self.ledger.give_back(choice.handle):
-            return
-        record = &self.records[choice.row]
-        was_told = is_told(&record.standing)
+        if self.ledger.give_back(choice.handle):
+            self.look_back(choice, prompt_tokens, cached_tokens, completion_tokens, is_ok)
+        free(choice.hashes)
+        choice.hashes = NULL
+        choice.ends = NULL
+
+    cdef int look_back(
+        self, Choice choice, int64_t n_prompt, int64_t n_cached, int64_t completion_tokens, bint is_ok
+    ) except -1:
+        """Learn from how a choice ended."""
+        cdef Record *record = &self.records[choice.row]
+        cdef bint was_told = is_told(&record.standing)
         if n_prompt > 0 and is_ok:
             self.learn(choice, n_prompt, max(n_cached, 0), completion_tokens)
         if was_told or (n_prompt <= 0 and not is_ok):
             # It is told by now, or nothing was computed: take out what the choice added.
             if record.has_index and choice.n_marks:
                 self.index.let_go(choice.row, choice.hashes + choice.n_hits, choice.n_marks - choice.n_hits)
+        return 0
 
     cdef int learn(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, int64_t completion_tokens) except -1:
         cdef Row *row = &self.ledger.rows[choice.row]
@@ -816,7 +827,7 @@ cdef class Decider:
     cdef void correct(self, Choice choice, uint64_t prompt_tokens, uint32_t block_tokens) noexcept:
         """Set positions right, unless the index knows the end of the prompt to within a quarter of a block."""
         cdef const uint64_t *hashes = choice.hashes
-        cdef uint32_t n_known = choice.n_hits
+        cdef uint32_t n_known = choice.n_hits, predicted = choice.matched_tokens
         cdef uint64_t position
         position = self.index.position_held(choice.row, hashes[choice.n_marks - 1])
         if position and distance(position, prompt_tokens) <= max(1, block_tokens // 4):
@@ -828,6 +839,7 @@ cdef class Decider:
                 n_known = 0  # what was known is wrong by what the usage says, or gone
         self.index.forget_trail()
         self.hold(choice, prompt_tokens, n_known)
+        choice.matched_tokens = predicted
 
     # ---- what it knows --------------------------------------------------------------------------------------------
 
@@ -886,55 +898,61 @@ cdef class Decider:
             index_failures=record.index_failures,
         )
 
-    def _weigh(self, str model not None, Scan scan, make, *, seed: int, order: int = 0, uint32_t chunk_bytes=0) -> list:
-        """Show what `choose` would weigh, for each replica of a model: make(replica_id=..., ...). Changes nothing."""
+    def _weigh(
+        self, str model not None, Scan scan, make, *, seed: int, exclude=(), order: int = 0, bytes session=None,
+        uint32_t chunk_bytes=0,
+    ) -> list:
+        """Show what `choose` would weigh and whom it would pick, each as make(replica_id=..., ...). Changes nothing."""
         cdef Group group = self.groups.get(model)
         cdef Choice choice
-        cdef double[4] terms
-        cdef bint has_match
-        cdef uint32_t i, row, held
+        cdef Excluded excluded
+        cdef uint64_t key = 0
+        cdef bint has_match, has_key
+        cdef uint32_t i, row, picked, turn, ledger_turn, n_choices
         if group is None:
             return []
         choice = Choice.__new__(Choice)
         choice.group = group
         choice.chosen_s = self.now()
+        excluded.rows = self.banned
+        excluded.n = self.ban(exclude) if exclude else 0
         has_match = scan is not None and self.look_up(
             choice, scan, PyLong_AsUnsignedLongLongMask(seed), order, chunk_bytes
         )
+        has_key = self.session_key(scan, session, &key)
+        turn, ledger_turn, n_choices = group.turn, self.ledger.turn, group.n_choices
+        picked = self.pick(choice, has_match, has_key, key, &excluded)
+        group.turn, self.ledger.turn, group.n_choices = turn, ledger_turn, n_choices
+        reason = choice.reason
         shown = []
         for i in range(group.n):
             row = group.rows[i]
-            held = self.lengths[row] if has_match else 0
-            self.ledger.terms_of(&self.ledger.rows[row], choice.prompt_tokens, held, choice.chosen_s, terms)
-            choice.row = row
-            choice.n_hits = 0
-            choice.matched_bytes = 0
-            if held:
-                self.note_match(choice)
-            shown.append(make(
-                replica_id=self.names[row],
-                is_open=bool(self.ledger.opens(row)),
-                index_state=VIEWS[self.records[row].standing.view],
-                matched_bytes=choice.matched_bytes,
-                predicted_cached_tokens=self.ledger.believed(row, choice.prompt_tokens, held),
-                prompt_tokens=choice.prompt_tokens,
-                terms=(terms[0], terms[1], terms[2], terms[3]),
-            ))
+            choice.reason = reason
+            shown.append(self.shown(choice, row, self.lengths[row] if has_match else 0, row == picked, &excluded, make))
         return shown
 
-
-cdef inline uint64_t above(uint64_t a, uint64_t b) noexcept nogil:
-    """How much a is above b."""
-    return a - b if a > b else 0
-
-
-cdef inline uint64_t distance(uint64_t a, uint64_t b) noexcept nogil:
-    return above(a, b) + above(b, a)
-
-
-cdef inline uint64_t usable(uint64_t held, uint64_t prompt_tokens, uint32_t block_tokens) noexcept nogil:
-    """Tokens in whole blocks, and never the last one of the prompt. `prompt_tokens`: at least 1."""
-    return min(held, prompt_tokens - 1) // block_tokens * block_tokens
+    cdef object shown(self, Choice choice, uint32_t row, uint32_t held, bint is_picked, const Excluded *excluded, make):
+        """One replica of `_weigh`."""
+        cdef Row *ledger_row = &self.ledger.rows[row]
+        self.weigh_in(choice, row, held)
+        choice.row = row
+        choice.n_hits = choice.matched_bytes = choice.matched_tokens = choice.predicted_cached_tokens = 0
+        if held:
+            self.note_match(choice)
+        return make(
+            replica_id=self.names[row],
+            index_state=VIEWS[self.records[row].standing.view],
+            is_ready=bool(ledger_row.is_ready),
+            is_open=bool(self.ledger.opens(row)),
+            is_excluded=bool(is_excluded(excluded, row)),
+            reason=choice.reason if is_picked else None,
+            inflight=ledger_row.inflight,
+            matched_bytes=choice.matched_bytes,
+            matched_tokens=choice.matched_tokens,
+            predicted_cached_tokens=choice.predicted_cached_tokens,
+            prompt_tokens=choice.prompt_tokens,
+            terms=(choice.queued_s, choice.prefill_s, choice.decode_s, choice.full_s),
+        )
 
 
 cdef inline bint uses_prefixes(int policy) noexcept nogil:
@@ -952,11 +970,6 @@ cdef dict changes_of(const Standing *standing):
                 key = VIEWS[view], CAUSES[cause]
                 found[key] = found.get(key, 0) + n
     return found
-
-
-cdef uint64_t hash_text(str text):
-    cdef bytes data = text.encode()
-    return chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), 0)
 
 
 cdef void *grown(void *table, size_t n_bytes) except NULL:

@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from xinf._fast.dialogue cimport Dialogue
+from xinf._fast.dialogue cimport Dialogue, Message
 from xinf._fast.jsonread cimport Reader, Span
 from xinf._fast.prompt cimport Prompt
 from xinf._fast.sink cimport Sink
@@ -46,3 +46,7 @@ cdef class Scan:
     cdef tuple chained(self, object seed, object order, object chunk_bytes, bint has_ends)
     cdef void feed(self, Sink *sink, uint64_t seed, int order, uint32_t chunk_bytes) noexcept nogil
     cdef void feed_dialogue(self, Sink *sink, int order) noexcept nogil
+    cdef tell_dialogue(self, list pieces, int order)
+    cdef tell_message(self, list pieces, const Message *message)
+    cdef tell_prompt(self, list pieces, const Prompt *prompt, const Span *span)
+    cdef bytes written(self, const Span *span, uint32_t limit)

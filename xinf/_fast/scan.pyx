@@ -28,16 +28,18 @@ from xinf._fast.canonical cimport (
     MEDIA_BYTES, ORDER_TOOLS_BEFORE_LAST_USER, ORDER_TOOLS_FIRST, TOKEN_ID_BYTES, feed_message, feed_prompt, feed_tools,
     tools_position,
 )
-from xinf._fast.chunkhash cimport chunk_hash
-from xinf._fast.dialogue cimport PART_TEXT, Dialogue, clear_dialogue, read_messages
+from xinf._fast.chunkhash cimport chunk_hash, hash_bytes
+from xinf._fast.dialogue cimport PART_FIRST, PART_TEXT, Dialogue, Message, clear_dialogue, read_messages
 from xinf._fast.jsonread cimport (
     ABSENT, ARRAY, FALSE, MAX_DEPTH, NULL_VALUE, NUMBER, OBJECT, STRING, TRUE,
-    Reader, Span, enter, fail, next_item, read_key, read_value, same_text, skip_space, unescape,
+    Reader, Span, enter, fail, next_item, read_key, read_string, read_value, same_text, skip_space, unescape,
 )
-from xinf._fast.prompt cimport SHAPE_OBJECTS, SHAPE_WRONG, Prompt, read_prompt
+from xinf._fast.prompt cimport (
+    SHAPE_ID_LISTS, SHAPE_IDS, SHAPE_OBJECTS, SHAPE_TEXT, SHAPE_TEXTS, SHAPE_WRONG, Prompt, parse_id, read_prompt,
+)
 from xinf._fast.sink cimport (
     KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_SALT, MAX_CHUNK_BYTES,
-    MIN_CHUNK_BYTES, Sink, emit_role, feed_text, free_sink, init_sink, mix,
+    MIN_CHUNK_BYTES, Sink, Written, emit_role, feed_text, fill_json, free_sink, init_sink, mix,
 )
 
 # Where a chat template puts the tools. The shim probes its renderer and publishes one of these per model.
@@ -261,7 +263,7 @@ cdef class Scan:
             out[0] = chunk_hash(0, self.base + span.start, span.n_bytes, 0)
             return 1
         text = self.unescaped(span)
-        out[0] = chunk_hash(0, <const uint8_t *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), 0)
+        out[0] = hash_bytes(text)
         return 1
 
     @property
@@ -451,6 +453,88 @@ cdef class Scan:
         if (d.n and not d.is_cut and self.fields[ADD_GENERATION_PROMPT].kind != FALSE
                 and self.fields[CONTINUE_FINAL_MESSAGE].kind != TRUE):
             emit_role(sink, <const uint8_t *>b"assistant", 9, 9)
+
+    # ---- for people -----------------------------------------------------------------------------------------------
+
+    def canonical(self, order: int = 0) -> list[tuple[str, bytes]]:
+        """The prompt as the chain goes through it: pieces of ("role", "text", "json", "payload" or "ids", bytes).
+
+        The lengths add up to the ends of `chain_with_ends`; a payload is cut to what it counts as, token ids have 4 bytes
+        each. Slow: for showing where a match ends. Raises: ValueError.
+        """
+        if order not in (SYSTEM_TOOLS_REST, TOOLS_FIRST, TOOLS_BEFORE_LAST_USER):
+            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        pieces = []
+        if self.fields[MESSAGES].kind == ARRAY or self.input_prompt.shape == SHAPE_OBJECTS:
+            self.tell_dialogue(pieces, order)
+        elif self.fields[PROMPT].kind != ABSENT:
+            self.tell_prompt(pieces, &self.prompt, &self.fields[PROMPT])
+        elif self.fields[INPUT].kind != ABSENT:
+            self.tell_prompt(pieces, &self.input_prompt, &self.fields[INPUT])
+        return [piece for piece in pieces if piece[1]]
+
+    cdef tell_dialogue(self, list pieces, int order):
+        """What feed_dialogue hashes."""
+        cdef Dialogue *d = &self.dialogue
+        cdef uint32_t i, n_before = tools_position(d, self.base, order)
+        if self.fields[INSTRUCTIONS].kind == STRING:
+            pieces.append(("text", self.unescaped(&self.fields[INSTRUCTIONS])))
+        for i in range(d.n_complete + 1):
+            if i == n_before and self.names_tools():
+                pieces.append(("json", self.written(&self.fields[TOOLS], UINT32_MAX)))
+            if i < d.n_complete:
+                self.tell_message(pieces, &d.items[i])
+        if (d.n and not d.is_cut and self.fields[ADD_GENERATION_PROMPT].kind != FALSE
+                and self.fields[CONTINUE_FINAL_MESSAGE].kind != TRUE):
+            pieces.append(("role", b"assistant"))
+
+    cdef tell_message(self, list pieces, const Message *message):
+        """What feed_message hashes."""
+        cdef Dialogue *d = &self.dialogue
+        cdef uint32_t i
+        pieces.append(("role", self.unescaped(&message.role)))
+        if message.content.kind == STRING:
+            pieces.append(("text", self.unescaped(&message.content)))
+        for i in range(message.parts_begin, message.parts_end):
+            if d.parts.items[i].tag == PART_TEXT:
+                pieces.append(("text", self.unescaped(&d.parts.items[i])))
+            elif d.parts.items[i].tag != PART_FIRST:
+                pieces.append(("payload", self.written(&d.parts.items[i], MEDIA_BYTES)))
+        for i in range(message.extras_begin, message.extras_end):
+            pieces.append(("json", self.written(&d.extras.items[i], UINT32_MAX)))
+
+    cdef tell_prompt(self, list pieces, const Prompt *prompt, const Span *span):
+        """What feed_prompt hashes."""
+        cdef Reader r
+        cdef Span item
+        if prompt.shape == SHAPE_TEXT:
+            pieces.append(("text", self.unescaped(span)))
+        if prompt.shape != SHAPE_TEXTS and prompt.shape != SHAPE_IDS and prompt.shape != SHAPE_ID_LISTS:
+            return
+        r.base = self.base
+        r.end = self.base + span.end
+        r.p = self.base + span.start + 1
+        r.depth_left = MAX_DEPTH
+        while r.p < r.end:
+            if r.p[0] == c'"':
+                read_string(&r, &item)
+                pieces.append(("text", self.unescaped(&item)))
+            elif c'0' <= r.p[0] <= c'9':
+                read_value(&r, &item)
+                pieces.append(("ids", (<uint32_t>parse_id(self.base, &item)).to_bytes(TOKEN_ID_BYTES, "little")))
+            else:
+                r.p += 1
+
+    cdef bytes written(self, const Span *span, uint32_t limit):
+        """A value as written, without the white space between its tokens, up to `limit` bytes."""
+        cdef Written json
+        cdef uint32_t size = min(limit, span.end - span.start)
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+        json.p = self.base + span.start
+        json.end = self.base + span.end
+        json.is_string = span.kind == STRING
+        json.is_escaped = 0
+        return out[:fill_json(&json, <uint8_t *>PyBytes_AS_STRING(out), size)]
 
 
 cdef bint is_array_of_objects(Reader *r) noexcept nogil:

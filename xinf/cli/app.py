@@ -11,6 +11,7 @@ from xinf.cli import (
     deployments,
     describe,
     devices,
+    dry_run,
     engine,
     key,
     launch,
@@ -22,6 +23,7 @@ from xinf.cli import (
     sim,
     up,
     version,
+    why,
     worker,
 )
 from xinf.cli.failure import Commands
@@ -56,6 +58,8 @@ app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf stop qwen2.5-7b-in
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf describe qwen2.5-7b-instruct[/b]")(describe.describe)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf logs qwen2.5-7b-instruct -f[/b]")(logs.logs)
 app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-instruct -m "hello"[/b]')(chat.chat)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf why req-0-5c2e11-42[/b]")(why.why)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf route --explain request.json[/b]")(dry_run.route)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
 app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
 app.command(

@@ -33,6 +33,18 @@ Settings = Annotated[
     typer.Option("--set", help="Any configuration key: --set gateway.max_waiting=64.", rich_help_panel=_WHERE),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+GatewayUrl = Annotated[
+    str | None, typer.Option("--url", help="Gateway (default: of this installation).", rich_help_panel=_WHERE)
+]
+AdminKey = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-key",
+        help="Key of the gateway's admin routes (default: this installation's own).",
+        envvar="XINF_ADMIN_KEY",
+        rich_help_panel=_WHERE,
+    ),
+]
 DeploymentArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a deployment.", autocompletion=complete_deployments)
 ]

@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from xinf.cli.caches import Views, cache_text, read_caches
 from xinf.cli.options import ConfigFile, DataDir, Json, Server
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
@@ -17,7 +18,7 @@ from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
 from xinf.core.units import format_seconds
 
 _DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "DEVICE", "PHASE", "RESTARTS", "AGE")
-_REPLICA_COLUMNS = ("REPLICA", "NODE", "DEVICE", "PHASE", "GENERATION", "RESTARTS", "PID", "AGE")
+_REPLICA_COLUMNS = ("REPLICA", "NODE", "DEVICE", "PHASE", "CACHE", "GENERATION", "RESTARTS", "PID", "AGE")
 
 
 class Everything(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,8 +29,16 @@ class Everything(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeRecord, ...]
 
 
+class Listed(Everything, frozen=True, kw_only=True):
+    """The same, and what the gateway says: `xinf ps --json`."""
+
+    caches: Views
+
+
 def ps(
-    replicas: Annotated[bool, typer.Option("--replicas", "-r", help="One line per engine as well.")] = False,
+    replicas: Annotated[
+        bool, typer.Option("--replicas", "-r", help="One line per engine as well; CACHE: how well it is known.")
+    ] = False,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,
@@ -38,8 +47,10 @@ def ps(
     """List deployments: what is wished for, what is there, and why not."""
     session = open_session(config, data_dir, server)
     found = run(read_everything(session))
+    caches = run(read_caches(session)) if found.replicas and (replicas or json) else {}
     if json:
-        print_json(found)
+        known: Views = {replica.id: caches[replica.id] for replica in found.replicas if replica.id in caches}
+        print_json(Listed(**msgspec.structs.asdict(found), caches=known))
         return
     now_s = time.time()
     if not found.deployments and not found.replicas:
@@ -48,7 +59,8 @@ def ps(
         print_table(_DEPLOYMENT_COLUMNS, deployment_rows(found, now_s))
     if replicas and found.replicas:
         print()
-        print_table(_REPLICA_COLUMNS, [replica_row(replica, now_s) for replica in found.replicas])
+        rows = [replica_row(replica, cache_text(caches.get(replica.id)), now_s) for replica in found.replicas]
+        print_table(_REPLICA_COLUMNS, rows)
     for line in notes(found, now_s):
         print(line)
 
@@ -92,13 +104,14 @@ def deployment_rows(found: Everything, now_s: float) -> list[Sequence[str]]:
     return rows
 
 
-def replica_row(replica: ReplicaRecord, now_s: float) -> Sequence[str]:
-    """One engine."""
+def replica_row(replica: ReplicaRecord, cache: str, now_s: float) -> Sequence[str]:
+    """One engine. `cache`: how well it is known."""
     return (
         replica.id,
         replica.node or "-",
         ",".join(replica.devices) or "-",
         replica.phase,
+        cache,
         str(replica.generation),
         str(replica.restarts),
         str(replica.pid or "-"),

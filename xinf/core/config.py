@@ -48,6 +48,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_retries: Annotated[int, msgspec.Meta(ge=0, le=10)]
     retry_budget_pct: Annotated[float, msgspec.Meta(ge=0, le=100)]
     access_log_sample: Share
+    recent_decisions: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+    candidates_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
     backlog: Positive
     drain_timeout: Seconds
     cors_origins: str

@@ -53,6 +53,11 @@ class Paths:
         """JSON written by the control process when it serves: pid, socket, address, gateway URL, version."""
         return self.runtime_dir / "control.json"
 
+    @property
+    def admin_key_file(self) -> Path:
+        """The key of the gateway's admin routes, for this user's own commands; made with each start of `xinf serve`."""
+        return self.runtime_dir / "admin.key"
+
     def gateway_admin_socket(self, worker: int) -> Path:
         return self.socket(f"gw{worker}")
 

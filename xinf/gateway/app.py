@@ -11,6 +11,7 @@ import os
 from xinf.core import log
 from xinf.core.config import Config, from_environ
 from xinf.core.errors import ConfigError, InvalidRequest, NotFound, XinfError
+from xinf.gateway.admin import PREFIX
 from xinf.gateway.answers import Answer
 from xinf.gateway.asgi import Receive, Scope, Send
 from xinf.gateway.asgi_client import AsgiClient, send_answer
@@ -91,6 +92,8 @@ class Application:
             return self._pages.health(head)
         if path == "/metrics" and method == "GET" and head.peer is not None and is_loopback(head.peer):
             return await self._pages.metrics()
+        if method == "GET" and path.startswith(PREFIX):
+            return await self.core.admin.page(head)
         key = self.core.check_key(head)
         if method == "GET" and path == "/metrics":
             return await self._pages.metrics()

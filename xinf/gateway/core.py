@@ -21,15 +21,19 @@ from typing import Any
 import msgspec
 
 from xinf.core.config import Config
+from xinf.core.decision import Found
 from xinf.core.errors import ConfigError, Unavailable, XinfError
 from xinf.core.records import KeyRecord
 from xinf.gateway.access_log import AccessLog
+from xinf.gateway.admin import Admin, Answered, open_admin_key
 from xinf.gateway.answers import Answer, error_answer
 from xinf.gateway.client import Admission, Client, Exchange, Head, RawHeaders
+from xinf.gateway.decisions import Decisions
 from xinf.gateway.hotpath import HotPath
 from xinf.gateway.intake import Intake
 from xinf.gateway.keys import KeyRing, check_exposure
 from xinf.gateway.metrics import NO_MODEL, Metrics, Snapshot, add, escape, fold_router
+from xinf.gateway.routes import DRY_RUN
 from xinf.gateway.table import Table
 from xinf.gateway.worker import AdminSocket, WorkerNumber
 from xinf.meta import MetaClient
@@ -85,6 +89,8 @@ class Core:
         )
         self._intake = Intake(config.gateway, table=self.table, metrics=self._metrics)
         self._access_log = AccessLog(config.gateway.access_log_sample)
+        self._decisions = Decisions(config.gateway.recent_decisions, sample_every=config.gateway.candidates_every)
+        self._decisions.worker = worker
         self._hotpath = HotPath(
             config.gateway,
             intake=self._intake,
@@ -92,11 +98,23 @@ class Core:
             table=self.table,
             metrics=self._metrics,
             access_log=self._access_log,
+            decisions=self._decisions,
         )
-        self._admin = AdminSocket(
-            config.paths, worker, {"metrics": self._snapshot, "replicas": self._replicas, "drain": self.start_drain}
+        self._socket = AdminSocket(
+            config.paths,
+            worker,
+            {"metrics": self._snapshot, "replicas": self._replicas, "drain": self.start_drain},
+            {"decision": self._decision, "decisions": self._last_decisions},
         )
-        await self._admin.start()
+        await self._socket.start()
+        self.admin = Admin(
+            open_admin_key(config.paths),
+            socket=self._socket,
+            decisions=self._decisions,
+            intake=self._intake,
+            table=self.table,
+            router=self._router,
+        )
         loop.add_signal_handler(signal.SIGUSR1, self.start_drain)
         self._spawn(self._hotpath.sweep())
         self._spawn(self._follow_store())
@@ -120,7 +138,7 @@ class Core:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.table.stop()
         await self._store.close()
-        await self._admin.stop()
+        await self._socket.stop()
         self._access_log.close()
         self._number.release()
 
@@ -174,6 +192,8 @@ class Core:
         """
         if head.method != "POST":
             return None
+        if head.path == DRY_RUN.path:
+            return self._admit_dry_run(head)
         key = self.check_key(head)
         try:
             request_id = self._request_id(head.headers)
@@ -183,9 +203,27 @@ class Core:
             self._metrics.model(NO_MODEL).count_request(error.http_status)
             raise
 
+    def _admit_dry_run(self, head: Head) -> Admission:
+        """Let the body of a dry run be read, in the same way and within the same limits."""
+        self.admin.check(head)
+        self.table.check_read()
+        request_id = self._request_id(head.headers)
+        extra = self._extra_headers(head.headers, request_id)
+        return self._intake.admit_dry_run(head, request_id=request_id, extra_headers=extra)
+
     def serve(self, admission: Admission, body: bytes, client: Client) -> Exchange:
         """Answer an admitted request through `client`. Never raises: errors are answers too."""
+        if admission.route is DRY_RUN:
+            return self._dry_run(admission, body, client)
         return self._hotpath.serve(admission, body, client)
+
+    def _dry_run(self, admission: Admission, body: bytes, client: Client) -> Exchange:
+        try:
+            answer = self.admin.dry_run(admission.head, body)
+        except XinfError as error:
+            answer = error_answer(error)
+        client.answer(answer.status, [*answer.headers, *admission.extra_headers], answer.body)
+        return Answered()
 
     def refuse(self, head: Head, error: XinfError) -> Answer:
         """The answer for an error, with everything that goes on every answer."""
@@ -248,7 +286,7 @@ class Core:
 
     async def metrics(self) -> Snapshot:
         """What all gateway processes of this installation counted."""
-        return add(await self._admin.ask_siblings("metrics"))
+        return add(await self._socket.ask_siblings("metrics"))
 
     def _snapshot(self) -> Snapshot:
         """What this process counted; the gauges that others keep are read now."""
@@ -266,6 +304,13 @@ class Core:
         folded["xinf_store_read"] = int(self.table.is_read)
         folded[f'xinf_worker_start_time_seconds{{worker="{self._number.number}"}}'] = self._started_s
         return folded
+
+    def _decision(self, request_id: str) -> Found:
+        found = self._decisions.find(request_id, self._hotpath.open_jobs())
+        return Found(decisions=tuple(found), reach=(self._decisions.reach(),))
+
+    def _last_decisions(self, n: str) -> Found:
+        return Found(decisions=tuple(self._decisions.last(int(n))), reach=(self._decisions.reach(),))
 
     def _replicas(self) -> list[dict[str, Any]]:
         return [

@@ -20,7 +20,9 @@ from xinf.core.errors import EngineDied, Overloaded, RequestTimeout, Unavailable
 from xinf.gateway.access_log import AccessLog, Entry
 from xinf.gateway.admission import Room
 from xinf.gateway.answers import error_answer
-from xinf.gateway.client import Admission, Client, RawHeaders
+from xinf.gateway.client import Admission, Client
+from xinf.gateway.decision_header import with_decision
+from xinf.gateway.decisions import Decisions
 from xinf.gateway.intake import Intake
 from xinf.gateway.job import Job
 from xinf.gateway.metrics import NO_MODEL, Metrics
@@ -48,6 +50,7 @@ class HotPath:
         table: Table,
         metrics: Metrics,
         access_log: AccessLog,
+        decisions: Decisions,
     ) -> None:
         self._config = config
         self._intake = intake
@@ -55,6 +58,7 @@ class HotPath:
         self._table = table
         self._metrics = metrics
         self._access_log = access_log
+        self._decisions = decisions
         self._budget = RetryBudget(config.retry_budget_pct)
         self._rooms: dict[str, Room] = {}
         self._open: set[Relay] = set()
@@ -69,6 +73,10 @@ class HotPath:
     def waiting(self) -> dict[str, int]:
         """Requests in each waiting room."""
         return {name: len(room) for name, room in self._rooms.items()}
+
+    def open_jobs(self) -> list[Job]:
+        """The requests whose answer has not ended."""
+        return [relay.owner for relay in self._open if isinstance(relay.owner, Job)]
 
     def on_ready(self, deployment: str) -> None:
         """A replica of `deployment` may take requests again."""
@@ -93,6 +101,8 @@ class HotPath:
         except Exception:
             return self._refuse_unread(relay, _failed(admission))
         relay.owner = job
+        if self._decisions.takes_sample():
+            job.wants_candidates = True
         self._open.add(relay)
         self._young.append(relay)
         if not self._has_work.is_set():
@@ -135,6 +145,8 @@ class HotPath:
         """Ask the router for a replica that was not tried yet; reserves it. None: nobody can take the request now."""
         model = job.model
         form = model.form
+        if job.wants_candidates:
+            self._note_candidates(job)
         return self._router.choose(
             model.deployment,
             job.scanned,
@@ -144,6 +156,20 @@ class HotPath:
             session=job.session,
             chunk_bytes=form.chunk_bytes,
         )
+
+    def _note_candidates(self, job: Job) -> None:
+        """Keep what the router would weigh, right before it does."""
+        form = job.model.form
+        views = self._router.explain(
+            job.model.deployment,
+            job.scanned,
+            seed=form.seed,
+            exclude=job.unfit(),
+            order=form.order,
+            session=job.session,
+            chunk_bytes=form.chunk_bytes,
+        )
+        self._decisions.note_candidates(job, views)
 
     def _dispatch(self, job: Job) -> None:
         """Run an attempt, now or when there is a place."""
@@ -209,7 +235,7 @@ class HotPath:
 
     def _attempt(self, job: Job, choice: Choice) -> None:
         relay = job.relay
-        job.choice = choice
+        job.choice = job.chosen = choice
         job.replica = choice.replica_id
         job.counters.count_decision(choice.reason)
         relay.expect()
@@ -219,7 +245,7 @@ class HotPath:
             relay.on_lost(error, may_retry=True)
             return
         if job.wants_decision:
-            relay.extra_headers = [*_without_decision(relay.extra_headers), _decision(choice, job.n_retries)]
+            relay.extra_headers = with_decision(relay.extra_headers, choice, job.candidates, n_retries=job.n_retries)
         submit_id = link.submit(job, relay)
         self._router.submitted(choice, submit_id)
         relay.bind(link, submit_id)
@@ -242,6 +268,10 @@ class HotPath:
             self._finish(job, job.relay.status)
         elif self._may_move(job, verdict):
             job.n_retries += 1
+            error_code = "engine_died" if verdict.error is None else verdict.error.code
+            if job.chosen is not None:
+                job.earlier = [*(job.earlier or ()), (job.chosen, error_code)]
+            job.chosen = None
             job.counters.retries += 1
             self._dispatch(job)
         else:
@@ -292,6 +322,7 @@ class HotPath:
         """Tell the client that there is no answer."""
         if job.choice is not None:
             self._settle(job, Verdict(Outcome.FAILED, error))
+        job.refusal = error.code
         job.relay.answer(error_answer(error))
         self._finish(job, error.http_status)
 
@@ -306,8 +337,10 @@ class HotPath:
     def _count(self, job: Job, status: int) -> None:
         counters, relay, verdict = job.counters, job.relay, job.verdict
         begun_s = job.admission.begun_s
-        duration_s = time.monotonic() - begun_s
+        now_s = time.monotonic()
+        duration_s = now_s - begun_s
         counters.ended(status, duration_s, None if relay.first_byte_s is None else relay.first_byte_s - begun_s)
+        self._decisions.keep(job, status, now_s)
         error = verdict.error if verdict is not None else None
         if error is not None and verdict is not None and verdict.outcome is Outcome.DONE:
             counters.stream_errors += 1
@@ -334,15 +367,3 @@ def _failed(admission: Admission) -> XinfError:
     """What a request is told that we failed on. The edge of the process: one may fail, the gateway goes on."""
     logger.exception("request failed", extra={"kv": {"id": admission.request_id}})
     return XinfError("the gateway failed to handle the request", request_id=admission.request_id)
-
-
-def _decision(choice: Choice, n_retries: int) -> tuple[bytes, bytes]:
-    text = (
-        f"replica={choice.replica_id};reason={choice.reason};matched_bytes={choice.matched_bytes}"
-        f";predicted_cached_tokens={choice.predicted_cached_tokens};state={choice.index_state};retries={n_retries}"
-    )
-    return b"x-xinf-decision", text.encode("latin-1", "replace")
-
-
-def _without_decision(headers: RawHeaders) -> RawHeaders:
-    return [pair for pair in headers if pair[0] != b"x-xinf-decision"]

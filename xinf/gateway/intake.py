@@ -19,7 +19,7 @@ from xinf.gateway.job import Job, Path
 from xinf.gateway.keys import check_model
 from xinf.gateway.metrics import Metrics
 from xinf.gateway.relay import Relay
-from xinf.gateway.routes import Route, match
+from xinf.gateway.routes import DRY_RUN, Route, match
 from xinf.gateway.table import Table
 
 MAX_TIMEOUT_S = 7 * 86400.0
@@ -59,7 +59,8 @@ class Intake:
         """Read a body as far as routing needs it. Raises: XinfError."""
         head, route = admission.head, admission.route
         scanned = self._scan(body) if route.is_json else None
-        model = self._table.find(self._model_name(route, scanned, head.headers))
+        asked = self._model_name(route, scanned, head.headers)
+        model = self._table.find(asked)
         if admission.key is not None:
             check_model(admission.key, model.names)
         self._table.check_path(model, route.path)
@@ -70,11 +71,34 @@ class Intake:
             admission,
             relay,
             model=model,
+            asked=asked,
             scanned=scanned,
             head=self._engine_head(route, head),
             body=body,
             counters=self._metrics.model(model.deployment),
         )
+
+    def admit_dry_run(self, head: Head, *, request_id: str, extra_headers: RawHeaders) -> Admission:
+        """Let the body of a dry run be read within the same limits. Raises: BodyTooLarge, InvalidRequest."""
+        return Admission(
+            head,
+            DRY_RUN,
+            key=None,
+            length=declared_length(head.headers, self._config.max_body_bytes),
+            max_body_bytes=self._config.max_body_bytes,
+            begun_s=time.monotonic(),
+            deadline_s=None,
+            request_id=request_id,
+            extra_headers=extra_headers,
+        )
+
+    def read(self, head: Head, body: bytes) -> tuple[str, Scan]:
+        """What a dry run asks for: the model, by header before body, and the scanned body. Raises: XinfError."""
+        scanned = self._scan(body)
+        named = head.headers.get(b"x-xinf-model")
+        if named is not None:
+            return named.decode("utf-8", "replace"), scanned
+        return self._model_name(DRY_RUN, scanned, head.headers), scanned
 
     def _scan(self, body: bytes) -> Scan:
         try:

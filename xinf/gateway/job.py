@@ -11,7 +11,7 @@ from xinf.gateway.client import Admission
 from xinf.gateway.metrics import ModelCounters
 from xinf.gateway.relay import Relay, Verdict
 from xinf.gateway.table import Model
-from xinf.router import Choice
+from xinf.router import CandidateView, Choice
 
 MAX_TIMEOUT_MS = 2**32 - 1
 
@@ -44,6 +44,7 @@ class Job:
         relay: Relay,
         *,
         model: Model,
+        asked: str,
         scanned: Scan | None,
         head: bytes,
         body: bytes,
@@ -54,6 +55,7 @@ class Job:
         self.admission = admission
         self.relay = relay
         self.model = model
+        self.asked = asked  # the model, as the client calls it
         self.scanned = scanned
         self.head = head  # method, path and headers as the engine gets them, encoded
         self.body = body
@@ -69,6 +71,13 @@ class Job:
         self.excluded: set[str] = set()  # replicas that were tried
         self.n_retries = 0
         self.verdict: Verdict | None = None  # of the last attempt
+        # For a look back: decisions.py.
+        self.chosen: Choice | None = None  # of the last attempt
+        self.earlier: list[tuple[Choice, str]] | None = None  # attempts before it, and the codes of their errors
+        self.refusal: str | None = None  # code of the error that was the answer
+        self.wants_candidates = self.wants_decision
+        self.candidates: tuple[CandidateView, ...] | None = None  # as they stood before the last choice
+        self.n_candidates = 0
 
     # ---- a guest of the waiting room -----------------------------------------------------------------------------
 

@@ -63,6 +63,9 @@ class Route(msgspec.Struct, frozen=True):
         return "events" if self.path in _EVENT_ROUTES else "openai"
 
 
+# The body of a request, to be told who would get it: an admin route, so `match` does not know it.
+DRY_RUN = Route("/admin/route")
+
 _PLAIN = {path: Route(path) for path in _ENGINE_ROUTES}
 
 

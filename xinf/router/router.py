@@ -7,6 +7,7 @@ Everything that happens per request is in xinf/_fast/decide.pyx, whose class thi
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from xinf._fast import decide
@@ -146,13 +147,49 @@ class Router(Decider):
 
         return self._learnt(replica_id, make)
 
+    def policy_of(self, replica_id: str) -> str:
+        """The policy of a replica's model. Raises: KeyError for a replica that is not here."""
+        return self._view(replica_id).policy
+
     def explain(
-        self, model: str, scan: Scan | None, *, seed: int, order: int = 0, chunk_bytes: int = 0
+        self,
+        model: str,
+        scan: Scan | None,
+        *,
+        seed: int,
+        exclude: Collection[str] = (),
+        order: int = 0,
+        session: bytes | None = None,
+        chunk_bytes: int = 0,
     ) -> tuple[CandidateView, ...]:
-        """Show what `choose` would weigh, the cheapest first. Changes nothing."""
+        """Show what `choose` would weigh, and which it would pick: those that are open first, the cheapest in front.
 
-        def make(*, terms: tuple[float, float, float, float], **fields: Any) -> CandidateView:
-            return CandidateView(terms=CostTerms(*terms), **fields)
-
-        views = self._weigh(model, scan, make, seed=seed, order=order, chunk_bytes=chunk_bytes)
+        Changes nothing. O(replicas).
+        """
+        views = self._weigh(
+            model,
+            scan,
+            _candidate,
+            seed=seed,
+            exclude=exclude,
+            order=order,
+            session=session,
+            chunk_bytes=chunk_bytes,
+        )
         return tuple(sorted(views, key=lambda view: (not view.is_open, view.terms.total_s)))
+
+
+def _candidate(
+    *,
+    is_ready: bool,
+    is_open: bool,
+    is_excluded: bool,
+    terms: tuple[float, float, float, float],
+    **fields: Any,
+) -> CandidateView:
+    closed = None if is_open else "full"
+    if is_excluded:
+        closed = "tried"
+    if not is_ready:
+        closed = "not_ready"
+    return CandidateView(closed=closed, terms=CostTerms(*terms), **fields)

@@ -62,9 +62,17 @@ class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
     """One replica in the explanation of a choice."""
 
     replica_id: str
-    is_open: bool  # ready and below its limit
-    index_state: str  # what the prediction goes by
+    index_state: str  # what the prediction goes by: see ReplicaView
+    reason: str | None  # of the one that `choose` would pick; None: another one
+    closed: str | None  # why it cannot be picked: "not_ready", "tried", "full"
+    inflight: int  # requests of this process on it
     matched_bytes: int
-    predicted_cached_tokens: int
+    matched_tokens: int
+    predicted_cached_tokens: int  # of the matched tokens, those that count
     prompt_tokens: int
     terms: CostTerms
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it could take the request."""
+        return self.closed is None

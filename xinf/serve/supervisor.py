@@ -121,7 +121,8 @@ class Supervisor:
     def _tidy(self) -> None:
         """Sockets and lock files of processes that are gone. Engines that go on have theirs there too, which stay."""
         paths = self.config.paths
-        for path in (paths.control_socket, *paths.runtime_dir.glob("gw*.sock"), *paths.runtime_dir.glob("gw*.lock")):
+        ours = (paths.control_socket, paths.admin_key_file)
+        for path in (*ours, *paths.runtime_dir.glob("gw*.sock"), *paths.runtime_dir.glob("gw*.lock")):
             path.unlink(missing_ok=True)
         try:
             paths.runtime_dir.rmdir()
