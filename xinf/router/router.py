@@ -181,15 +181,34 @@ class Router(Decider):
 
 def _candidate(
     *,
+    replica_id: str,
+    index_state: str,
     is_ready: bool,
     is_open: bool,
     is_excluded: bool,
+    reason: str | None,
+    inflight: int,
+    matched_bytes: int,
+    matched_tokens: int,
+    predicted_cached_tokens: int,
+    prompt_tokens: int,
     terms: tuple[float, float, float, float],
-    **fields: Any,
 ) -> CandidateView:
+    """Fields are named one by one: to collect and spread them takes as long again, for each replica of a sample."""
     closed = None if is_open else "full"
     if is_excluded:
         closed = "tried"
     if not is_ready:
         closed = "not_ready"
-    return CandidateView(closed=closed, terms=CostTerms(*terms), **fields)
+    return CandidateView(
+        replica_id=replica_id,
+        index_state=index_state,
+        reason=reason,
+        closed=closed,
+        inflight=inflight,
+        matched_bytes=matched_bytes,
+        matched_tokens=matched_tokens,
+        predicted_cached_tokens=predicted_cached_tokens,
+        prompt_tokens=prompt_tokens,
+        terms=CostTerms(*terms),
+    )
