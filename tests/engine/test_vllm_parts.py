@@ -307,8 +307,8 @@ def test_wrong_value_is_named_and_not_only_counted(tmp_path: Path) -> None:
 
 
 def template(source: str) -> Any:
-    return lambda messages, tools: (
-        Environment(autoescape=False).from_string(source).render(messages=messages, tools=tools)
+    return lambda messages, tools, **options: (
+        Environment(autoescape=False).from_string(source).render(messages=messages, tools=tools, **options)
     )
 
 
@@ -326,7 +326,9 @@ TOOLS = "{{ tools | tojson }}"
          ("system", "messages", "tools", "last_user")),
         # What stands in front of the system message depends on tools behind it.
         ("{% if tools %}Environment: ipython{% endif %}{% for m in messages %}{{ m.content }}"
-         "{% if loop.first %}" + TOOLS + "{% endif %}{% endfor %}", ("tools", "messages")),
+         "{% if loop.first %}" + TOOLS + "{% endif %}{% endfor %}", ("has_tools", "system", "tools", "messages")),
+        (TOOLS + REST + "{% if enable_thinking %}<think>{% endif %}", ("tools", "messages", "thinking")),
+        (TOOLS + "{% if enable_thinking %}Think.{% endif %}" + REST, ("tools", "messages")),
         (REST, ("system", "messages")),
         ("{% if messages[0].role == 'system' %}{{ no.such.thing }}{% endif %}" + TOOLS + REST, ("tools", "messages")),
         ("{{ no.such.thing }}", ()),

@@ -11,7 +11,16 @@ import pytest
 from tests.model import scan_model
 from tests.model.requests import random_request, write, write_escaped
 from xinf._fast import scan as scan_module
-from xinf._fast.scan import SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST, ScanError, scan
+from xinf._fast.scan import (
+    DEVELOPER_HOISTED,
+    SYSTEM_TOOLS_REST,
+    THINKING_LAST,
+    TOLD_OF_TOOLS,
+    TOOLS_BEFORE_LAST_USER,
+    TOOLS_FIRST,
+    ScanError,
+    scan,
+)
 
 
 def hashes(data: bytes) -> list[int]:
@@ -35,7 +44,11 @@ def test_scan_agrees_with_the_naive_model(seed: int) -> None:
     assert found.type_error is None
     for name, value in scan_model.fields_of(body).items():
         assert getattr(found, name) == value, name
-    order, chunk_bytes, start = rng.randrange(3), rng.choice([16, 48, 64, 4096]), rng.randrange(2**64)
+    order, chunk_bytes, start = (
+        rng.randrange(3) + 4 * rng.randrange(8),
+        rng.choice([16, 48, 64, 4096]),
+        rng.randrange(2**64),
+    )
     chain, ends = found.chain_with_ends(start, order, chunk_bytes)
     expected = scan_model.chain_of(body, start, order, chunk_bytes)
     assert hashes(chain) == expected[0]
@@ -194,7 +207,35 @@ def test_n_text_bytes_is_the_end_of_the_chain_for_plain_chats() -> None:
     assert found.n_text_bytes == array("I", found.chain_with_ends(1)[1])[-1]
 
 
-@pytest.mark.parametrize(("order", "chunk_bytes"), [(3, 64), (-1, 64), (0, 15), (0, 4097)])
+def test_tools_change_the_chain_from_its_start_where_the_template_does() -> None:
+    messages = [{"role": "system", "content": "Be brief. " * 20}, {"role": "user", "content": "hi"}]
+    plain, with_tools = chat(*messages), chat(*messages, tools=[{"name": "f"}])
+    for order, is_equal in ((SYSTEM_TOOLS_REST, True), (SYSTEM_TOOLS_REST + TOLD_OF_TOOLS, False)):
+        first, second = (hashes(scan(body).chain(1, order)) for body in (plain, with_tools))
+        assert (first[0] == second[0]) is is_equal
+
+
+def test_developer_messages_are_hoisted_where_the_engine_does() -> None:
+    system, developer, asked = ({"role": role, "content": role * 30} for role in ("system", "developer", "user"))
+    late, early = chat(system, asked, developer), chat(system, developer, asked)
+    order = SYSTEM_TOOLS_REST + DEVELOPER_HOISTED
+    assert scan(late).chain(1, order) == scan(early).chain(1, order)
+    assert scan(late).chain(1) != scan(early).chain(1)
+    late, early = (chat(*each, tools=[{"name": "f"}]) for each in ((asked, developer), (developer, asked)))
+    assert scan(late).chain(1, order) == scan(early).chain(1, order)
+
+
+def test_thinking_changes_only_the_header_of_the_answer_where_the_template_does() -> None:
+    asked = user("hello " * 40)
+    bodies = [chat(asked, chat_template_kwargs={"enable_thinking": value}) for value in (True, False)]
+    late, other = (hashes(scan(body).chain(1, SYSTEM_TOOLS_REST + THINKING_LAST)) for body in bodies)
+    assert late[:-1] == other[:-1]
+    assert late[-1] != other[-1]
+    dated = chat(asked, chat_template_kwargs={"enable_thinking": True, "date_string": "today"})
+    assert hashes(scan(dated).chain(1, SYSTEM_TOOLS_REST + THINKING_LAST))[0] != late[0]
+
+
+@pytest.mark.parametrize(("order", "chunk_bytes"), [(3, 64), (7, 64), (32, 64), (-1, 64), (0, 15), (0, 4097)])
 def test_chain_refuses_bad_arguments(order: int, chunk_bytes: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         scan(b"{}").chain(1, order, chunk_bytes)

@@ -23,6 +23,10 @@ OPTIONS = (
 )  # fmt: skip
 
 
+# Of chat_template_kwargs: may count only behind all messages.
+LATE = (b'{"enable_thinking":true}', b'{"enable_thinking":false}')
+
+
 def raw(value: Any) -> bytes:
     """What the scanner sees of a value: strings without their quotes, anything else as written."""
     written = orjson.dumps(value)
@@ -98,6 +102,7 @@ def feed_part(chain: Chain, part: dict[str, Any]) -> None:
 
 def tools_position(messages: list[dict[str, Any]], order: int) -> int:
     roles = [message.get("role") for message in messages]
+    order &= 3
     if order == 1:
         return 0
     if order == 2:
@@ -133,17 +138,37 @@ def chain_of(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> t
     return chain.hashes, chain.ends
 
 
-def built(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> Chain:
-    request = orjson.loads(body)
-    chain = Chain(seed, chunk_bytes)
+def hoisted(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a developer message, it and all of the system's come first."""
+    if not any(message.get("role") == "developer" for message in messages):
+        return messages
+    is_leading = [message.get("role") in ("system", "developer") for message in messages]
+    return [
+        message
+        for wanted in (True, False)
+        for message, leads in zip(messages, is_leading, strict=True)
+        if leads is wanted
+    ]
+
+
+def mix_options(chain: Chain, request: dict[str, Any], *, is_late: bool) -> None:
     if request.get("cache_salt") is not None:
         chain.mix(raw(request["cache_salt"]), SALT)
     for number, key in enumerate(OPTIONS):
-        if request.get(key) is not None:
+        if request.get(key) is not None and not (is_late and key == "chat_template_kwargs"):
             chain.mix(raw(request[key]), 32 + number)
+
+
+def built(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> Chain:
+    request = orjson.loads(body)
+    chain = Chain(seed, chunk_bytes)
+    is_late = bool(order & 16) and raw(request.get("chat_template_kwargs")) in LATE
+    mix_options(chain, request, is_late=is_late)
     if isinstance(request.get("messages"), list):
         chain.mix(b"", CHAT)
-        messages = request["messages"]
+        if order & 4 and request.get("tools"):
+            chain.mix(b"", TOOLS_MARK)
+        messages = hoisted(request["messages"]) if order & 8 else request["messages"]
         if isinstance(request.get("instructions"), str):
             chain.feed(request["instructions"].encode(), INSTRUCTIONS, TEXT)
         position = tools_position(messages, order)
@@ -161,6 +186,8 @@ def built(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> Chai
             and request.get("add_generation_prompt") is not False
             and request.get("continue_final_message") is not True
         ):
+            if is_late:
+                chain.mix(raw(request["chat_template_kwargs"]), 32 + OPTIONS.index("chat_template_kwargs"))
             chain.emit_role(b"assistant", 9)
     elif "prompt" in request:
         chain.mix(b"", COMPLETION)

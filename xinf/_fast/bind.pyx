@@ -33,7 +33,7 @@ from xinf._fast.binding cimport (
     PARTIAL, PREFIX_BYTES, RESYNC_AFAR_BYTES, RESYNC_BYTES, VALUE_BYTES, WHOLE, WORK_FACTOR, Header, Job, Match, Place,
     begin_of, free_job, grow_places, header_of, is_blank, job_bytes, mark_begin, new_job, run_end, window_of,
 )
-from xinf._fast.canonical cimport TOKEN_ID_BYTES
+from xinf._fast.canonical cimport TOKEN_ID_BYTES, is_order
 from xinf._fast.jsonread cimport ABSENT, NULL_VALUE
 from xinf._fast.places cimport (
     find_string, find_text, find_value, match_at, place_json, put_beginning, put_text, value_end, value_space, walk_string,
@@ -525,8 +525,8 @@ cdef class Aligner:
         """
         if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
-        if order not in (0, 1, 2):
-            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        if not is_order(order):
+            raise ValueError(f"order is {order}, must be 0, 1 or 2 and flags")
         cdef Py_buffer view
         cdef uint64_t start = <uint64_t>(seed & 0xFFFFFFFFFFFFFFFF)
         PyObject_GetBuffer(tokens, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)

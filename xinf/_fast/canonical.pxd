@@ -1,10 +1,10 @@
 # What of a request is hashed, in which order: the walk that feeds the sink. The kinds and cuts are in sink.pxd.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from xinf._fast.dialogue cimport PART_FIRST, PART_TEXT, Dialogue, Message
-from xinf._fast.jsonread cimport MAX_DEPTH, STRING, Reader, Span, read_string, read_value, same_text
+from xinf._fast.jsonread cimport MAX_DEPTH, OBJECT, STRING, Reader, Span, read_string, read_value, same_text
 from xinf._fast.prompt cimport SHAPE_NONE, SHAPE_OBJECTS, SHAPE_TEXT, SHAPE_WRONG, Prompt, parse_id
 from xinf._fast.sink cimport (
     KIND_EXTRA, KIND_PART, KIND_PAYLOAD, KIND_PROMPT, KIND_TEXT, KIND_TOKENS, KIND_TOOLS, KIND_TOOLS_MARK,
@@ -14,6 +14,10 @@ from xinf._fast.sink cimport (
 cdef enum:
     ORDER_TOOLS_FIRST = 1
     ORDER_TOOLS_BEFORE_LAST_USER = 2
+    ORDER_MASK = 3  # which of the above; the others are flags
+    ORDER_TOLD_OF_TOOLS = 4
+    ORDER_DEVELOPER_HOISTED = 8
+    ORDER_THINKING_LAST = 16
     MEDIA_BYTES = 1024  # what a payload counts as in text, so that a large image does not look like a large prompt
     TOKEN_ID_BYTES = 4  # what a token id counts as in text
 
@@ -46,9 +50,47 @@ cdef inline void feed_tools(Sink *sink, const Span *tools, const Span *choice) n
     feed_json(sink, tools, KIND_TOOLS)
 
 
+cdef inline bint is_order(int order) noexcept nogil:
+    """Whether a number names an order of segments."""
+    return 0 <= order < 2 * ORDER_THINKING_LAST and order & ORDER_MASK != ORDER_MASK
+
+
+cdef inline bint is_leading(const Message *message, const uint8_t *body) noexcept nogil:
+    """Whether a message is one of the system's."""
+    return same_text(body, &message.role, b"system", 6) or same_text(body, &message.role, b"developer", 9)
+
+
+cdef inline bint has_developer(Dialogue *d, const uint8_t *body) noexcept nogil:
+    cdef uint32_t i
+    for i in range(d.n_complete):
+        if same_text(body, &d.items[i].role, b"developer", 9):
+            return 1
+    return 0
+
+
+cdef inline bint is_thinking_only(const Span *span, const uint8_t *body) noexcept nogil:
+    """Whether an object is {"enable_thinking": true} or false: what most templates look at behind all messages only."""
+    cdef const uint8_t *p = body + span.start
+    cdef const uint8_t *end = body + span.end
+    cdef uint8_t[32] kept
+    cdef size_t n = 0
+    if span.kind != OBJECT:
+        return 0
+    while p < end:
+        if p[0] != c' ' and p[0] != c'\n' and p[0] != c'\r' and p[0] != c'\t':
+            if n == sizeof(kept):
+                return 0
+            kept[n] = p[0]
+            n += 1
+        p += 1
+    return (n == 24 and memcmp(kept, b'{"enable_thinking":true}', 24) == 0) or (
+        n == 25 and memcmp(kept, b'{"enable_thinking":false}', 25) == 0)
+
+
 cdef inline uint32_t tools_position(Dialogue *d, const uint8_t *body, int order) noexcept nogil:
     """How many messages stand before the tools."""
     cdef uint32_t i
+    order &= ORDER_MASK
     if order == ORDER_TOOLS_FIRST:
         return 0
     if order == ORDER_TOOLS_BEFORE_LAST_USER:

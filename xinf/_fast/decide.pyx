@@ -34,6 +34,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
+from xinf._fast.canonical cimport is_order
 from xinf._fast.chunkhash cimport hash_bytes
 from xinf._fast.group cimport Group
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
@@ -506,8 +507,8 @@ cdef class Decider:
             return 0
         if chunk_bytes == 0:
             chunk_bytes = self.chunk_bytes
-        if not 0 <= order <= 2 or not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
-            raise ValueError(f"order is {order}, must be 0, 1 or 2; chunk_bytes is {chunk_bytes}")
+        if not is_order(order) or not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
+            raise ValueError(f"order is {order}, must be 0, 1 or 2 and flags; chunk_bytes is {chunk_bytes}")
         choice.can_learn = scan.asks_for_one()
         scan.feed(&self.sink, seed, order, chunk_bytes)
         if self.sink.has_failed:

@@ -45,6 +45,7 @@ cdef class Scan:
     cdef bint session_hash(self, uint64_t *out) except -1
     cdef tuple chained(self, object seed, object order, object chunk_bytes, bint has_ends)
     cdef void feed(self, Sink *sink, uint64_t seed, int order, uint32_t chunk_bytes) noexcept nogil
+    cdef bint thinks_last(self, int order) noexcept nogil
     cdef void feed_dialogue(self, Sink *sink, int order) noexcept nogil
     cdef tell_dialogue(self, list pieces, int order)
     cdef tell_message(self, list pieces, const Message *message)

@@ -3,6 +3,10 @@ from typing import Final, final
 SYSTEM_TOOLS_REST: Final[int]
 TOOLS_FIRST: Final[int]
 TOOLS_BEFORE_LAST_USER: Final[int]
+TOLD_OF_TOOLS: Final[int]
+DEVELOPER_HOISTED: Final[int]
+THINKING_LAST: Final[int]
+ORDER_FLAGS: Final[dict[str, int]]
 
 class ScanError(ValueError):
     reason: str

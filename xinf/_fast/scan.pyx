@@ -25,8 +25,9 @@ from libc.string cimport memset
 
 from xinf._fast cimport alloc
 from xinf._fast.canonical cimport (
-    MEDIA_BYTES, ORDER_TOOLS_BEFORE_LAST_USER, ORDER_TOOLS_FIRST, TOKEN_ID_BYTES, feed_message, feed_prompt, feed_tools,
-    tools_position,
+    MEDIA_BYTES, ORDER_DEVELOPER_HOISTED, ORDER_MASK, ORDER_THINKING_LAST, ORDER_TOLD_OF_TOOLS, ORDER_TOOLS_BEFORE_LAST_USER,
+    ORDER_TOOLS_FIRST, TOKEN_ID_BYTES, feed_message, feed_prompt, feed_tools, has_developer, is_leading, is_order,
+    is_thinking_only, tools_position,
 )
 from xinf._fast.chunkhash cimport chunk_hash, hash_bytes
 from xinf._fast.dialogue cimport PART_FIRST, PART_TEXT, Dialogue, Message, clear_dialogue, read_messages
@@ -38,7 +39,7 @@ from xinf._fast.prompt cimport (
     SHAPE_ID_LISTS, SHAPE_IDS, SHAPE_OBJECTS, SHAPE_TEXT, SHAPE_TEXTS, SHAPE_WRONG, Prompt, parse_id, read_prompt,
 )
 from xinf._fast.sink cimport (
-    KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_SALT, MAX_CHUNK_BYTES,
+    KIND_CHAT, KIND_COMPLETION, KIND_INPUT, KIND_INSTRUCTIONS, KIND_OPTION, KIND_SALT, KIND_TOOLS_MARK, MAX_CHUNK_BYTES,
     MIN_CHUNK_BYTES, Sink, Written, emit_role, feed_text, fill_json, free_sink, init_sink, mix,
 )
 
@@ -46,6 +47,13 @@ from xinf._fast.sink cimport (
 SYSTEM_TOOLS_REST = 0  # leading system and developer messages, tools, other messages (Qwen, Llama 3, most others)
 TOOLS_FIRST = ORDER_TOOLS_FIRST  # tools, all messages
 TOOLS_BEFORE_LAST_USER = ORDER_TOOLS_BEFORE_LAST_USER  # tools stand before the last user message (Mistral)
+# Added to one of these:
+TOLD_OF_TOOLS = ORDER_TOLD_OF_TOOLS  # that there are tools changes what stands before everything (Llama 3)
+DEVELOPER_HOISTED = ORDER_DEVELOPER_HOISTED  # with a developer message, it and all system messages are moved to the front
+# enable_thinking changes nothing but the header of the answer (Qwen 3)
+THINKING_LAST = ORDER_THINKING_LAST
+# As engines publish them among their segments.
+ORDER_FLAGS = {"has_tools": TOLD_OF_TOOLS, "developer": DEVELOPER_HOISTED, "thinking": THINKING_LAST}
 
 cdef enum:
     # Other threads may run meanwhile from here on. Below, that would cost more than it gives: some 20 us of theirs at most.
@@ -377,7 +385,9 @@ cdef class Scan:
         """Hash the prompt into a chain of little-endian uint64, one per chunk.
 
         `seed`: whatever else must keep prefixes apart (model, LoRA, tenant), modulo 2**64. `order`: SYSTEM_TOOLS_REST,
-        TOOLS_FIRST or TOOLS_BEFORE_LAST_USER. Empty for a body without a prompt. Raises: ValueError, MemoryError.
+        TOOLS_FIRST or TOOLS_BEFORE_LAST_USER, plus flags (ORDER_FLAGS). Empty for a body without a prompt.
+
+        Raises: ValueError, MemoryError.
         """
         return self.chained(seed, order, chunk_bytes, 0)[0]
 
@@ -388,8 +398,8 @@ cdef class Scan:
     cdef tuple chained(self, object seed, object order, object chunk_bytes, bint has_ends):
         if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
-        if order not in (SYSTEM_TOOLS_REST, TOOLS_FIRST, TOOLS_BEFORE_LAST_USER):
-            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        if not is_order(order):
+            raise ValueError(f"order is {order}, must be 0, 1 or 2 and flags")
         cdef Sink sink
         cdef uint64_t start = <uint64_t>(seed & 0xFFFFFFFFFFFFFFFF)
         cdef int tools_order = order
@@ -427,7 +437,8 @@ cdef class Scan:
         sink.state = seed
         mix(sink, &self.fields[CACHE_SALT], KIND_SALT)
         for i in range(OPTION_FIRST, N_FIELDS):
-            mix(sink, &self.fields[i], KIND_OPTION + i - OPTION_FIRST)
+            if not (i == CHAT_TEMPLATE_KWARGS and self.thinks_last(order)):
+                mix(sink, &self.fields[i], KIND_OPTION + i - OPTION_FIRST)
         if self.fields[MESSAGES].kind == ARRAY or self.input_prompt.shape == SHAPE_OBJECTS:
             self.feed_dialogue(sink, order)
         elif self.fields[PROMPT].kind != ABSENT:
@@ -437,21 +448,36 @@ cdef class Scan:
             sink.state = chunk_hash(sink.state, NULL, 0, KIND_INPUT)
             feed_prompt(sink, &self.input_prompt, &self.fields[INPUT])
 
+    cdef bint thinks_last(self, int order) noexcept nogil:
+        return order & ORDER_THINKING_LAST and is_thinking_only(&self.fields[CHAT_TEMPLATE_KWARGS], self.base)
+
     cdef void feed_dialogue(self, Sink *sink, int order) noexcept nogil:
         cdef Dialogue *d = &self.dialogue
         cdef uint32_t i, n_before = tools_position(d, sink.body, order)
         cdef bint has_tools = self.names_tools()
+        cdef bint is_hoisted = order & ORDER_DEVELOPER_HOISTED and has_developer(d, sink.body)
         sink.state = chunk_hash(sink.state, NULL, 0, KIND_CHAT)
+        if has_tools and order & ORDER_TOLD_OF_TOOLS:
+            sink.state = chunk_hash(sink.state, NULL, 0, KIND_TOOLS_MARK)
         if self.fields[INSTRUCTIONS].kind == STRING:
             feed_text(sink, &self.fields[INSTRUCTIONS], KIND_INSTRUCTIONS)
+        if is_hoisted:
+            if has_tools and order & ORDER_MASK == ORDER_TOOLS_FIRST:
+                feed_tools(sink, &self.fields[TOOLS], &self.fields[TOOL_CHOICE])
+                has_tools = 0
+            for i in range(d.n_complete):
+                if is_leading(&d.items[i], sink.body):
+                    feed_message(sink, d, &d.items[i])
         for i in range(d.n_complete + 1):
             if i == n_before and has_tools:
                 feed_tools(sink, &self.fields[TOOLS], &self.fields[TOOL_CHOICE])
-            if i < d.n_complete:
+            if i < d.n_complete and not (is_hoisted and is_leading(&d.items[i], sink.body)):
                 feed_message(sink, d, &d.items[i])
         # The header of the answer, which the next turn begins its own copy of the answer with.
         if (d.n and not d.is_cut and self.fields[ADD_GENERATION_PROMPT].kind != FALSE
                 and self.fields[CONTINUE_FINAL_MESSAGE].kind != TRUE):
+            if self.thinks_last(order):
+                mix(sink, &self.fields[CHAT_TEMPLATE_KWARGS], KIND_OPTION + CHAT_TEMPLATE_KWARGS - OPTION_FIRST)
             emit_role(sink, <const uint8_t *>b"assistant", 9, 9)
 
     # ---- for people -----------------------------------------------------------------------------------------------
@@ -462,8 +488,8 @@ cdef class Scan:
         The lengths add up to the ends of `chain_with_ends`; a payload is cut to what it counts as, token ids have 4 bytes
         each. Slow: for showing where a match ends. Raises: ValueError.
         """
-        if order not in (SYSTEM_TOOLS_REST, TOOLS_FIRST, TOOLS_BEFORE_LAST_USER):
-            raise ValueError(f"order is {order}, must be 0, 1 or 2")
+        if not is_order(order):
+            raise ValueError(f"order is {order}, must be 0, 1 or 2 and flags")
         pieces = []
         if self.fields[MESSAGES].kind == ARRAY or self.input_prompt.shape == SHAPE_OBJECTS:
             self.tell_dialogue(pieces, order)
@@ -477,12 +503,21 @@ cdef class Scan:
         """What feed_dialogue hashes."""
         cdef Dialogue *d = &self.dialogue
         cdef uint32_t i, n_before = tools_position(d, self.base, order)
+        cdef bint has_tools = self.names_tools()
+        cdef bint is_hoisted = order & ORDER_DEVELOPER_HOISTED and has_developer(d, self.base)
         if self.fields[INSTRUCTIONS].kind == STRING:
             pieces.append(("text", self.unescaped(&self.fields[INSTRUCTIONS])))
-        for i in range(d.n_complete + 1):
-            if i == n_before and self.names_tools():
+        if is_hoisted:
+            if has_tools and order & ORDER_MASK == ORDER_TOOLS_FIRST:
                 pieces.append(("json", self.written(&self.fields[TOOLS], UINT32_MAX)))
-            if i < d.n_complete:
+                has_tools = 0
+            for i in range(d.n_complete):
+                if is_leading(&d.items[i], self.base):
+                    self.tell_message(pieces, &d.items[i])
+        for i in range(d.n_complete + 1):
+            if i == n_before and has_tools:
+                pieces.append(("json", self.written(&self.fields[TOOLS], UINT32_MAX)))
+            if i < d.n_complete and not (is_hoisted and is_leading(&d.items[i], self.base)):
                 self.tell_message(pieces, &d.items[i])
         if (d.n and not d.is_cut and self.fields[ADD_GENERATION_PROMPT].kind != FALSE
                 and self.fields[CONTINUE_FINAL_MESSAGE].kind != TRUE):

@@ -160,6 +160,8 @@ class VllmAdapter:
         gc.freeze()
         config = self._llm.vllm_config
         segments = segment_order(self._render) if "generate" in self._tasks else ()
+        if segments and not self._knows_developer():
+            segments += ("developer",)
         self._open_residency(config, segments)
         canon = self._residency.canon
         return EngineDescription(
@@ -196,8 +198,20 @@ class VllmAdapter:
     def _lora_names(self) -> tuple[str, ...]:
         return tuple(self._models.lora_requests)
 
-    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
-        return self._apply_template(messages, tools)
+    def _knows_developer(self) -> bool:
+        """Whether the template has the role; if not, vLLM makes one system message of all such and puts it first.
+
+        Source: vLLM 0.32, renderers/hf.py, `_detect_developer_role_support`, `_consolidate_system_messages`.
+        """
+        from vllm.renderers.chat_utils import load_chat_template
+
+        given = load_chat_template(self._args.chat_template) or self._llm.get_tokenizer().chat_template
+        return '"developer"' in str(given) or "'developer'" in str(given)
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, **options: Any
+    ) -> str:
+        return self._apply_template(messages, tools, **options)
 
     def _apply_template(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, **options: Any
@@ -206,7 +220,7 @@ class VllmAdapter:
 
         tokenizer = self._llm.get_tokenizer()
         template = load_chat_template(self._args.chat_template)
-        options |= self._args.default_chat_template_kwargs or {}
+        options = (self._args.default_chat_template_kwargs or {}) | options
         return str(
             tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False, **options)
         )

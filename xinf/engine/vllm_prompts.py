@@ -95,8 +95,10 @@ class VllmPrompts:
         n_blocks = (n_prompt + max(0, len(token_ids) - 1)) // self._block_tokens
         if n_blocks == n_prompt // self._block_tokens or b'"chat_template_kwargs"' in body:
             return
-        if any(mark in text for mark in _THOUGHTS) or (b'"tools"' in body and any(mark in text for mark in _CALLS)):
+        if any(mark in text for mark in _THOUGHTS):
             return
+        if b'"tools"' in body and (calls := [at for mark in _CALLS if (at := text.find(mark)) >= 0]):
+            text = text[: min(calls)].rstrip()  # what the template puts behind it is its own
         text = stable_part(text, self._habits)
         tokens = array("I", self._stable_tokens(registered.tokens, text, token_ids[:-1]))
         if not tokens:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from xinf._fast.residency import BlockTable
-from xinf._fast.scan import SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
+from xinf._fast.scan import ORDER_FLAGS, SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
 from xinf.core.records import ArgValue
 from xinf.engine.kv_event_client import KvEventClient
 from xinf.engine.kv_events import Cleared, KvBatch, Removed, Stored
@@ -52,9 +52,11 @@ def chunk_bytes_for(block_tokens: int) -> int:
 
 def order_of(segments: Sequence[str]) -> int:
     """The chain's name for a template's segment order."""
-    if segments and segments[0] == "tools":
-        return TOOLS_FIRST
-    return TOOLS_BEFORE_LAST_USER if "last_user" in segments else SYSTEM_TOOLS_REST
+    flags = sum(flag for name, flag in ORDER_FLAGS.items() if name in segments)
+    told = [name for name in segments if name not in ORDER_FLAGS]
+    if told[:1] == ["tools"]:
+        return TOOLS_FIRST + flags
+    return (TOOLS_BEFORE_LAST_USER if "last_user" in told else SYSTEM_TOOLS_REST) + flags
 
 
 class VllmResidency:

@@ -14,7 +14,8 @@ from jinja2 import TemplateError
 
 _log = logging.getLogger(__name__)
 
-Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], str]
+# Renders messages with tools, or None; named: variables of the template.
+Render = Callable[..., str]
 
 _TOOL, _SYSTEM, _FIRST, _ANSWER, _LAST = ("xinfmark" + letter for letter in "tsfal")
 
@@ -34,16 +35,25 @@ def segment_order(render: Render) -> tuple[str, ...]:
     # Some templates refuse a system message.
     for messages in ([{"role": "system", "content": _SYSTEM}, *turns], turns):
         try:
-            text, without = render(messages, tools), render(messages, [])
+            text, without = render(messages, tools), render(messages, None)
             order = _order_of(text)
             if order[0] == "system" and _front(text) != _front(without):
-                # Tools change what stands in front of the system message (Llama 3.1: "Environment: ipython"). Equal
-                # prompts are told by tools first, or chunks of the system message would promise what is not there.
-                return ("tools", "messages")
-            return order
+                # That there are tools changes what stands in front of all (Llama 3.1: "Environment: ipython"): chunks
+                # of the system message would promise what is not there.
+                order = ("has_tools", *order)
+            return (*order, "thinking") if _thinks_last(render, messages) else order
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             _log.info("the chat template did not render the probe: %s", error)
     return ()
+
+
+def _thinks_last(render: Render, messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether enable_thinking changes only what comes after all messages."""
+    thoughts = {"role": "assistant", "content": f"<think>\nxinf\n</think>\n\n{_ANSWER}"}
+    history = [thoughts if message["content"] == _ANSWER else message for message in messages]
+    one, other = (render(history, None, enable_thinking=value, add_generation_prompt=True) for value in (True, False))
+    end = one.find(_LAST) + len(_LAST)
+    return one != other and one[:end] == other[:end]
 
 
 def _front(text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from xinf._fast.scan import SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
+from xinf._fast.scan import ORDER_FLAGS, SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
 from xinf.core.errors import NotFound, Unavailable, UnknownModel
 from xinf.core.ids import ReplicaId
 from xinf.core.records import (
@@ -439,11 +439,13 @@ def _standing(record: ReplicaRecord, place: _Place | None) -> str:
 
 def _order(segments: tuple[str, ...]) -> int:
     """The chain's name for an engine's segment order."""
-    if segments[0] == "tools":
-        return TOOLS_FIRST
-    if "last_user" in segments:
-        return TOOLS_BEFORE_LAST_USER
-    return SYSTEM_TOOLS_REST
+    flags = sum(flag for name, flag in ORDER_FLAGS.items() if name in segments)
+    told = [name for name in segments if name not in ORDER_FLAGS]
+    if told[:1] == ["tools"]:
+        return TOOLS_FIRST + flags
+    if "last_user" in told:
+        return TOOLS_BEFORE_LAST_USER + flags
+    return SYSTEM_TOOLS_REST + flags
 
 
 def _seed(deployment: str) -> int:
