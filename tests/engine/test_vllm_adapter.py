@@ -53,7 +53,7 @@ async def test_engine_says_what_it_is(link: LinkClient) -> None:
     assert (info.block_tokens, info.max_model_len, info.max_running) == (32, scripted.MAX_TOKENS, 32)
     assert info.kv_blocks > 0
     assert "generate" in info.tasks
-    assert list(info.segment_order) == ["tools", "messages"]
+    assert list(info.segment_order) == ["tools", "messages", "thinking", "developer"]
     assert {"POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "GET /v1/models"} <= set(info.routes)
 
 

@@ -135,7 +135,9 @@ class VllmAdapter:
             enable_log_requests=self._args.enable_log_requests,
             disable_log_stats=self._args.disable_log_stats,
         )
-        self._proxy = EngineProxy(self._llm, EngineDeadError)
+        # vLLM 0.32 on CPU dies of a request with a seed whose prompt is computed in parts: "CPU Generator does not use
+        # offset", v1/worker/gpu_model_runner.py.
+        self._proxy = EngineProxy(self._llm, EngineDeadError, drops_seeds=self._is_cpu)
         self._has_priorities = config.scheduler_config.policy == "priority"
 
     def _fit_to_cpu(self, config: Any) -> None:

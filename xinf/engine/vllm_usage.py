@@ -65,9 +65,11 @@ class RequestRecord:
 class EngineProxy:
     """vLLM's engine client with its ways to make something, and to forget, replaced; all else is the engine's own."""
 
-    def __init__(self, engine: Any, engine_died: type[BaseException]) -> None:
+    def __init__(self, engine: Any, engine_died: type[BaseException], *, drops_seeds: bool = False) -> None:
+        """`drops_seeds`: sample without the seeds that requests bring."""
         self._engine = engine
         self._engine_died = engine_died
+        self._drops_seeds = drops_seeds
         self.prompts: VllmPrompts | None = None  # None: nobody is told what the engine holds
 
     def __getattr__(self, name: str) -> Any:
@@ -81,6 +83,8 @@ class EngineProxy:
             return outputs
         parameters = named["sampling_params"] if "sampling_params" in named else arguments[1]
         is_delta = parameters.output_kind.name == "DELTA"
+        if self._drops_seeds:
+            parameters.seed = None
         # A client may ask vLLM to tell of blocks again that were found, which would count them twice.
         if (more := getattr(parameters, "extra_args", None)) is not None:
             more.pop("kv_cache_report_mode", None)
