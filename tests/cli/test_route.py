@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from tests.bench.odd_server import OddServer
+from tests.children import command_of, living_children
 from tests.cli.conftest import Control  # noqa: F401  (its fixtures)
 
 Type = Callable[..., Result]
@@ -100,8 +102,6 @@ def test_a_server_that_is_there_needs_a_rate_and_has_its_policy(xinf: Type) -> N
 @pytest.mark.timeout(120)
 def test_real_run_through_a_gateway_of_its_own(xinf: Type, tmp_path: Path) -> None:
     """End to end: real processes, two engines, some three seconds of chat; nothing is left behind."""
-    import psutil
-
     file = tmp_path / "route.json"
     done = xinf("bench", "route", "--replicas", "2", "--rate", "20", "--requests", "40", "--seed", "3", "--pool", "100",
                 "--policy", "auto", "--engine-arg", "step_ms=2", "--json", str(file), "--records")  # fmt: skip
@@ -117,5 +117,6 @@ def test_real_run_through_a_gateway_of_its_own(xinf: Type, tmp_path: Path) -> No
     assert summary["gateway_cpu_us_per_request"] > 0
     assert summary["prediction"]["n"] == summary["n_good"]
     assert summary["cached_tokens"] == sum(record["cached_tokens"] for record in written["records"])
-    left = [child for child in psutil.Process().children(recursive=True) if "xinf" in " ".join(child.cmdline())]
+    commands = [" ".join(command_of(child)) for child in living_children(os.getpid(), recursive=True)]
+    left = [command for command in commands if "xinf" in command]
     assert left == []

@@ -269,7 +269,7 @@ async def use_link(shim: RunningShim) -> None:
     prompt = b"x" * (2 << 20)
     for number in range(1, 40):
         body = b'{"model":"sim","max_tokens":3,"prompt":"' + (prompt if number == 20 else b"hi") + b'"}'
-        writer.submit(number, head, body, b"", 0, 0, "", "")
+        writer.submit(number, head, body, 0, 0, "", "")
     owner.send(writer.take(1 << 30))
 
     def ends() -> dict[int, Any]:
