@@ -150,6 +150,11 @@ class RouterModel:
             row: sum(self.ledger.terms(row, prompt.tokens, prompt.lengths[row], now_s)) for row in self.ledger.replicas
         }
 
+    def promised(self, row: int, prompt_tokens: int, held: int) -> int:
+        """What of the tokens held is in whole blocks; the last one of a prompt is always computed."""
+        block_tokens = self.ledger.replicas[row].block_tokens
+        return min(held, prompt_tokens - 1) // block_tokens * block_tokens
+
     def choose(self, row: int, scan: Scan, prompt: Prompt, now_s: float) -> ModelChoice:
         replica = self.ledger.replicas[row]
         choice = ModelChoice(
@@ -163,7 +168,7 @@ class RouterModel:
         if row in prompt.told_bytes:
             choice.matched_bytes = prompt.told_bytes[row]
             choice.n_hits = sum(end <= choice.matched_bytes for end in prompt.ends)
-        choice.promised_tokens = min(held, prompt.tokens - 1) // replica.block_tokens * replica.block_tokens
+        choice.promised_tokens = self.promised(row, prompt.tokens, held)
         choice.queued_tokens = round(self.ledger.terms(row, 1, 0, now_s)[0] * replica.rate)
         if row in self.told:
             self.overlay(choice)

@@ -102,7 +102,8 @@ class Pair:
             choice, row, {one: cost for one, cost in self.model.costs(prompt, now_s).items() if one in able}
         )
         if self.policy is RoutingPolicy.PREFIX:
-            assert prompt.lengths[row] == max(prompt.lengths[one] for one in able)
+            held = {one: self.model.promised(one, prompt.tokens, prompt.lengths[one]) for one in able}
+            assert held[row] == max(held.values())
         twin = self.model.choose(row, body, prompt, now_s)
         for name in ("prompt_tokens", "n_hits", "matched_tokens", "promised_tokens", "predicted_cached_tokens"):
             assert getattr(choice, name) == getattr(twin, name), name

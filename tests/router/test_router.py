@@ -84,6 +84,13 @@ def test_a_prefix_goes_back_to_its_replica() -> None:
     assert again.predicted_cached_tokens % BLOCK_TOKENS == 0
 
 
+def test_less_than_a_block_is_no_prefix() -> None:
+    """All chats begin with the same role header: it is found on whoever had any, and worth nothing."""
+    router, _ = router_of(4, RoutingPolicy.PREFIX)
+    seen = Counter(choose(router, request(f"{i:04d} " * 500)).replica_id for i in range(40))
+    assert set(seen.values()) == {10}
+
+
 def test_a_prefix_does_not_go_back_to_a_busy_replica() -> None:
     router, clock = router_of(2)
     first = serve(router, clock, request("a" * 4000), prompt_tokens=1000)

@@ -601,7 +601,7 @@ cdef class Decider:
                 choice.reason = "session"
                 return favourite
         if group.policy == BY_PREFIX and has_match:
-            n = self.furthest_rows(group, excluded)
+            n = self.furthest_rows(group, choice.prompt_tokens, excluded)
             rows = self.scratch
         group.n_choices += 1
         pick = ledger.cheapest(rows, n, self.lengths, n_cached, choice.prompt_tokens, choice.chosen_s, excluded)
@@ -612,7 +612,9 @@ cdef class Decider:
             favourite = ledger.heaviest(group.rows, group.n, key, excluded)
             if favourite != NONE and pick.cost_s == ledger.cost_of(
                 favourite, choice.prompt_tokens, self.lengths[favourite] if n_cached else 0, choice.chosen_s
-            ) and (rows != self.scratch or self.lengths[favourite] == self.lengths[pick.replica]):
+            ) and (rows != self.scratch or self.promise(favourite, choice.prompt_tokens) == self.promise(
+                pick.replica, choice.prompt_tokens
+            )):
                 return favourite
         return pick.replica
 
@@ -644,15 +646,24 @@ cdef class Decider:
                 return group.rows[at]
         return NONE
 
-    cdef uint32_t furthest_rows(self, Group group, const Excluded *excluded) noexcept nogil:
-        """The open rows that hold most of the prompt, however busy they are, into `scratch`. Gives how many."""
-        cdef uint32_t i, row, most = 0, n = 0
+    cdef uint64_t promise(self, uint32_t row, uint64_t prompt_tokens) noexcept nogil:
+        """Tokens of the prompt that a row is said to hold in whole blocks."""
+        return usable(self.lengths[row], prompt_tokens, self.ledger.rows[row].block_tokens)
+
+    cdef uint32_t furthest_rows(self, Group group, uint64_t prompt_tokens, const Excluded *excluded) noexcept nogil:
+        """The open rows that hold most blocks of the prompt, however busy they are, into `scratch`. Gives how many.
+
+        Whole blocks: all prompts share the token of the first role header, which saves nobody anything.
+        """
+        cdef uint32_t i, row, n = 0
+        cdef uint64_t most = 0, held
         for i in range(group.n):
             row = group.rows[i]
-            if self.lengths[row] < most or not self.ledger.opens(row) or is_excluded(excluded, row):
+            held = self.promise(row, prompt_tokens)
+            if held < most or not self.ledger.opens(row) or is_excluded(excluded, row):
                 continue
-            if self.lengths[row] > most:
-                most = self.lengths[row]
+            if held > most:
+                most = held
                 n = 0
             self.scratch[n] = row
             n += 1
@@ -687,7 +698,7 @@ cdef class Decider:
             choice.matched_bytes = self.sink.ends[self.told_hits[row] - 1]
             while choice.n_hits < choice.n_marks and choice.ends[choice.n_hits] <= choice.matched_bytes:
                 choice.n_hits += 1
-        choice.promised_tokens = usable(choice.matched_tokens, choice.prompt_tokens, self.ledger.rows[row].block_tokens)
+        choice.promised_tokens = self.promise(row, choice.prompt_tokens)
         choice.predicted_cached_tokens = self.ledger.believed(row, choice.prompt_tokens, choice.matched_tokens)
         if choice.predicted_cached_tokens and choice.reason == "load":
             choice.reason = "prefix"
