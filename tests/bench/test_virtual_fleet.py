@@ -14,6 +14,8 @@ from xinf.bench.route_plan import RouteLoad, RoutePlan, make_plan
 from xinf.bench.route_run import VirtualSite, check_policies, plan_route_runs, read_engine_arguments, run_route
 from xinf.bench.route_workload import RouteKind, RouteWorkloadSettings
 from xinf.bench.virtual_fleet import GatewaySettings, VirtualFleet
+from xinf.bench.virtual_residency import Telling
+from xinf.bench.working_set import size_pool
 from xinf.core.errors import InvalidRequest
 from xinf.core.records import RoutingPolicy
 from xinf.router import RouterSettings
@@ -261,3 +263,34 @@ def test_engine_arguments_are_laid_over_the_defaults() -> None:
         read_engine_arguments({"speed": 1}, ENGINE)
     with pytest.raises(InvalidRequest, match="max_running"):
         read_engine_arguments({"max_running": 0}, ENGINE)
+
+
+def within_a_block(records: list[Record]) -> float:
+    """The share of requests, of those with anything predicted or found, whose prediction was right."""
+    pairs = [(record.predicted_cached_tokens or 0, record.cached_tokens or 0) for record in records]
+    said = [abs(a - b) <= ENGINE.block_tokens for a, b in pairs if a or b]
+    assert len(said) > len(pairs) / 2
+    return sum(said) / len(said)
+
+
+@pytest.mark.parametrize("kind", [RouteKind.CHAT, RouteKind.AGENTS, RouteKind.DOCUMENTS])
+def test_what_engines_tell_comes_true(kind: RouteKind) -> None:
+    """Little traffic, so that nothing is evicted between choice and admission, in caches that evict all the time."""
+    plan = plan_of(kind, n_requests=300, share=0.1)
+    fleet = FleetSettings(
+        n_replicas=4, engine=msgspec.structs.replace(ENGINE, kv_blocks=size_pool(plan.working_set, 30, 4).kv_blocks)
+    )
+    told, guessed = (
+        within_a_block(play(plan, fleet=fleet, gateway=GatewaySettings(telling=telling)).records)
+        for telling in (Telling.EXACT, Telling.OFF)
+    )
+    assert told >= 0.99
+    assert guessed < told
+
+
+def test_residency_that_comes_late_is_less_true() -> None:
+    plan = plan_of(RouteKind.AGENTS)
+    soon, late = (
+        within_a_block(play(plan, gateway=GatewaySettings(residency_delay_s=delay_s)).records) for delay_s in (0.0, 5.0)
+    )
+    assert soon > late

@@ -120,3 +120,16 @@ def test_real_run_through_a_gateway_of_its_own(xinf: Type, tmp_path: Path) -> No
     commands = [" ".join(command_of(child)) for child in living_children(os.getpid(), recursive=True)]
     left = [command for command in commands if "xinf" in command]
     assert left == []
+
+
+def test_simulated_engines_tell_what_they_are_let_to(xinf: Type, tmp_path: Path) -> None:
+    file = tmp_path / "route.json"
+    done = xinf(
+        "simulate", *QUICK, "--policy", "auto", "--residency", "off", "--residency-delay", "5ms", "--json", str(file)
+    )
+    assert done.exit_code == 0, done.output
+    settings = json.loads(file.read_text())["settings"]
+    assert (settings["residency"], settings["residency_delay_s"]) == ("off", 0.005)
+    refused = xinf("simulate", *QUICK, "--residency", "most")
+    assert refused.exit_code != 0
+    assert "exact, approx, off" in refused.output

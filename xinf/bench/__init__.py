@@ -51,6 +51,7 @@ from xinf.bench.route_run import (
     RouteSite,
     VirtualSite,
     check_policies,
+    check_telling,
     draw_seed,
     read_engine_arguments,
     run_route,
@@ -61,6 +62,7 @@ from xinf.bench.run import Progress, run_bench
 from xinf.bench.slo import Slo, parse_slo
 from xinf.bench.target import Endpoint, Target
 from xinf.bench.virtual_fleet import GatewaySettings
+from xinf.bench.virtual_residency import Telling
 from xinf.bench.workload import WorkloadKind, WorkloadSettings
 
 __all__ = [
@@ -101,11 +103,13 @@ __all__ = [
     "Spread",
     "Summary",
     "Target",
+    "Telling",
     "VirtualSite",
     "WorkloadKind",
     "WorkloadSettings",
     "check_chart",
     "check_policies",
+    "check_telling",
     "compare",
     "cpu_s",
     "descendants",

@@ -29,7 +29,8 @@ SCHEMA = "xinf-route/1"
 class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for. `policies` and `pools_pct` are each tried on every workload, in rotated order.
 
-    `pools_pct` None: the fleet's own `kv_blocks`. `is_simulated`: in virtual time, with `report_delay_s`.
+    `pools_pct` None: the fleet's own `kv_blocks`. `is_simulated`: in virtual time, with what is
+    said here of delays and of what engines tell of their caches (`residency`: see `virtual_residency.Telling`).
     """
 
     workloads: tuple[RouteWorkloadSettings, ...]
@@ -42,6 +43,8 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     n_repeats: int = 1
     seed: int = 0
     report_delay_s: float | None = None
+    residency: str | None = None
+    residency_delay_s: float | None = None
     url: str | None = None  # of a server that was there already
     keeps_records: bool = False
     label: str | None = None

@@ -32,6 +32,7 @@ from xinf.bench.route_report import summarize_route
 from xinf.bench.route_workload import RouteWorkloadSettings, make_route_workload
 from xinf.bench.target import Target
 from xinf.bench.virtual_fleet import GatewaySettings, VirtualFleet
+from xinf.bench.virtual_residency import Telling
 from xinf.bench.working_set import size_pool
 from xinf.core.errors import InvalidRequest
 from xinf.core.records import RoutingPolicy
@@ -208,6 +209,14 @@ def check_policies(names: str) -> tuple[str, ...]:
         if name not in known:
             raise InvalidRequest(f"there is no policy {name!r}", remedy=f"choose from {', '.join(known)}, or all")
     return chosen
+
+
+def check_telling(name: str) -> str:
+    """Read what engines say of their caches. Raises: InvalidRequest."""
+    known = tuple(telling.value for telling in Telling)
+    if name not in known:
+        raise InvalidRequest(f"engines cannot tell {name!r} of their caches", remedy=f"choose from {', '.join(known)}")
+    return name
 
 
 def read_engine_arguments(arguments: dict[str, object], base: SimSettings) -> SimSettings:

@@ -2,7 +2,8 @@
 
     plan ─▶ start ─▶ Router.choose ─▶ SimEngine ─▶ tokens ─▶ Router.finished ─▶ the steps that follow
                        ▲     └─ nobody is open: the waiting room                    └▶ the waiting room
-                       └──────────── load, `report_delay_s` after the step that changed it
+                       └──────────── load, `report_delay_s` after the step that changed it; what its cache holds,
+                                     `residency_delay_s` after it changed
 
 Bodies are written, scanned and hashed as the gateway does it, because the router learns from their text. What has no
 counterpart: HTTP, the Link, several gateway processes, CPU of anything. A request costs O(its text + replicas), a step
@@ -29,23 +30,30 @@ from xinf.bench.route_body import RouteBody
 from xinf.bench.route_driver import RouteOutcome
 from xinf.bench.route_plan import RoutePlan
 from xinf.bench.route_session import RouteSession
+from xinf.bench.virtual_residency import Held, Telling, VirtualResidency
 from xinf.core.records import RoutingPolicy
-from xinf.router import Choice, LoadView, Router, RouterSettings
+from xinf.router import Choice, LoadView, ResidencyUpdate, Router, RouterSettings
 from xinf.sim import SimEngine, SimLoad, SimSequence, TextSource, Timeline
 
 MODEL = "simulated"
 REPEAT_S = 1.0  # a load report at least this often, as shims do
 _SEED = 1  # of the prefix chains: one model, one tenant
 _TELL_EVERY = 1000
+_BY_PREFIX = (RoutingPolicy.AUTO, RoutingPolicy.PREFIX)
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the gateway is simulated. `report_delay_s`: from the end of an engine's step until the router knows."""
+    """What of the gateway is simulated.
+
+    `report_delay_s`, `residency_delay_s`: from a change of an engine's load, or of its cache, until the router knows.
+    """
 
     router: RouterSettings = RouterSettings()
     max_waiting: int = 1024
     waiting_timeout_s: float = 30.0
     report_delay_s: float = 0.001
+    telling: Telling = Telling.EXACT
+    residency_delay_s: float = 0.002
 
 
 class _Talk:
@@ -62,7 +70,7 @@ class _Talk:
 class _Call:
     """One request under way."""
 
-    __slots__ = ("answer", "choice", "prompt", "record", "replica", "scan", "talk")
+    __slots__ = ("answer", "choice", "held", "prompt", "record", "replica", "scan", "talk")
 
     def __init__(self, talk: _Talk, record: Record, scanned: Scan, prompt: bytes, answer: bytes) -> None:
         self.talk = talk
@@ -72,12 +80,13 @@ class _Call:
         self.answer = answer
         self.choice: Choice
         self.replica: _Replica
+        self.held: Held | None = None
 
 
 class _Replica:
     """An engine as the router knows it."""
 
-    __slots__ = ("engine", "last_submit", "name", "reported_s", "sent")
+    __slots__ = ("engine", "last_submit", "name", "reported_s", "residency", "sent")
 
     def __init__(self, name: str, engine: SimEngine) -> None:
         self.name = name
@@ -85,6 +94,7 @@ class _Replica:
         self.last_submit = 0
         self.sent: tuple[SimLoad, int] | None = None
         self.reported_s = -REPEAT_S
+        self.residency: VirtualResidency | None = None
 
 
 class VirtualFleet:
@@ -119,7 +129,16 @@ class VirtualFleet:
             is_ready=True,
             max_running=settings.engine.max_running,
         )
-        self._timeline.attach(engine, self._on_token, partial(self._report, replica))
+        if policy in _BY_PREFIX and self._gateway.telling is not Telling.OFF:
+            replica.residency = VirtualResidency(
+                engine,
+                self._gateway.telling,
+                timeline=self._timeline,
+                seed=_SEED,
+                chunk_bytes=self._gateway.router.chunk_bytes,
+                tell=partial(self._tell, name),
+            )
+        self._timeline.attach(engine, self._on_token, partial(self._on_step, replica))
 
     def run(self, plan: RoutePlan, on_progress: Callable[[int], None] = lambda _: None) -> RouteOutcome:
         """Play a plan to its end. `on_progress` hears how many requests have ended, now and then."""
@@ -185,12 +204,16 @@ class VirtualFleet:
         record.replica = replica.name
         record.predicted_cached_tokens = choice.predicted_cached_tokens
         now_s = self._timeline.now_s()
+        if replica.residency is not None:
+            call.held = replica.residency.begin(call.scan, call.prompt)
         sequence = SimSequence(call.prompt, call.answer, arrived_s=now_s, owner=call)
         try:
             replica.engine.submit(sequence, now_s)
         except ValueError as error:
             self._router.finished(choice, prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
             self._fail(call, 400, str(error))
+        if replica.residency is not None:
+            replica.residency.flush()
         return True
 
     def _on_token(self, sequence: SimSequence) -> None:
@@ -214,6 +237,8 @@ class VirtualFleet:
             completion_tokens=sequence.n_generated,
             is_ok=True,
         )
+        if call.held is not None and call.replica.residency is not None:
+            call.replica.residency.end(call.held, call.prompt, call.answer)
         self._end(record)
         talk, number = call.talk, record.turn
         followers = talk.session.followers(number)
@@ -256,7 +281,20 @@ class VirtualFleet:
         self._n_skipped += call.talk.session.below(record.turn)
         self._end(record)
 
-    # ---- load -----------------------------------------------------------------------------------------------------
+    # ---- what engines say -----------------------------------------------------------------------------------------
+
+    def _on_step(self, replica: _Replica) -> None:
+        if replica.residency is not None:
+            replica.residency.flush()
+        self._report(replica)
+
+    def _tell(self, name: str, update: ResidencyUpdate) -> None:
+        """Let the router know what an engine's cache holds."""
+        delay_s = self._gateway.residency_delay_s
+        if delay_s:
+            self._timeline.call_at(self._timeline.now_s() + delay_s, partial(self._router.on_residency, name, update))
+        else:
+            self._router.on_residency(name, update)
 
     def _report(self, replica: _Replica) -> None:
         """Tell the router the load if it is not what it was told last."""

@@ -124,6 +124,21 @@ ReportDelay = Annotated[
         "--report-delay", help="From an engine's step until the router knows its load.", rich_help_panel=_FLEET
     ),
 ]
+ResidencyOption = Annotated[
+    str,
+    typer.Option(
+        help="What engines say of their caches: exact, approx (what one of their size would hold) or off (nothing).",
+        rich_help_panel=_FLEET,
+    ),
+]
+ResidencyDelay = Annotated[
+    str,
+    typer.Option(
+        "--residency-delay",
+        help="From a change of an engine's cache until the router knows.",
+        rich_help_panel=_FLEET,
+    ),
+]
 SloOption = Annotated[
     str, typer.Option("--slo", "--goodput", help="For goodput: ttft=1s,tpot=50ms.", rich_help_panel=_REPORT)
 ]
@@ -175,6 +190,7 @@ def route(
         policy=policy, workload=workload, trace=trace, trace_block=trace_block, speed=speed, scale=scale, seed=seed,
         rate=rate, share=load, requests=requests, duration=duration, repeat=repeat, replicas=replicas, pool=pool,
         engine_arg=engine_arg, slo=slo, json=json, records=records, label=label, url=url, report_delay=None,
+        residency=None, residency_delay=None,
     )  # fmt: skip
     if url is not None:
         target = _target(url, api_key)
@@ -204,6 +220,8 @@ def simulate(
     pool: Pool = None,
     engine_arg: EngineArgs = None,
     report_delay: ReportDelay = "1ms",
+    residency: ResidencyOption = "exact",
+    residency_delay: ResidencyDelay = "2ms",
     slo: SloOption = "ttft=1s",
     json: JsonFile = None,
     records: RecordsOption = False,
@@ -215,13 +233,14 @@ def simulate(
 
     The same workloads and the same report as `xinf bench route`; the guide says what it leaves out.
     """
-    from xinf.bench import GatewaySettings, VirtualSite
+    from xinf.bench import GatewaySettings, Telling, VirtualSite
     from xinf.router import RouterSettings
 
     asked = _read(
         policy=policy, workload=workload, trace=trace, trace_block=trace_block, speed=speed, scale=scale, seed=seed,
         rate=rate, share=load, requests=requests, duration=duration, repeat=repeat, replicas=replicas, pool=pool,
         engine_arg=engine_arg, slo=slo, json=json, records=records, label=label, url=None, report_delay=report_delay,
+        residency=residency, residency_delay=residency_delay,
     )  # fmt: skip
     loaded = open_session(config, None, settings=settings).config
     gateway = GatewaySettings(
@@ -229,6 +248,8 @@ def simulate(
         max_waiting=loaded.gateway.max_waiting,
         waiting_timeout_s=loaded.gateway.waiting_timeout,
         report_delay_s=asked.report_delay_s or 0.0,
+        telling=Telling(asked.residency),
+        residency_delay_s=asked.residency_delay_s or 0.0,
     )
     since_s = time.monotonic()
     document = _compare(asked, VirtualSite(gateway), json)
@@ -379,6 +400,8 @@ def _read(
     label: str | None,
     url: str | None,
     report_delay: str | None,
+    residency: str | None,
+    residency_delay: str | None,
 ) -> RouteSettings:
     """Make the settings of what was typed. Raises: InvalidRequest, NotFound."""
     from xinf.bench import (
@@ -388,6 +411,7 @@ def _read(
         RouteLoad,
         RouteSettings,
         check_policies,
+        check_telling,
         draw_seed,
         parse_slo,
         read_engine_arguments,
@@ -429,6 +453,8 @@ def _read(
         n_repeats=repeat,
         seed=draw_seed() if seed is None else seed,
         report_delay_s=None if report_delay is None else parse_seconds(report_delay),
+        residency=None if residency is None else check_telling(residency),
+        residency_delay_s=None if residency_delay is None else parse_seconds(residency_delay),
         url=url,
         keeps_records=records,
         label=label,
