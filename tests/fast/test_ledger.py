@@ -65,6 +65,10 @@ def test_ledger_agrees_with_the_naive_one(seed: int) -> None:
             model.replicas[reservation.replica].reservations.remove(reservation)
             assert ledger.release(handle)
             assert not ledger.release(handle)
+        elif pick < 0.65 and live:
+            handle, reservation = rng.choice(live)
+            ledger.started(handle)
+            reservation.tokens = 0
         elif pick < 0.75 and live:
             handle, reservation = rng.choice(live)
             if reservation.submit_id == 0:
@@ -76,12 +80,14 @@ def test_ledger_agrees_with_the_naive_one(seed: int) -> None:
         elif pick < 0.9:
             report = {
                 "requests": rng.randrange(9),
+                "waiting": rng.randrange(3),
                 "queued_prefill_tokens": rng.randrange(3000),
                 "kv_blocks_used": rng.randrange(100),
                 "kv_blocks_total": rng.choice([0, 100]),
                 "last_submit": rng.randrange(next_id),
                 "now_s": now_s,
             }
+            report["waiting"] = min(report["waiting"], report["requests"])
             last = model.replicas[replica].report
             report["last_submit"] = max(report["last_submit"], last["last_submit"] if last else 0)
             ledger.report(replica, **report)
@@ -89,7 +95,8 @@ def test_ledger_agrees_with_the_naive_one(seed: int) -> None:
         elif pick < 0.93:
             model.replicas[replica].trust = rng.random()
             row = model.replicas[replica]
-            ledger.set_rates(replica, row.rate, row.service_s, row.trust)
+            row.crowd_s = rng.choice([0.0, 0.01])
+            ledger.set_rates(replica, row.rate, row.service_s, row.trust, row.crowd_s)
         elif pick < 0.95:
             ledger.remove(replica)
             gone = model.replicas.pop(replica).reservations
@@ -139,6 +146,36 @@ def test_what_is_cached_is_preferred_until_the_queue_outweighs_it() -> None:
     assert 1 in picked  # 40 tokens each queue up behind each other; after some 24 the other one is cheaper
 
 
+def test_a_slot_is_waited_for_when_all_are_taken() -> None:
+    ledger = ledger_of(1, service_s=0.8)
+    for n_there in range(12):
+        waited_s = ledger.terms(0, 1000, 0, 1.0)[2] - 1.0 * (4 + min(n_there, 8) / 16 + max(0, n_there - 8) * 4)
+        assert waited_s == pytest.approx(max(0, n_there - 7) * 0.1), n_there
+        ledger.reserve(0, 1000, 0)
+
+
+def test_a_miss_goes_where_few_wait_and_few_decode() -> None:
+    ledger = ledger_of(3)
+    report = {"queued_prefill_tokens": 0, "last_submit": 0, "now_s": 1.0, "kv_blocks_used": 0, "kv_blocks_total": 0}
+    ledger.report(0, requests=4, waiting=1, **report)
+    ledger.report(1, requests=4, waiting=0, **report)
+    ledger.report(2, requests=3, waiting=0, **report)
+    costs = [sum(ledger.terms(replica, 1000, 0, 1.0)) for replica in range(3)]
+    assert costs[0] > costs[1] > costs[2]
+
+
+def test_what_has_begun_is_queued_no_more() -> None:
+    ledger = ledger_of(1)
+    first, second = ledger.reserve(0, 100, 0), ledger.reserve(0, 300, 0)
+    ledger.started(first)
+    ledger.started(first)
+    assert ledger.queued_tokens(0, 1.0) == 300
+    ledger.release(first)
+    assert ledger.queued_tokens(0, 1.0) == 300
+    ledger.started(second)
+    assert (ledger.queued_tokens(0, 1.0), ledger.inflight(0)) == (0, 1)
+
+
 def test_a_full_pool_is_a_barrier() -> None:
     ledger = ledger_of(2)
     report = {"queued_prefill_tokens": 0, "last_submit": 0, "now_s": 1.0, "kv_blocks_total": 100}
@@ -169,7 +206,7 @@ def test_a_link_that_went_down_forgets_the_report() -> None:
     assert ledger.uncounted(0) == 0
     ledger.forget_report(0)
     assert ledger.uncounted(0) == 1
-    assert ledger.terms(0, 1, 0, 1.0)[2] == 0.5 / 8
+    assert ledger.terms(0, 1, 0, 1.0)[2] == pytest.approx(0.001 * (4 + 1 / 16))  # one request is there, not nine
     ledger.release(handle)
     assert (ledger.uncounted(0), ledger.terms(0, 1, 0, 1.0)[0]) == (0, 0.0)
 

@@ -336,7 +336,8 @@ class _LedgerRun:
         if self.known(replica):
             row = self.model.replicas[replica]
             row.trust = trust
-            self.ledger.set_rates(replica, row.rate, row.service_s, trust)
+            row.crowd_s = trust / 100
+            self.ledger.set_rates(replica, row.rate, row.service_s, trust, row.crowd_s)
 
     def limits(self, replica: int, block_tokens: int) -> None:
         if self.known(replica):

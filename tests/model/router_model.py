@@ -7,7 +7,7 @@ evicted. What engines say is believed for ever: whether it comes true is not che
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import harmonic_mean
+from statistics import fmean
 
 from tests.model import scan_model
 from tests.model.index_model import IndexModel
@@ -53,6 +53,8 @@ class ModelChoice:
     promised_tokens: int = 0
     predicted_cached_tokens: int = 0
     queued_tokens: int = 0
+    requests: int = 0
+    is_clear: bool = False
     started_s: float | None = None
     reservation: ModelReservation | None = None
 
@@ -88,15 +90,17 @@ class RouterModel:
         prior = self.prior_of_peers()
         self.max_running[row] = max_running
         self.most_block_tokens = max(self.most_block_tokens, block_tokens)
-        self.ledger.replicas[row] = ModelReplica(*prior, min(max_running, FIRST_SLOTS), block_tokens, is_ready=True)
-        self.rates[row] = RatesModel(*prior)
+        self.ledger.replicas[row] = ModelReplica(
+            *prior, max_running, block_tokens, slots_shown=FIRST_SLOTS, is_ready=True
+        )
+        self.rates[row] = RatesModel(*prior, self.rates)
         self.shown[row] = FIRST_SLOTS
 
     def prior_of_peers(self) -> tuple[float, float]:
-        rates = [one.prefill_tokens_per_s for one in self.rates.values() if one.has_prefill]
+        speeds = [one.own_s_per_token for one in self.rates.values() if one.has_prefill]
         stays = [one.service_s for one in self.rates.values() if one.has_service]
         return (
-            harmonic_mean(rates) if rates else self.prior[0],
+            1 / fmean(speeds) if speeds else self.prior[0],
             sum(stays) / len(stays) if stays else self.prior[1],
         )
 
@@ -170,6 +174,8 @@ class RouterModel:
             choice.n_hits = sum(end <= choice.matched_bytes for end in prompt.ends)
         choice.promised_tokens = self.promised(row, prompt.tokens, held)
         choice.queued_tokens = round(self.ledger.terms(row, 1, 0, now_s)[0] * replica.rate)
+        choice.requests = self.ledger.requests(row, now_s)
+        choice.is_clear = self.ledger.is_clear(row, self.own(choice), now_s)
         if row in self.told:
             self.overlay(choice)
         else:
@@ -184,6 +190,16 @@ class RouterModel:
         known = (1, choice.matched_tokens) if choice.matched_bytes else (0, 0)
         places = positions(ends, choice.prompt_tokens, *known)
         self.index.insert(choice.row, choice.marks[choice.n_hits :], places[1:])
+
+    def own(self, choice: ModelChoice) -> int:
+        return max(1, choice.prompt_tokens - choice.predicted_cached_tokens)
+
+    def start(self, choice: ModelChoice, now_s: float) -> None:
+        """The first token came."""
+        if choice.is_stream and choice.started_s is None:
+            choice.started_s = now_s
+            assert choice.reservation is not None
+            choice.reservation.tokens = 0
 
     def hold(self, choice: ModelChoice, n_tokens: int, n_known: int) -> None:
         if not choice.marks:
@@ -208,14 +224,10 @@ class RouterModel:
             return
         if not is_ok:
             return
-        if choice.started_s is not None or completion <= 1:
-            first_s = (now_s if choice.started_s is None else choice.started_s) - choice.chosen_s
-            others = max(0, choice.queued_tokens - max(1, choice.prompt_tokens - choice.predicted_cached_tokens))
-            rates.learn_prefill(others + max(1, prompt_tokens - cached), first_s)
-        rates.learn_service(now_s - choice.chosen_s)
+        self.learn_speed(choice, max(1, prompt_tokens - cached), completion, now_s)
         if self.shown[choice.row] < self.max_running[choice.row]:
             self.shown[choice.row] += SLOTS_PER_ANSWER
-        replica.max_running = min(self.max_running[choice.row], self.shown[choice.row])
+        replica.slots_shown = self.shown[choice.row]
         if choice.can_learn:
             if choice.marks:
                 self.density.learn(choice.ends[-1], prompt_tokens)
@@ -223,7 +235,29 @@ class RouterModel:
                     self.correct(choice, prompt_tokens, replica.block_tokens)
             if choice.row not in self.told:
                 rates.learn_trust(choice.promised_tokens, cached)
-        replica.rate, replica.service_s, replica.trust = rates.prefill_tokens_per_s, rates.service_s, rates.trust
+        for row, learnt in self.rates.items():
+            shown = self.ledger.replicas[row]
+            shown.rate, shown.service_s, shown.trust = learnt.prefill_tokens_per_s, learnt.service_s, learnt.trust
+            shown.crowd_s = learnt.crowd_s
+
+    def learn_speed(self, choice: ModelChoice, own: int, completion: int, now_s: float) -> None:
+        rates = self.rates[choice.row]
+        n_points = len(rates.prefill.points)
+        if choice.is_clear and (choice.started_s is not None or completion <= 1):
+            first_s = (now_s if choice.started_s is None else choice.started_s) - choice.chosen_s
+            others = max(0, choice.queued_tokens - self.own(choice))
+            rates.learn_prefill(others + own, first_s)
+        if choice.started_s is None:
+            rates.learn_service(now_s - choice.chosen_s)
+        else:
+            rates.learn_service(now_s - choice.started_s + own / rates.prefill_tokens_per_s)
+            requests = (choice.requests + self.ledger.requests(choice.row, now_s)) / 2
+            rates.learn_crowd(requests, completion, now_s - choice.started_s)
+        if len(rates.prefill.points) != n_points and len(rates.prefill.points) in (1, 2, 4, 8, 16, 32):
+            rate, stay = self.prior_of_peers()
+            for one in self.rates.values():
+                one.prefill_tokens_per_s = one.prefill_tokens_per_s if one.has_prefill else rate
+                one.service_s = one.service_s if one.has_service else stay
 
     def position_held(self, row: int, chunk: int) -> int:
         return self.index.positions[chunk] if row in self.index.holders.get(chunk, ()) else 0

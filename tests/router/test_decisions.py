@@ -139,6 +139,7 @@ class Pair:
             self.rows[name],
             {
                 "requests": view.running + view.waiting,
+                "waiting": view.waiting,
                 "queued_prefill_tokens": view.queued_prefill_tokens,
                 "kv_blocks_used": view.kv_blocks_used,
                 "kv_blocks_total": view.kv_blocks_total,
@@ -160,8 +161,7 @@ class Pair:
     def start(self) -> None:
         choice, twin = self.rng.choice(self.open)
         self.router.started(choice)
-        if twin.is_stream and twin.started_s is None:
-            twin.started_s = self.clock.monotonic_s()
+        self.model.start(twin, self.clock.monotonic_s())
         assert choice.started_s == twin.started_s
 
     def finish(self) -> None:

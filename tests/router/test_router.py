@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import orjson
@@ -49,8 +50,8 @@ def serve(router: Router, clock: FakeClock, body: Scan, *, prompt_tokens: int, c
     return choice
 
 
-# Affinity alone (`prefix`) is there to compare with: it does not spread.
-@pytest.mark.parametrize("policy", [policy for policy in RoutingPolicy if policy is not RoutingPolicy.PREFIX])
+# Those that look at prefixes let identical prompts wait for each other: that takes no longer than computing them anew.
+@pytest.mark.parametrize("policy", [RoutingPolicy.LEAST_LOAD, RoutingPolicy.ROUND_ROBIN, RoutingPolicy.SESSION])
 @pytest.mark.parametrize("n_replicas", range(1, 10))
 def test_identical_simultaneous_requests_spread_within_one(policy: RoutingPolicy, n_replicas: int) -> None:
     for n_requests in range(2, 65):
@@ -58,6 +59,15 @@ def test_identical_simultaneous_requests_spread_within_one(policy: RoutingPolicy
         counts = Counter(choose(router).replica_id for _ in range(n_requests))
         spread = [counts[f"r{i}"] for i in range(n_replicas)]
         assert max(spread) - min(spread) <= 1, n_requests
+
+
+@pytest.mark.parametrize("n_replicas", range(1, 10))
+def test_identical_simultaneous_requests_do_not_pile_up(n_replicas: int) -> None:
+    """A new replica counts as having four slots: about so many wait for one prompt, more only where all are as busy."""
+    for n_requests in range(2, 65):
+        router, _ = router_of(n_replicas, turn=n_requests)
+        counts = Counter(choose(router).replica_id for _ in range(n_requests))
+        assert max(counts.values()) <= max(4, -(-n_requests // n_replicas)) + 1, n_requests
 
 
 def test_identical_requests_of_one_session_spread_too() -> None:
@@ -137,6 +147,88 @@ def test_rates_are_learnt() -> None:
     assert view.service_s == pytest.approx(2.0)
 
 
+def stream(router: Router, clock: FakeClock, n_tokens: int, first_s: float, *, answer_s: float = 0.5) -> Choice:
+    """One streamed request of so many tokens, none of them cached, alone on its replica."""
+    choice = choose(router, request(f"{n_tokens} " * (4 * n_tokens // 5), stream=True))
+    clock.advance(first_s)
+    router.started(choice)
+    clock.advance(answer_s)
+    router.finished(choice, prompt_tokens=n_tokens, cached_tokens=0, completion_tokens=50, is_ok=True)
+    return choice
+
+
+def rate_of(router: Router, replica: int = 0) -> float:
+    return router.snapshot().replicas[replica].prefill_tokens_per_s
+
+
+def test_fixed_costs_are_told_from_the_rate() -> None:
+    router, clock = router_of(1)
+    for n_tokens in (80, 2000, 300, 800, 4000, 120, 1500):
+        stream(router, clock, n_tokens, 0.015 + n_tokens / 20_000)
+    assert rate_of(router) == pytest.approx(20_000, rel=0.01)
+    for _ in range(60):  # prompts of one size say nothing of what is fixed: it holds on
+        stream(router, clock, 100, 0.015 + 100 / 20_000)
+    assert rate_of(router) == pytest.approx(20_000, rel=0.05)
+
+
+def test_a_request_that_stalled_does_not_ruin_the_rate() -> None:
+    router, clock = router_of(1)
+    for n_tokens in (80, 2000, 300, 800, 4000, 120, 1500) * 3:
+        stream(router, clock, n_tokens, 0.015 + n_tokens / 20_000)
+    stream(router, clock, 1000, 60.0)
+    assert rate_of(router) > 15_000
+
+
+def test_an_engine_that_became_slow_is_believed() -> None:
+    router, clock = router_of(1)
+    for speed in (20_000, 4_000):
+        for n_tokens in (80, 2000, 300, 800, 4000, 120, 1500) * 12:
+            stream(router, clock, n_tokens, 0.015 + n_tokens / speed)
+        assert rate_of(router) == pytest.approx(speed, rel=0.15)
+
+
+def test_requests_that_decode_are_not_queued_where_nothing_is_reported() -> None:
+    router, clock = router_of(1)
+    rng = random.Random(1)
+    open_choices: list[tuple[Choice, int]] = []
+    for _ in range(60):  # four at a time, of which three decode
+        n_tokens = rng.randrange(200, 4000)
+        choice = choose(router, request(f"{rng.random()} " * (n_tokens // 5), stream=True))
+        clock.advance(0.015 + n_tokens / 20_000)
+        router.started(choice)
+        open_choices.append((choice, n_tokens))
+        if len(open_choices) == 4:
+            done, n_done = open_choices.pop(0)
+            router.finished(done, prompt_tokens=n_done, cached_tokens=0, completion_tokens=9, is_ok=True)
+    assert rate_of(router) == pytest.approx(20_000, rel=0.02)
+
+
+def test_who_had_to_wait_for_a_slot_teaches_no_rate() -> None:
+    router, clock = router_of(1)
+    router.on_load("r0", LoadView(running=64, waiting=3, queued_prefill_tokens=500))
+    choice = choose(router, request("w" * 8000, stream=True))
+    clock.advance(9.0)
+    router.started(choice)
+    router.finished(choice, prompt_tokens=2000, cached_tokens=0, completion_tokens=9, is_ok=True)
+    assert rate_of(router) == 8000
+
+
+def test_replicas_that_differ_little_count_as_equal_and_unused_ones_as_the_others() -> None:
+    router, clock = router_of(4)
+    speeds = {"r0": 20_000, "r1": 22_000, "r2": 8_000}
+    for n_tokens in (80, 2000, 300, 800, 4000, 120, 1500) * 8:
+        for name, speed in speeds.items():
+            others = [f"r{i}" for i in range(4) if f"r{i}" != name]
+            choice = choose(router, request(f"{n_tokens} {name}" * n_tokens, stream=True), exclude=others)
+            clock.advance(0.015 + n_tokens / speed)
+            router.started(choice)
+            router.finished(choice, prompt_tokens=n_tokens, cached_tokens=0, completion_tokens=9, is_ok=True)
+    rates = [rate_of(router, replica) for replica in range(4)]
+    assert rates[0] == pytest.approx(rates[1], rel=0.1)
+    assert rates[2] < 0.75 * rates[0]
+    assert min(rates[:3]) < rates[3] < max(rates[:3])
+
+
 def test_the_first_byte_of_a_whole_answer_teaches_no_rate() -> None:
     router, clock = router_of(1)
     choice = choose(router, request("w" * 8000))
@@ -190,7 +282,7 @@ def test_load_reports_count_nothing_twice() -> None:
     terms = router.explain("m", request("x"), seed=1)[0].terms
     own = choices[2].prompt_tokens - choices[2].predicted_cached_tokens
     assert terms.queued_s == pytest.approx((700 + own) / 8000)
-    assert terms.decode_s == pytest.approx(3 * 0.5 / 4)  # it has shown no more than the first slots yet
+    assert terms.decode_s == pytest.approx(terms.prefill_s * (4 + 3 / 16))  # three are there, each of them once
 
 
 def test_reports_that_stop_count_for_nothing_after_two_seconds() -> None:

@@ -124,6 +124,7 @@ class Decider:
         replica_id: str,
         *,
         requests: int,
+        waiting: int = 0,
         queued_prefill_tokens: int,
         kv_blocks_used: int,
         kv_blocks_total: int,

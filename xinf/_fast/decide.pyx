@@ -41,7 +41,7 @@ from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport line, place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
-from xinf._fast.rates cimport learn_density, learn_prefill, learn_service, learn_trust
+from xinf._fast.rates cimport forget_prefill, learn_crowd, learn_density, learn_prefill, learn_service, learn_trust
 from xinf._fast.record cimport Record
 from xinf._fast.scan cimport Scan
 from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
@@ -120,6 +120,8 @@ cdef class Choice:
     cdef double least_s  # what its choice would have cost
     cdef double begun_s  # NAN: not begun
     cdef uint32_t row
+    cdef bint is_clear  # all that it waits for is prefill
+    cdef uint64_t requests  # on the replica, this one included
     cdef uint64_t *hashes  # of the marks
     cdef uint32_t *ends  # bytes of text up to each of them; in the same block
     cdef Group group
@@ -269,7 +271,7 @@ cdef class Decider:
             number,
             # What others of the model do is the better guess, if it is known.
             prefill_tokens_per_s=self.prior_prefill_tokens_per_s if group is None else group.prefill_rate(
-                self.ledger, self.prior_prefill_tokens_per_s
+                self.prior_prefill_tokens_per_s
             ),
             service_s=self.prior_service_s if group is None else group.service(self.ledger, self.prior_service_s),
             max_running=max_running,
@@ -329,12 +331,13 @@ cdef class Decider:
         if known is None:
             return
         row = known
+        group = self.group_of[row]
+        forget_prefill(&self.ledger.rows[row].rates, &group.peers)
         self.ledger.remove(known)
         if self.records[row].has_index:
             self.index.drop(known)
         if self.records[row].has_exact:
             self.exact.drop(known)
-        group = self.group_of[row]
         group.remove(row)
         group.n_followed -= self.records[row].standing.is_followed
         if group.n == 0:
@@ -344,7 +347,7 @@ cdef class Decider:
         self.free_rows.append(known)
 
     def _report(
-        self, str replica_id not None, *, requests: int, queued_prefill_tokens: int, kv_blocks_used: int,
+        self, str replica_id not None, *, requests: int, waiting: int = 0, queued_prefill_tokens: int, kv_blocks_used: int,
         kv_blocks_total: int, last_submit: int,
     ) -> None:
         """Take in a load report. Those of unknown replicas are ignored: they were on their way when it left."""
@@ -353,6 +356,7 @@ cdef class Decider:
             self.ledger.report(
                 known,
                 requests=requests,
+                waiting=waiting,
                 queued_prefill_tokens=queued_prefill_tokens,
                 kv_blocks_used=kv_blocks_used,
                 kv_blocks_total=kv_blocks_total,
@@ -676,11 +680,13 @@ cdef class Decider:
         choice.replica_id = <str>self.names[row]
         choice.index_state = <str>VIEWS[record.standing.view]
         choice.queued_tokens = self.ledger.queued(row, choice.chosen_s)
+        choice.requests = self.ledger.requests_at(row, choice.chosen_s)
         if self.has_told and record.standing.is_followed:
             choice.is_followed = 1
             choice.told_tokens = self.told_lengths[row]
         if has_match and self.lengths[row]:
             self.note_match(choice)
+        choice.is_clear = self.ledger.is_clear(row, own_tokens(choice), choice.chosen_s)
         if is_told(&record.standing):
             self.overlay(choice)
         elif record.standing.view == VIEW_MARKS:
@@ -747,6 +753,7 @@ cdef class Decider:
         """Say that the first byte of an answer came. Optional: of streams, the prefill rate is learnt from it."""
         if choice.is_stream and isnan(choice.begun_s):  # the first byte of any other answer is its last one
             choice.begun_s = self.now()
+            self.ledger.begin(choice.handle)
 
     def finished(
         self, Choice choice not None, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, is_ok: bool
@@ -783,15 +790,24 @@ cdef class Decider:
     cdef int learn(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, int64_t completion_tokens) except -1:
         cdef Row *row = &self.ledger.rows[choice.row]
         cdef Record *record = &self.records[choice.row]
-        cdef double now_s = self.now(), first_s
-        cdef uint64_t own, others
+        cdef double now_s = self.now(), first_s, requests
+        cdef uint64_t own = max(1, above(prompt_tokens, cached_tokens)), others
+        cdef uint32_t n_points = row.rates.prefill.n
         if not isnan(choice.begun_s) or completion_tokens <= 1:
             first_s = (now_s if isnan(choice.begun_s) else choice.begun_s) - choice.chosen_s
-            # `queued_tokens` was read with the request's own reservation in it; count what it really took instead.
-            own = max(1, above(choice.prompt_tokens, choice.predicted_cached_tokens))
-            others = above(choice.queued_tokens, own)
-            learn_prefill(&row.rates, others + max(1, above(prompt_tokens, cached_tokens)), first_s)
-        learn_service(&row.rates, now_s - choice.chosen_s)
+            if choice.is_clear:
+                # `queued_tokens` was read with the request's own reservation in it; count what it really took instead.
+                others = above(choice.queued_tokens, own_tokens(choice))
+                learn_prefill(&row.rates, &choice.group.peers, others + own, first_s)
+        if isnan(choice.begun_s):
+            learn_service(&row.rates, now_s - choice.chosen_s)
+        else:
+            # Without the time that it waited for its turn.
+            learn_service(&row.rates, now_s - choice.begun_s + own / row.rates.prefill_tokens_per_s)
+            requests = 0.5 * (choice.requests + self.ledger.requests_at(choice.row, now_s))
+            learn_crowd(&row.rates, requests, completion_tokens, now_s - choice.begun_s)
+        if row.rates.prefill.n != n_points and row.rates.prefill.n & n_points == 0:  # the 1st, 2nd, 4th, 8th, ...
+            choice.group.lend_rates(self.ledger)
         if row.shown < row.max_running:
             row.shown += SLOTS_PER_ANSWER
         if not isnan(choice.cost_s):
@@ -807,7 +823,8 @@ cdef class Decider:
             record.answers_within_block += distance(choice.predicted_cached_tokens, cached_tokens) <= row.block_tokens
             record.predicted_cached_tokens += choice.predicted_cached_tokens
             record.cached_tokens += cached_tokens
-            if choice.is_followed and record.standing.is_followed:
+            # Of one that had to wait, what it would have found may be thrown out before its turn.
+            if choice.is_followed and record.standing.is_followed and choice.is_clear:
                 self.check(choice, prompt_tokens, cached_tokens)
         self.ledger.refresh(choice.row)
         return 0
@@ -965,6 +982,11 @@ cdef class Decider:
             prompt_tokens=choice.prompt_tokens,
             terms=(choice.queued_s, choice.prefill_s, choice.decode_s, choice.full_s),
         )
+
+
+cdef inline uint64_t own_tokens(Choice choice) noexcept:
+    """Tokens that the engine was thought to compute for a request."""
+    return max(1, above(choice.prompt_tokens, choice.predicted_cached_tokens))
 
 
 cdef inline bint uses_prefixes(int policy) noexcept nogil:

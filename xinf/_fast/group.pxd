@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from xinf._fast.ledger cimport Ledger
-from xinf._fast.rates cimport Density
+from xinf._fast.rates cimport Density, Peers
 
 
 @cython.final
@@ -18,6 +18,7 @@ cdef class Group:
     cdef uint32_t n_followed  # rows whose engines say what they hold
     cdef uint32_t block_tokens  # the largest
     cdef Density density
+    cdef Peers peers
     # What the policy gave over least-load, as far as the model of the cost knows.
     cdef uint32_t n_choices
     cdef uint64_t n_compared
@@ -26,5 +27,6 @@ cdef class Group:
 
     cdef int add(self, uint32_t row) except -1
     cdef void remove(self, uint32_t row) noexcept nogil
-    cdef double prefill_rate(self, Ledger ledger, double prior) noexcept
+    cdef double prefill_rate(self, double prior) noexcept
     cdef double service(self, Ledger ledger, double prior) noexcept
+    cdef void lend_rates(self, Ledger ledger) noexcept

@@ -46,17 +46,9 @@ cdef class Group:
                 memmove(&self.rows[i], &self.rows[i + 1], (self.n - i) * sizeof(uint32_t))
                 return
 
-    cdef double prefill_rate(self, Ledger ledger, double prior) noexcept:
+    cdef double prefill_rate(self, double prior) noexcept:
         """Tokens per second: the mean, in seconds per token, of those that were measured, else `prior`."""
-        cdef double seconds = 0
-        cdef uint32_t i, n = 0
-        cdef Row *row
-        for i in range(self.n):
-            row = &ledger.rows[self.rows[i]]
-            if row.rates.has_prefill:
-                seconds += 1 / row.rates.prefill_tokens_per_s
-                n += 1
-        return n / seconds if n else prior
+        return self.peers.n / self.peers.s_per_token if self.peers.n else prior
 
     cdef double service(self, Ledger ledger, double prior) noexcept:
         """How long a request stays, in seconds: the mean of those that were measured, else `prior`."""
@@ -69,6 +61,22 @@ cdef class Group:
                 seconds += row.rates.service_s
                 n += 1
         return seconds / n if n else prior
+
+
+    cdef void lend_rates(self, Ledger ledger) noexcept:
+        """Let rows that nothing was measured of count as fast as the others: they are chosen, or not, for that."""
+        cdef uint32_t i
+        cdef Row *row
+        cdef double rate = self.prefill_rate(0), stay = self.service(ledger, 0)
+        for i in range(self.n):
+            row = &ledger.rows[self.rows[i]]
+            if row.rates.has_prefill and row.rates.has_service:
+                continue
+            if rate and not row.rates.has_prefill:
+                row.rates.prefill_tokens_per_s = rate
+            if stay and not row.rates.has_service:
+                row.rates.service_s = stay
+            ledger.refresh(self.rows[i])
 
 
 def _fail_allocation(k: int) -> None:

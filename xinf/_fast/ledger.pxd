@@ -20,6 +20,7 @@ cdef struct Row:
     uint64_t uncounted_tokens
     uint64_t uncounted_blocks
     uint32_t requests  # running and waiting in the report
+    uint32_t waiting  # of them
     uint32_t inflight
     uint32_t uncounted
     uint32_t max_running
@@ -34,9 +35,8 @@ cdef struct Lane:  # one cache line: all that a pick reads of a replica that hol
     double[2] base_s  # queued and decode terms, by a fresh report and by a stale one; INFINITY: not open
     uint64_t[2] room_tokens  # more uncached tokens than this meet the barrier of a full KV pool
     double fresh_until_s
-    double s_per_token
+    double[2] s_per_token  # of our own prefill, with what it costs others
     uint64_t identity  # for rendezvous hashing
-    uint64_t unused
 
 cdef struct Reservation:
     uint64_t submit_id  # 0: not submitted yet
@@ -87,6 +87,9 @@ cdef class Ledger:
     cdef bint opens(self, uint32_t replica) noexcept nogil
     cdef uint64_t believed(self, uint32_t replica, uint64_t prompt, uint64_t cached) noexcept nogil
     cdef uint64_t queued(self, uint32_t replica, double now_s) noexcept nogil
+    cdef bint is_clear(self, uint32_t replica, uint64_t own, double now_s) noexcept nogil
+    cdef uint64_t requests_at(self, uint32_t replica, double now_s) noexcept nogil
+    cdef void begin(self, int64_t handle) noexcept nogil
     cdef int64_t take(self, uint32_t replica, uint64_t prompt, uint64_t cached) noexcept nogil
     cdef bint grow_reservations(self) noexcept nogil
     cdef uint32_t find(self, int64_t handle) noexcept nogil

@@ -6,8 +6,10 @@
     reservations[slot]   one per request in flight: replica, uncached tokens, KV blocks, submit id; linked per replica
 
     cost in seconds = (queued + uncounted tokens) / rate                    others' prefill before ours
-                    + (prompt - cached) / rate                              our own prefill
-                    + requests there x service / max_running                decode pressure: a share of a slot each
+                    + own = (prompt - cached) / rate                        our own prefill
+                    + max(0, requests + 1 - slots) x service / slots        until a slot is free
+                    + requests x crowd                                      how much slower others make our answer
+                    + own x (4 + running / 8 + waiting x 4)                what our prefill costs others
                     + (1 + missing / used blocks) x service, if any miss    KV-full barrier: wait until others end
 
 Queued, requests there and used blocks are the report's numbers plus the reservations newer than it (`last_submit` names the
@@ -38,6 +40,12 @@ NOBODY = -1
 # A load report that has not been renewed for so long says nothing any more; engines report once a second at least.
 STALE_S = 2.0
 cdef double STALE_SECONDS = STALE_S
+# What weighs how much beside a second until our own first token: xinf/router/cost.py says why, benchmarks/NOTES.md how they
+# were found.
+cdef double LOST_WEIGHT = 4.0
+cdef double WAITING_WEIGHT = 4.0
+cdef double RUNNING_WEIGHT = 1.0 / 16
+cdef double CROWD_WEIGHT = 0.5
 
 
 @cython.final
@@ -159,10 +167,15 @@ cdef class Ledger:
         row.block_tokens = min(block_tokens, 1 << 30)
         self.refresh(replica)
 
-    def set_rates(self, replica: int, prefill_tokens_per_s: float, service_s: float, trust: float) -> None:
-        """Change what was measured. `service_s`: how long a request stays on average; `trust`: see Row."""
+    def set_rates(
+        self, replica: int, prefill_tokens_per_s: float, service_s: float, trust: float, crowd_s: float = 0.0
+    ) -> None:
+        """Change what was measured: see Rates."""
         cdef Row *row = self.row(replica)
         self.check_rates(prefill_tokens_per_s, service_s, trust)
+        if not 0 <= crowd_s < INFINITY:
+            raise ValueError(f"crowd_s is {crowd_s}, must be 0 or more")
+        row.rates.crowd_s = crowd_s
         row.rates.prefill_tokens_per_s = prefill_tokens_per_s
         row.rates.service_s = service_s
         row.rates.trust = trust
@@ -174,14 +187,18 @@ cdef class Ledger:
         return 0
 
     def report(
-        self, replica: int, *, requests: int, queued_prefill_tokens: int, kv_blocks_used: int, kv_blocks_total: int,
-        last_submit: int, now_s: float,
+        self, replica: int, *, requests: int, waiting: int = 0, queued_prefill_tokens: int, kv_blocks_used: int,
+        kv_blocks_total: int, last_submit: int, now_s: float,
     ) -> None:
-        """Take in what an engine says of itself. `last_submit`: the last submit id that the numbers count."""
+        """Take in what an engine says of itself. `waiting`: of the requests, those without a slot or blocks.
+
+        `last_submit`: the last submit id that the numbers count.
+        """
         cdef Row *row = self.row(replica)
         cdef uint32_t at
         cdef Reservation *reservation
         row.requests = min(requests, 1 << 30)
+        row.waiting = min(waiting, row.requests)
         row.queued_prefill_tokens = min(queued_prefill_tokens, 1 << 50)
         row.kv_blocks_used = min(kv_blocks_used, 1 << 50)
         row.kv_blocks_total = min(kv_blocks_total, 1 << 50)
@@ -233,7 +250,7 @@ cdef class Ledger:
         out[0] = queued / row.rates.prefill_tokens_per_s
         cached = believed_tokens(row, prompt, cached)
         out[1] = uncached_tokens(prompt, cached) / row.rates.prefill_tokens_per_s
-        out[2] = requests * row.rates.service_s / slots_of(row)
+        out[2] = decode_s(row, requests) + out[1] * burden(row, requests, row.waiting if is_fresh else 0)
         out[3] = 0.0
         if row.has_report and row.kv_blocks_total:
             needed = blocks_for(uncached_tokens(prompt, cached), row.block_tokens)
@@ -246,21 +263,21 @@ cdef class Ledger:
         """Work out a replica's lane again; whatever changes its row calls this."""
         cdef Row *row = &self.rows[replica]
         cdef Lane *lane = &self.lanes[replica]
-        cdef double slot_s
+        cdef double s_per_token
+        cdef uint64_t requests = row.requests + row.uncounted
         lane.room_tokens[0] = lane.room_tokens[1] = UINT64_MAX
         if not row.is_used or not row.is_ready or row.inflight >= self.max_inflight:
             lane.base_s[0] = lane.base_s[1] = INFINITY
             return
-        slot_s = row.rates.service_s / slots_of(row)
-        lane.s_per_token = 1 / row.rates.prefill_tokens_per_s
+        s_per_token = 1 / row.rates.prefill_tokens_per_s
+        lane.s_per_token[0] = s_per_token * (1 + burden(row, requests, row.waiting))
+        lane.s_per_token[1] = s_per_token * (1 + burden(row, row.inflight, 0))
         lane.fresh_until_s = row.report_s + STALE_SECONDS if row.has_report else -INFINITY
-        lane.base_s[0] = (
-            (row.queued_prefill_tokens + row.uncounted_tokens) * lane.s_per_token + (row.requests + row.uncounted) * slot_s
-        )
-        lane.base_s[1] = row.inflight_tokens * lane.s_per_token + row.inflight * slot_s
+        lane.base_s[0] = (row.queued_prefill_tokens + row.uncounted_tokens) * s_per_token + decode_s(row, requests)
+        lane.base_s[1] = row.inflight_tokens * s_per_token + decode_s(row, row.inflight)
         if row.has_report and row.kv_blocks_total:
             # A replica with nothing to do can evict whatever it holds: there is nobody to wait for.
-            if row.requests + row.uncounted:
+            if requests:
                 lane.room_tokens[0] = room_for(row, row.kv_blocks_used + row.uncounted_blocks)
             if row.inflight:
                 lane.room_tokens[1] = room_for(row, row.inflight_blocks)
@@ -275,7 +292,7 @@ cdef class Ledger:
         if cost_s == INFINITY:  # also of a row that nobody ever was in, whose blocks have no size to divide by
             return INFINITY
         own = uncached_tokens(prompt, believed_tokens(&self.rows[replica], prompt, cached) if cached else 0)
-        cost_s += own * lane.s_per_token
+        cost_s += own * lane.s_per_token[is_stale]
         if own > lane.room_tokens[is_stale]:
             self.terms_of(&self.rows[replica], prompt, cached, now_s, terms)
             cost_s += terms[3]
@@ -528,6 +545,24 @@ cdef class Ledger:
         self.free_reservation = at
         self.total -= 1
 
+    def started(self, handle: int) -> None:
+        """Say that the first token came: nothing of the request's prefill is queued any more."""
+        self.begin(handle)
+
+    cdef void begin(self, int64_t handle) noexcept nogil:
+        cdef uint32_t at = self.find(handle)
+        cdef Reservation *reservation
+        cdef Row *row
+        if at == NONE:
+            return
+        reservation = &self.reservations[at]
+        row = &self.rows[reservation.row]
+        row.inflight_tokens -= reservation.tokens
+        if not reservation.is_counted:
+            row.uncounted_tokens -= reservation.tokens
+        reservation.tokens = 0
+        self.refresh(reservation.row)
+
     def replica_of(self, handle: int) -> int:
         """The replica of a live handle, or NOBODY."""
         cdef uint32_t at = self.find(handle)
@@ -541,6 +576,28 @@ cdef class Ledger:
         """Prompt tokens before a new request on a replica, as the cost counts them."""
         self.row(replica)
         return self.queued(replica, now_s)
+
+    cdef bint is_clear(self, uint32_t replica, uint64_t own, double now_s) noexcept nogil:
+        """Whether all that a request just reserved waits for is prefill: it has a slot, and blocks.
+
+        `own`: tokens that it computes. Without reports nobody knows what of the others' prefill is done.
+        """
+        cdef Row *row = &self.rows[replica]
+        cdef uint64_t requests = row.requests + row.uncounted
+        if not row.has_report or now_s - row.report_s > STALE_SECONDS:
+            return row.inflight_tokens <= own and row.inflight <= row.max_running
+        if requests <= 1:
+            return 1
+        return row.waiting == 0 and requests <= row.max_running and (
+            row.kv_blocks_total == 0 or row.kv_blocks_used + row.uncounted_blocks <= row.kv_blocks_total
+        )
+
+    cdef uint64_t requests_at(self, uint32_t replica, double now_s) noexcept nogil:
+        """Requests on a replica, as the cost counts them."""
+        cdef Row *row = &self.rows[replica]
+        if row.has_report and now_s - row.report_s <= STALE_SECONDS:
+            return row.requests + row.uncounted
+        return row.inflight
 
     cdef uint64_t queued(self, uint32_t replica, double now_s) noexcept nogil:
         cdef Row *row = &self.rows[replica]
@@ -568,6 +625,19 @@ cdef inline uint64_t believed_tokens(Row *row, uint64_t prompt, uint64_t cached)
     if cached > most:
         cached = most
     return <uint64_t>(cached * row.rates.trust) // row.block_tokens * row.block_tokens
+
+
+cdef inline double decode_s(const Row *row, uint64_t requests) noexcept nogil:
+    """Until there is a slot, and how much longer the answer takes for those who are there."""
+    cdef uint32_t slots = slots_of(row)
+    cdef uint64_t before = requests + 1 - slots if requests + 1 > slots else 0
+    return before * row.rates.service_s / slots + requests * row.rates.crowd_s * CROWD_WEIGHT
+
+
+cdef inline double burden(const Row *row, uint64_t requests, uint64_t waiting) noexcept nogil:
+    """What a second of our own prefill costs others, in seconds. `waiting`: of the requests, as far as reported."""
+    cdef uint64_t running = min(requests - waiting, row.max_running)
+    return LOST_WEIGHT + running * RUNNING_WEIGHT + (requests - running) * WAITING_WEIGHT
 
 
 cdef inline uint64_t blocks_for(uint64_t tokens, uint32_t block_tokens) noexcept nogil:

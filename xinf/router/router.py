@@ -86,6 +86,7 @@ class Router(Decider):
         self._report(
             replica_id,
             requests=load.running + load.waiting,
+            waiting=load.waiting,
             queued_prefill_tokens=load.queued_prefill_tokens,
             kv_blocks_used=load.kv_blocks_used,
             kv_blocks_total=load.kv_blocks_total,
