@@ -2,9 +2,10 @@
 
 Owns the JSON scanner with the prefix chain (`scan`), what binds a chain to token positions (`bind`), the prefix index
 (`prefix`), the in-flight ledger with the picker (`ledger`), what makes one decision of them under a policy (`decide`,
-with `group` for the replicas of a model), the blocks that an engine holds and the chunks that stand for them
-(`residency`), the chunks of an answer (`answer`), the counters of requests (`counters`), the Link's messages (`wire`)
-and the heads of HTTP/1.1 (`http1`). Knows nothing of asyncio, gRPC or records: those are xinf/gateway and xinf/router.
+with `group` for the replicas of a model and `choice`), the blocks that an engine holds and the chunks that stand for
+them (`residency`), the chunks of an answer (`answer`), the counters of requests (`counters`), the Link's messages
+(`wire`) and the heads of HTTP/1.1 (`http1`). Knows nothing of asyncio, gRPC or records: those are xinf/gateway and
+xinf/router.
 
 The extensions are the surface: import them as modules (`from xinf._fast.scan import scan`). There is no pure-Python
 fallback; the naive models that they are compared with live in tests/model/.
@@ -15,7 +16,20 @@ malloc'ed in slabs and bounded by an argument; a failed allocation raises Memory
 
 from importlib.util import find_spec
 
-__all__ = ["answer", "bind", "counters", "decide", "group", "http1", "ledger", "prefix", "residency", "scan", "wire"]
+__all__ = [
+    "answer",
+    "bind",
+    "choice",
+    "counters",
+    "decide",
+    "group",
+    "http1",
+    "ledger",
+    "prefix",
+    "residency",
+    "scan",
+    "wire",
+]
 
 for _name in __all__:
     if find_spec(f"{__name__}.{_name}") is None:

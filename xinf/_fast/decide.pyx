@@ -35,6 +35,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
 from xinf._fast.canonical cimport is_order
+from xinf._fast.choice cimport Choice
 from xinf._fast.chunkhash cimport hash_bytes
 from xinf._fast.group cimport Group
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
@@ -81,70 +82,6 @@ CAUSES = ("beginning", "policy", "engine", "form", "check", "recovery")
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
-
-
-@cython.final
-@cython.freelist(64)
-@cython.no_gc
-@cython.auto_pickle(False)
-cdef class Choice:
-    """The replica chosen for one request, and what must be remembered until it ends.
-
-    Made by `choose`; handed back to `submitted`, `started` and `finished`.
-    """
-
-    cdef readonly str replica_id
-    cdef readonly int64_t handle  # of the reservation
-    cdef readonly str reason  # "prefix", "load", "round_robin", "session"
-    cdef readonly double chosen_s
-    cdef readonly str index_state  # what the prediction goes by: "exact", "approx", "off"
-    cdef readonly uint32_t n_marks  # of the prompt
-    cdef readonly uint32_t n_hits  # marks up to the furthest one that the replica holds, or is said to hold
-    cdef readonly uint32_t matched_tokens  # up to there
-    cdef readonly uint64_t matched_bytes
-    cdef readonly uint64_t promised_tokens  # of the matched tokens, whole blocks
-    cdef readonly uint64_t predicted_cached_tokens  # the same, times the replica's trust
-    cdef readonly uint64_t prompt_tokens  # estimated
-    cdef readonly uint64_t queued_tokens  # before it on the replica
-    # What the replica cost when it was chosen: the terms of router/cost.py.
-    cdef readonly double queued_s
-    cdef readonly double prefill_s
-    cdef readonly double decode_s
-    cdef readonly double full_s
-    cdef readonly bint can_learn  # the answer's usage says something about the prompt's text
-    cdef readonly bint is_stream
-    cdef readonly bint is_done
-    cdef bint is_followed  # what the engine says was looked up
-    cdef uint32_t told_tokens  # up to where it says that it holds the prompt
-    cdef double cost_s  # NAN: not compared with least-load
-    cdef double least_s  # what its choice would have cost
-    cdef double begun_s  # NAN: not begun
-    cdef uint32_t row
-    cdef bint is_clear  # all that it waits for is prefill
-    cdef uint64_t requests  # on the replica, this one included
-    cdef uint64_t *hashes  # of the marks
-    cdef uint32_t *ends  # bytes of text up to each of them; in the same block
-    cdef Group group
-
-    def __cinit__(self, *, str replica_id="", handle: int = -1, str reason="load", chosen_s: float = 0.0):
-        self.replica_id = replica_id
-        self.handle = handle
-        self.reason = reason
-        self.chosen_s = chosen_s
-        self.index_state = "off"
-        self.prompt_tokens = 1
-        self.begun_s = self.cost_s = NAN
-
-    def __dealloc__(self):
-        free(self.hashes)
-
-    @property
-    def started_s(self) -> float | None:
-        """When the first byte of a stream came."""
-        return None if isnan(self.begun_s) else self.begun_s
-
-    def __repr__(self) -> str:
-        return f"Choice({self.replica_id!r}, {self.reason!r}, predicted_cached_tokens={self.predicted_cached_tokens})"
 
 
 @cython.auto_pickle(False)

@@ -9,7 +9,7 @@ Invariants: a choice is reserved in the ledger in the same call; a reservation i
 rotate; a replica that is not ready keeps what it holds; everything runs on one thread and never blocks.
 """
 
-from xinf._fast.decide import Choice
+from xinf._fast.choice import Choice
 from xinf.router.cost import CostTerms
 from xinf.router.load import LoadView
 from xinf.router.residency import ResidencyUpdate
