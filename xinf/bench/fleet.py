@@ -28,11 +28,12 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
     def capacity_per_s(self, prompt_tokens: float, answer_tokens: float) -> float:
         """Requests per second of these mean sizes that the fleet can do if nothing is cached.
 
-        A step lasts as long as its prefill plus `step_ms`, in which up to `max_running` requests get a token. Raises:
-        InvalidRequest if engines take no time.
+        A step lasts as long as its prefill plus `step_ms` and what each request adds, and gives up to `max_running`
+        requests a token. Raises: InvalidRequest if engines take no time.
         """
         engine = self.engine
-        busy_s = answer_tokens * engine.step_ms / 1000 / engine.max_running
+        step_s = (engine.step_ms + engine.max_running * engine.step_ms_per_running) / 1000
+        busy_s = answer_tokens * step_s / engine.max_running
         if engine.prefill_tokens_per_s:
             busy_s += prompt_tokens / engine.prefill_tokens_per_s
         if busy_s <= 0:

@@ -5,8 +5,8 @@
                   └──────── preempt ◀──────┘   no block left: the newest goes back and is computed again
 
 A step serves running requests first (one token each that decodes, a chunk of each prefill), then admits, as long as
-tokens, places and blocks last. It lasts prefill_tokens / rate, and step_ms if any decodes; at its end every request
-whose prompt is complete gets one token.
+tokens, places and blocks last. It lasts prefill_tokens / rate, and step_ms if any decodes, with step_ms_per_running for
+each that does; at its end every request whose prompt is complete gets one token.
 
 The caller owns time: `due_s` says when the step under way ends, `run_step` ends it and begins the next. A driver with a
 real clock calls it when due; a simulation jumps there. Work is decided when a step begins and counted when it ends.
@@ -55,6 +55,7 @@ class SimEngine:
         self._batch: list[SimSequence] = []  # get a token at the end of the step under way
         self._due_s: float | None = None
         self.on_wake: Callable[[], None] | None = None  # told when a submit begins a step
+        self._n_prefill = 0  # prompt tokens of the step under way
         self._queued_prefill = 0  # prompt tokens of unfinished requests that are not computed yet
         self._s_per_token = 1.0 / settings.prefill_tokens_per_s if settings.prefill_tokens_per_s else 0.0
 
@@ -149,9 +150,13 @@ class SimEngine:
         return moved
 
     def load(self) -> SimLoad:
-        """Report the load. Queued prefill: prompt tokens not computed yet, of waiting and running requests."""
+        """Report the load. Queued prefill: prompt tokens not computed yet, of waiting and running requests.
+
+        Those of the step under way count until it ends: whoever comes now waits for them.
+        """
         cache = self.cache
-        return SimLoad(len(self._running), self._n_waiting, self._queued_prefill, cache.used_blocks, cache.kv_blocks)
+        n_queued = self._queued_prefill + self._n_prefill
+        return SimLoad(len(self._running), self._n_waiting, n_queued, cache.used_blocks, cache.kv_blocks)
 
     @property
     def n_unfinished(self) -> int:
@@ -163,11 +168,13 @@ class SimEngine:
     def _begin_step(self, now_s: float) -> None:
         """Decide what the next step computes. Sets `_batch` and `_due_s`."""
         self._batch = []
-        budget = self.settings.max_batched_tokens
+        self._n_prefill = 0
+        settings = self.settings
+        budget = settings.max_batched_tokens
         n_prefill = 0
         n_decode = 0
-        block_tokens = self.settings.block_tokens
-        has_cache = self.settings.cache
+        block_tokens = settings.block_tokens
+        has_cache = settings.cache
         for sequence in list(self._running):
             if sequence.is_waiting:  # preempted by one before it in this very loop
                 continue
@@ -191,15 +198,16 @@ class SimEngine:
                 if self._extend(sequence, n_tokens):
                     n_prefill += n_tokens
                     budget -= n_tokens
-        while budget > 0 and self._n_waiting and len(self._running) < self.settings.max_running:
+        while budget > 0 and self._n_waiting and len(self._running) < settings.max_running:
             admitted = self._admit(now_s, budget)
             if admitted is None:
                 break
             n_prefill += admitted
             budget -= admitted
         if n_prefill or n_decode:
-            step_s = self.settings.step_ms / 1000.0 if n_decode else 0.0
+            step_s = (settings.step_ms + n_decode * settings.step_ms_per_running) / 1000.0 if n_decode else 0.0
             self._due_s = now_s + step_s + n_prefill * self._s_per_token
+            self._n_prefill = n_prefill
             self._batch = [s for s in self._running if s.n_computed == s.n_prompt + s.n_generated]
         else:
             self._due_s = None

@@ -10,6 +10,7 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     prefill_tokens_per_s: float = 0.0
     step_ms: float = 0.0  # a step in which at least one request decodes
+    step_ms_per_running: float = 0.0  # besides, for each request that decodes in it
     kv_blocks: int = 8192
     block_tokens: int = 16
     max_running: int = 256  # requests decoded at once
@@ -31,7 +32,7 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def is_instant(self) -> bool:
         """Whether no step takes any time."""
-        return not self.prefill_tokens_per_s and not self.step_ms
+        return not (self.prefill_tokens_per_s or self.step_ms or self.step_ms_per_running)
 
     @property
     def kv_tokens(self) -> int:
@@ -42,6 +43,7 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 _LEAST: dict[str, float] = {
     "prefill_tokens_per_s": 0.0,
     "step_ms": 0.0,
+    "step_ms_per_running": 0.0,
     "kv_blocks": 1,
     "block_tokens": 1,
     "max_running": 1,
