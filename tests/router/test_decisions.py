@@ -266,7 +266,7 @@ def test_failed_allocations_enter_no_half_of_a_replica(k: int) -> None:
 
 
 def test_a_choice_is_what_its_maker_said() -> None:
-    made = decide.Choice(replica_id="r", handle=1, reason="load", chosen_s=0.5)
+    made = Choice(replica_id="r", handle=1, reason="load", chosen_s=0.5)
     assert (made.replica_id, made.handle, made.reason, made.chosen_s) == ("r", 1, "load", 0.5)
     assert (made.prompt_tokens, made.started_s, made.is_done) == (1, None, False)
     assert "'r', 'load'" in repr(made)

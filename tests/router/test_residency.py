@@ -382,7 +382,7 @@ def test_positions_that_cannot_be_make_nobody_dear(tokens: int) -> None:
     assert choice.prompt_tokens <= 4 * 4000 + (1 << 14) + 1
     assert choice.predicted_cached_tokens < choice.prompt_tokens
     costs = {one.replica_id: one.terms.total_s for one in router.explain("m", LONG, seed=SEED)}
-    assert max(costs.values()) < 10
+    assert max(costs.values()) < 50  # bounded: it would be hours
 
 
 def test_many_chunks_of_one_hash_are_one() -> None:

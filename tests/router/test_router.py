@@ -320,15 +320,17 @@ def test_slots_count_as_answers_show_them() -> None:
     for _ in range(40):
         costs.append(router.explain("m", request("x"), seed=1)[0].terms.decode_s / 0.5)
         router.finished(choose(router, None), prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
-    assert costs == [8 / 4] * 40  # failures show nothing
+    assert costs == pytest.approx(
+        [5 / 4] * 40, rel=0.01
+    )  # one of nine is served by four at once; failures show nothing
     for n in range(1, 40):
         choice = choose(router)
         clock.advance(0.5)
         router.on_load("r0", LoadView(running=8))
         router.finished(choice, prompt_tokens=9, cached_tokens=0, completion_tokens=9, is_ok=True)
-        assert router.explain("m", request("x"), seed=1)[0].terms.decode_s == pytest.approx(
-            8 * 0.5 / min(64, 4 + 2 * n)
-        )
+        slots = min(64, 4 + 2 * n)
+        wait_s = max(0, 9 - slots) * 0.5 / slots
+        assert router.explain("m", request("x"), seed=1)[0].terms.decode_s == pytest.approx(wait_s, rel=0.05, abs=0.03)
 
 
 def test_what_affinity_saves_is_counted() -> None:

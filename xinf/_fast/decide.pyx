@@ -38,7 +38,7 @@ from xinf._fast.canonical cimport is_order
 from xinf._fast.choice cimport Choice
 from xinf._fast.chunkhash cimport hash_bytes
 from xinf._fast.group cimport Group
-from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
+from xinf._fast.ledger cimport LOST_WEIGHT, NONE, Excluded, Ledger, Pick, Row, is_excluded
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport line, place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
@@ -782,7 +782,8 @@ cdef class Decider:
         cdef double saved_s = 0
         group.n_compared += 1
         if choice.least_s != choice.cost_s:
-            saved_s = choice.least_s - choice.cost_s + (
+            # What was not found after all had to be computed, at the weight of our own prefill.
+            saved_s = choice.least_s - choice.cost_s + (1.0 + LOST_WEIGHT) * (
                 <double>cached_tokens - <double>choice.predicted_cached_tokens
             ) / self.ledger.rows[choice.row].rates.prefill_tokens_per_s
         if saved_s > 0:

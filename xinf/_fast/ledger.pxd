@@ -6,6 +6,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from xinf._fast.rates cimport Rates
 
 cdef enum:
+    LOST_WEIGHT = 4  # of our own prefill, beside the time that it takes: router/cost.py
+
+cdef enum:
     NONE = 0xFFFFFFFF  # no replica; the end of a list of reservations
 
 cdef struct Row:

@@ -42,7 +42,6 @@ STALE_S = 2.0
 cdef double STALE_SECONDS = STALE_S
 # What weighs how much beside a second until our own first token: xinf/router/cost.py says why, benchmarks/NOTES.md how they
 # were found.
-cdef double LOST_WEIGHT = 4.0
 cdef double WAITING_WEIGHT = 4.0
 cdef double RUNNING_WEIGHT = 1.0 / 16
 cdef double CROWD_WEIGHT = 0.5
@@ -637,7 +636,7 @@ cdef inline double decode_s(const Row *row, uint64_t requests) noexcept nogil:
 cdef inline double burden(const Row *row, uint64_t requests, uint64_t waiting) noexcept nogil:
     """What a second of our own prefill costs others, in seconds. `waiting`: of the requests, as far as reported."""
     cdef uint64_t running = min(requests - waiting, row.max_running)
-    return LOST_WEIGHT + running * RUNNING_WEIGHT + (requests - running) * WAITING_WEIGHT
+    return <double>LOST_WEIGHT + running * RUNNING_WEIGHT + (requests - running) * WAITING_WEIGHT
 
 
 cdef inline uint64_t blocks_for(uint64_t tokens, uint32_t block_tokens) noexcept nogil:
