@@ -175,6 +175,7 @@ def built(body: bytes, seed: int, order: int = 0, chunk_bytes: int = 64) -> Chai
         for i in range(len(messages) + 1):
             if i == position and request.get("tools"):
                 choice = request.get("tool_choice")
+                choice = None if choice == "auto" else choice
                 if choice is not None:
                     chain.mix(raw(choice), TOOLS_MARK)
                 chain.emit(b"", TOOLS_MARK, 0)

@@ -320,9 +320,7 @@ def test_slots_count_as_answers_show_them() -> None:
     for _ in range(40):
         costs.append(router.explain("m", request("x"), seed=1)[0].terms.decode_s / 0.5)
         router.finished(choose(router, None), prompt_tokens=0, cached_tokens=0, completion_tokens=0, is_ok=False)
-    assert costs == pytest.approx(
-        [5 / 4] * 40, rel=0.01
-    )  # one of nine is served by four at once; failures show nothing
+    assert costs == pytest.approx([5 / 4] * 40, rel=0.01)  # five wait for one of four slots
     for n in range(1, 40):
         choice = choose(router)
         clock.advance(0.5)

@@ -45,7 +45,9 @@ cdef inline void feed_message(Sink *sink, Dialogue *d, const Message *message) n
 
 
 cdef inline void feed_tools(Sink *sink, const Span *tools, const Span *choice) noexcept nogil:
-    mix(sink, choice, KIND_TOOLS_MARK)
+    # "auto" is what absent means where there are tools.
+    if not same_text(sink.body, choice, b"auto", 4):
+        mix(sink, choice, KIND_TOOLS_MARK)
     emit(sink, NULL, 0, KIND_TOOLS_MARK, 0)
     feed_json(sink, tools, KIND_TOOLS)
 
