@@ -228,6 +228,11 @@ def test_load_combines_the_last_step_with_what_is_newer() -> None:
     now = monitor.report(n_unfinished=7, queued_prefill_tokens=9, kv_blocks_total=100)
     assert (now.running, now.waiting, now.kv_blocks_used, now.queued_prefill_tokens) == (4, 3, 50, 9)
     # All ended since the last step told of itself.
+    for _ in range(100):
+        monitor.note_prompt(prompt_tokens=100, cached_tokens=75)
+    monitor.note_prompt(prompt_tokens=0, cached_tokens=0)  # of a route that generates nothing
+    hits = monitor.report(n_unfinished=7, queued_prefill_tokens=400, kv_blocks_total=100)
+    assert hits.queued_prefill_tokens == 100
     idle = monitor.report(n_unfinished=0, queued_prefill_tokens=0, kv_blocks_total=100)
     assert (idle.running, idle.waiting, idle.kv_blocks_used) == (0, 0, 0)
 

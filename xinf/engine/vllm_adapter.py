@@ -275,6 +275,7 @@ class VllmAdapter:
             await self._let_go(answering, record)
             raise
         finally:
+            self._monitor.note_prompt(prompt_tokens=record.prompt_tokens, cached_tokens=record.cached_tokens)
             self._monitor.tell()
         error = answering.exception()
         if record.death is not None:

@@ -9,6 +9,10 @@ from typing import Any
 from xinf.engine.adapter import LoadReport
 
 
+# Of a new prompt in the share of hits: the last ten or so count.
+_HIT_WEIGHT = 0.1
+
+
 class StepMonitor:
     """The last statistics of one engine, and when they came. Lives on the event loop."""
 
@@ -18,6 +22,7 @@ class StepMonitor:
         self.n_running = 0
         self.n_waiting = 0
         self.kv_usage = 0.0  # 0 to 1
+        self.hit_share = 0.0  # of the tokens of the last prompts, found in the cache
 
     def on_step(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -30,6 +35,11 @@ class StepMonitor:
             self.n_waiting = scheduler_stats.num_waiting_reqs
             self.kv_usage = scheduler_stats.kv_cache_usage
         self.tell()
+
+    def note_prompt(self, *, prompt_tokens: int, cached_tokens: int) -> None:
+        """A prompt was computed, but for what was found."""
+        if prompt_tokens:
+            self.hit_share += _HIT_WEIGHT * (cached_tokens / prompt_tokens - self.hit_share)
 
     def wake(self) -> None:
         """The engine, idle until now, got something to do: its clock starts here."""
@@ -45,12 +55,16 @@ class StepMonitor:
         return time.monotonic() - self._last_progress_s
 
     def report(self, *, n_unfinished: int, queued_prefill_tokens: int, kv_blocks_total: int) -> LoadReport:
-        """Combine the last step with what the shim itself knows to be newer: requests sent or ended since."""
+        """Combine the last step with what the shim itself knows to be newer: requests sent or ended since.
+
+        `queued_prefill_tokens`: of whole prompts, as vLLM counts them; of those the last ones' share of hits is taken off,
+        since what the queued ones will find is known only when they are scheduled.
+        """
         running = min(self.n_running, n_unfinished)
         return LoadReport(
             running=running,
             waiting=n_unfinished - running,
-            queued_prefill_tokens=queued_prefill_tokens,
+            queued_prefill_tokens=round(queued_prefill_tokens * (1 - self.hit_share)),
             kv_blocks_used=round(self.kv_usage * kv_blocks_total) if n_unfinished else 0,
             kv_blocks_total=kv_blocks_total,
         )
