@@ -8,7 +8,6 @@ from typing import Any
 
 from xinf.engine.adapter import LoadReport
 
-
 # Of a new prompt in the share of hits: the last ten or so count.
 _HIT_WEIGHT = 0.1
 
@@ -57,8 +56,8 @@ class StepMonitor:
     def report(self, *, n_unfinished: int, queued_prefill_tokens: int, kv_blocks_total: int) -> LoadReport:
         """Combine the last step with what the shim itself knows to be newer: requests sent or ended since.
 
-        `queued_prefill_tokens`: of whole prompts, as vLLM counts them; of those the last ones' share of hits is taken off,
-        since what the queued ones will find is known only when they are scheduled.
+        `queued_prefill_tokens`: of whole prompts, as vLLM counts them. The last ones' share of hits is taken off: what
+        the queued ones will find is known only when they are scheduled.
         """
         running = min(self.n_running, n_unfinished)
         return LoadReport(
