@@ -295,6 +295,8 @@ def _edited(rng: random.Random, body: Body) -> Body:
         edited["prompt"] = _changed(rng, edited["prompt"])
         return edited
     texts = [message for message in edited["messages"] if isinstance(message["content"], str) and message["content"]]
+    if not texts:
+        return body  # a repeat: there is nothing to edit in parts and calls alone
     message = rng.choices(texts, weights=[len(each["content"]) for each in texts])[0]
     message["content"] = _changed(rng, message["content"])
     return edited
