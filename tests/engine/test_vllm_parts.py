@@ -6,10 +6,10 @@ The engine and the apps here are fakes of a few lines; they prove the parts' own
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from jinja2 import Environment
@@ -360,3 +360,44 @@ def test_scratch_is_short_enough_for_sockets(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / ("long" * 20))
     assert len(str(scratch.path)) + 1 + 36 <= 107
     scratch.remove()
+
+
+# ---- reset --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_reset_is_told_as_soon_as_the_engine_did_it(is_reset: bool) -> None:
+    class Resetting:
+        async def reset_prefix_cache(self, reset_running: bool = False) -> bool:
+            return is_reset and reset_running
+
+    class Told:
+        n_clears = 0
+
+        def clear(self) -> None:
+            self.n_clears += 1
+
+    proxy, told = EngineProxy(Resetting(), RuntimeError), Told()
+    proxy.prompts = told  # type: ignore[assignment]  # what of it is used here
+    assert await proxy.reset_prefix_cache(reset_running=True) is is_reset
+    assert told.n_clears == is_reset
+
+
+async def test_seeds_are_dropped_where_the_engine_dies_of_them() -> None:
+    class Parameters:
+        seed: int | None = 7
+        extra_args: ClassVar[dict[str, str]] = {"kv_cache_report_mode": "full", "other": "kept"}
+        output_kind = SimpleNamespace(name="DELTA")
+
+    class Generating:
+        async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+            for _ in ():
+                yield None
+
+    for drops, seed in ((False, 7), (True, None)):
+        given = Parameters()
+        RequestRecord().enter()
+        async for _ in EngineProxy(Generating(), RuntimeError, drops_seeds=drops).generate({}, given, "r"):
+            raise AssertionError("nothing is generated")
+        assert given.seed == seed
+    assert Parameters.extra_args == {"other": "kept"}
