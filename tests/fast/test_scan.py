@@ -19,6 +19,7 @@ from xinf._fast.scan import (
     TOOLS_BEFORE_LAST_USER,
     TOOLS_FIRST,
     ScanError,
+    order_of,
     scan,
 )
 
@@ -342,3 +343,19 @@ def test_canonical_text_of_prompts() -> None:
         ("ids", b"\1\0\0\0"), ("ids", b"\2\1\0\0"), ("ids", b"\3\0\0\0"),
     ]  # fmt: skip
     assert scan(b"[1]").canonical() == []
+
+
+@pytest.mark.parametrize(
+    ("segments", "order"),
+    [
+        ((), 0),
+        (("system", "tools", "messages"), 0),
+        (("tools", "messages"), 1),
+        (("system", "messages", "tools", "last_user"), 2),
+        (("has_tools", "system", "tools", "messages"), 4),
+        (("tools", "messages", "thinking", "developer"), 1 + 8 + 16),
+        (("has_tools", "tools", "messages"), 1 + 4),
+    ],
+)
+def test_order_is_read_from_what_engines_publish(segments: tuple[str, ...], order: int) -> None:
+    assert order_of(segments) == order

@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from typing import Final, final
 
 SYSTEM_TOOLS_REST: Final[int]
@@ -7,6 +8,8 @@ TOLD_OF_TOOLS: Final[int]
 DEVELOPER_HOISTED: Final[int]
 THINKING_LAST: Final[int]
 ORDER_FLAGS: Final[dict[str, int]]
+
+def order_of(segments: Collection[str]) -> int: ...
 
 class ScanError(ValueError):
     reason: str

@@ -55,6 +55,15 @@ THINKING_LAST = ORDER_THINKING_LAST
 # As engines publish them among their segments.
 ORDER_FLAGS = {"has_tools": TOLD_OF_TOOLS, "developer": DEVELOPER_HOISTED, "thinking": THINKING_LAST}
 
+
+def order_of(segments) -> int:
+    """Give the number, for `Scan.chain`, of an order as engines publish it: names of segments and flags."""
+    flags = sum([flag for name, flag in ORDER_FLAGS.items() if name in segments])
+    told = [name for name in segments if name not in ORDER_FLAGS]
+    if told[:1] == ["tools"]:
+        return TOOLS_FIRST + flags
+    return (TOOLS_BEFORE_LAST_USER if "last_user" in told else SYSTEM_TOOLS_REST) + flags
+
 cdef enum:
     # Other threads may run meanwhile from here on. Below, that would cost more than it gives: some 20 us of theirs at most.
     LARGE_BODY_BYTES = 1 << 18

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from xinf._fast.residency import BlockTable
-from xinf._fast.scan import ORDER_FLAGS, SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
+from xinf._fast.scan import order_of
 from xinf.core.records import ArgValue
 from xinf.engine.kv_event_client import KvEventClient
 from xinf.engine.kv_events import Cleared, KvBatch, Removed, Stored
@@ -48,15 +48,6 @@ def event_arguments(directory: Path) -> dict[str, ArgValue]:
 def chunk_bytes_for(block_tokens: int) -> int:
     """How much text a chunk has, so that one is no more than a block."""
     return _CHUNK_BYTES if block_tokens >= _SMALL_BLOCK_TOKENS else _SMALL_CHUNK_BYTES
-
-
-def order_of(segments: Sequence[str]) -> int:
-    """The chain's name for a template's segment order."""
-    flags = sum(flag for name, flag in ORDER_FLAGS.items() if name in segments)
-    told = [name for name in segments if name not in ORDER_FLAGS]
-    if told[:1] == ["tools"]:
-        return TOOLS_FIRST + flags
-    return (TOOLS_BEFORE_LAST_USER if "last_user" in told else SYSTEM_TOOLS_REST) + flags
 
 
 class VllmResidency:

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from xinf._fast.scan import ORDER_FLAGS, SYSTEM_TOOLS_REST, TOOLS_BEFORE_LAST_USER, TOOLS_FIRST
+from xinf._fast.scan import SYSTEM_TOOLS_REST, order_of
 from xinf.core.errors import NotFound, Unavailable, UnknownModel
 from xinf.core.ids import ReplicaId
 from xinf.core.records import (
@@ -377,7 +377,7 @@ class Table:
         """The form that an engine wants. None: one that nobody here can chain in."""
         form = self._default_form(deployment)
         if info.segment_order:
-            form.order = _order(tuple(info.segment_order))
+            form.order = order_of(tuple(info.segment_order))
         form.seed = info.chain_seed or form.seed
         form.chunk_bytes = info.chunk_bytes or form.chunk_bytes
         return form if form.chunk_bytes in CHUNK_BYTES else None
@@ -435,17 +435,6 @@ def _standing(record: ReplicaRecord, place: _Place | None) -> str:
     if record.phase == Phase.FAILED and record.failure is not None:
         text += f" ({record.failure.cause}: {record.failure.message})"
     return text
-
-
-def _order(segments: tuple[str, ...]) -> int:
-    """The chain's name for an engine's segment order."""
-    flags = sum(flag for name, flag in ORDER_FLAGS.items() if name in segments)
-    told = [name for name in segments if name not in ORDER_FLAGS]
-    if told[:1] == ["tools"]:
-        return TOOLS_FIRST + flags
-    if "last_user" in told:
-        return TOOLS_BEFORE_LAST_USER + flags
-    return SYSTEM_TOOLS_REST + flags
 
 
 def _seed(deployment: str) -> int:
