@@ -2,12 +2,15 @@
 
 Inventory (slow, at start and on change) is apart from samples (every few seconds); they are joined by `uuid`, because
 an index is not stable across a re-detection. What is not known is None, never 0.
+
+    inventory  Device, Topology      how far two devices are apart does not change while they are there
+    resident   Sample, DeviceEvent   what a device is doing, and what happened to it
 """
 
 from __future__ import annotations
 
 import re
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -43,12 +46,33 @@ class Dtype(StrEnum):
     FP4 = "fp4"
 
 
+class Support(StrEnum):
+    """How a device computes in a data type."""
+
+    NATIVE = "native"  # its matrix units take it
+    WEIGHT_ONLY = "weight_only"  # weights are stored in it and widened before they are multiplied
+    NONE = "none"
+    UNKNOWN = "unknown"  # no source says
+
+
 class Health(StrEnum):
     """Whether new work may go to the device."""
 
     OK = "ok"
     NO_DRIVER = "no_driver"
     FAULTY = "faulty"
+
+
+class Distance(IntEnum):
+    """What lies between two devices: the less, the faster. The names are those of `nvidia-smi topo -m`, but LINK."""
+
+    SELF = 0
+    LINK = 5  # NVLink, xGMI, Xe Link, HCCS, MLU-Link, MtLink
+    PIX = 10  # one PCIe switch
+    PXB = 20  # several PCIe switches
+    PHB = 30  # a PCIe host bridge
+    NODE = 40  # host bridges of one NUMA node
+    SYS = 50  # the link between NUMA nodes
 
 
 # The prefix that `--device` takes for each vendor.
@@ -66,6 +90,19 @@ DEVICE_KINDS: dict[str, Vendor] = {
     "cpu": Vendor.CPU,
 }
 KIND_OF_VENDOR: dict[Vendor, str] = {vendor: kind for kind, vendor in DEVICE_KINDS.items()}
+# Variables that tell an engine which devices are its own; all of them get the same value. Those of MPS and the processor
+# are their engines' business. Source of each: docs/reference/devices.md.
+VISIBLE_ENV: dict[Vendor, tuple[str, ...]] = {
+    Vendor.NVIDIA: ("CUDA_VISIBLE_DEVICES",),
+    Vendor.AMD: ("ROCR_VISIBLE_DEVICES",),
+    Vendor.INTEL: ("ZE_AFFINITY_MASK",),
+    Vendor.ASCEND: ("ASCEND_RT_VISIBLE_DEVICES",),
+    Vendor.CAMBRICON: ("MLU_VISIBLE_DEVICES",),
+    Vendor.ENFLAME: ("TOPS_VISIBLE_DEVICES",),
+    Vendor.MTHREADS: ("MUSA_VISIBLE_DEVICES",),
+    Vendor.HYGON: ("HIP_VISIBLE_DEVICES",),
+    Vendor.KUNLUNXIN: ("XPU_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
+}
 _SELECTOR = re.compile(rf"({'|'.join(DEVICE_KINDS)})(?::([0-9]+))?")
 
 
@@ -83,6 +120,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pci: str | None = None  # "0000:18:00.0": lower case, four-digit domain
     numa: int | None = None
     dev_nodes: tuple[str, ...] = ()
+    # What its VISIBLE_ENV takes for it, told by the vendor's own library or tool; None: an engine cannot be confined to it.
+    visible: str | None = None
     parent: str | None = None  # uuid of the card that a MIG instance belongs to
     health: Health = Health.OK
     reason: str | None = None  # why it is not healthy, in words with the remedy
@@ -106,6 +145,32 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temp_c: float | None = None
     power_w: float | None = None
     ecc_uncorrected: int | None = None
+    health: Health | None = None  # None: it does not say
+    reason: str | None = None  # why it is not OK
+
+
+class DeviceEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened to a device."""
+
+    uuid: str
+    t_ns: int
+    kind: str  # "xid", "ecc", "lost", "thermal", "driver", "recovered"
+    code: int | None = None  # of an Xid, of the vendor's event
+    message: str  # with the remedy, for a person
+    health: Health = Health.OK  # what it means for new work
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True):
+    """How far each two devices of a node are apart. Pairs that nothing is known of are left out."""
+
+    pairs: tuple[tuple[str, str, Distance], ...] = ()  # uuids in ascending order
+
+    def between(self, a: str, b: str) -> Distance | None:
+        """Find the distance of two devices in O(pairs); None: not known."""
+        if a == b:
+            return Distance.SELF
+        key = (a, b) if a < b else (b, a)
+        return next((distance for first, second, distance in self.pairs if (first, second) == key), None)
 
 
 def check_selector(text: str) -> str:

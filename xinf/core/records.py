@@ -23,7 +23,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from xinf.core.device import Device
+from xinf.core.device import Device, Topology
 from xinf.core.errors import StoreCorrupt
 from xinf.core.ids import DeploymentName, KeyId, NodeName, ReplicaId
 
@@ -78,6 +78,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     address: str  # where its shims can be reached from other hosts
     devices: tuple[Device, ...]
     environments: tuple[EngineEnvironment, ...]
+    topology: Topology = Topology()
+    # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
+    foreign_bytes: dict[str, int] = {}
     labels: dict[str, str] = {}
     version: str = ""
     agent_pid: int = 0
@@ -104,6 +107,21 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     env: dict[str, str] = {}
 
 
+class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one replica takes of each device that it is spread over, in bytes: see `xinf plan`."""
+
+    weights_bytes: int
+    kv_bytes: int  # of one sequence of the longest context, at least
+    overhead_bytes: int  # activations, graphs, the runtime's own
+    is_measured: bool = False  # by an earlier load; False: estimated from the model's files
+    tensor_parallel_size: int = 1
+
+    @property
+    def device_bytes(self) -> int:
+        """The least that must be free on each device."""
+        return self.weights_bytes + self.kv_bytes + self.overhead_bytes
+
+
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The wish: so many replicas of this engine spec."""
 
@@ -115,6 +133,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     max_waiting: int | None = None  # bound of the waiting room per gateway process; None: the configured default
     created_s: float = 0.0
     owner: str | None = None  # an `xinf up` that removes it when it ends
+    need: MemoryNeed | None = None  # None: nobody could tell; then the engine's own check is the only one
+    priority: int = 0  # a higher one may take the devices of a lower one, which waits; equal ones never
     schema: int = SCHEMA_VERSION
 
 

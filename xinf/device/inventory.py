@@ -15,8 +15,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.device import Device, Health, Vendor
-from xinf.device.nvidia import without_driver
-from xinf.device.pci import find_pci_functions
+from xinf.device.pci import find_pci_functions, without_driver
 from xinf.device.probe import PROBES
 
 DEADLINE_S = 15.0  # a first NVML start after boot without persistence mode takes up to about ten seconds

@@ -15,7 +15,7 @@ import msgspec
 import pynvml
 
 from xinf.core.device import Device, Health, Sample, Vendor
-from xinf.device.pci import PciFunction, find_pci_functions, normalise_address, read_numa
+from xinf.device.pci import find_pci_functions, normalise_address, read_numa, without_driver
 
 T = TypeVar("T")
 
@@ -71,20 +71,6 @@ class NvidiaProbe:
         except pynvml.NVMLError:
             pass  # no sample is the honest answer; the next inventory says why
         return tuple(samples)
-
-
-def without_driver(function: PciFunction, index: int, reason: str, health: Health = Health.NO_DRIVER) -> Device:
-    """Describe a card that only the PCI bus knows."""
-    return Device(
-        vendor=function.vendor,
-        index=index,
-        uuid=f"PCI-{function.address.replace(':', '-')}",
-        name=f"{function.vendor} {function.device_id:#06x}",
-        pci=function.address,
-        numa=function.numa,
-        health=health,
-        reason=reason,
-    )
 
 
 def _known(call: Callable[..., T], *args: Any) -> T | None:

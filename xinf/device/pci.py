@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from xinf.core.device import Vendor
+from xinf.core.device import Device, Health, Vendor
 
 VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x10DE: Vendor.NVIDIA,
@@ -61,6 +61,20 @@ def find_pci_functions(root: Path = Path("/")) -> tuple[PciFunction, ...]:
             )
         )
     return tuple(found)
+
+
+def without_driver(function: PciFunction, index: int, reason: str, health: Health = Health.NO_DRIVER) -> Device:
+    """Describe a card that only the PCI bus knows."""
+    return Device(
+        vendor=function.vendor,
+        index=index,
+        uuid=f"PCI-{function.address.replace(':', '-')}",
+        name=f"{function.vendor} {function.device_id:#06x}",
+        pci=function.address,
+        numa=function.numa,
+        health=health,
+        reason=reason,
+    )
 
 
 def read_numa(address: str, root: Path = Path("/")) -> int | None:

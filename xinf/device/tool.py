@@ -1,0 +1,100 @@
+"""Runs a vendor's command-line tool: in English, in a directory of its own, for so long and no longer.
+
+The PATH is looked at first, then the places where the vendors' packages put their tools. What a tool prints is data of
+somebody else: bounded in size, decoded leniently, and refused by the parsers where its layout is not known.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
+_MAX_OUTPUT_BYTES = 8 << 20
+
+
+class ToolError(Exception):
+    """A tool is not there, failed, or did not end. The message names it and says what happened."""
+
+
+class FormatError(ToolError):
+    """What was printed has a layout that is not known here."""
+
+
+def find_tool(*names: str, directories: Sequence[str] = (), root: Path = Path("/")) -> str | None:
+    """Find the first of the names on the PATH, or below `root` in the vendor's own directories."""
+    for name in names:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    for directory in directories:
+        for name in names:
+            path = root / directory.lstrip("/") / name
+            if os.access(path, os.X_OK) and path.is_file():
+                return str(path)
+    return None
+
+
+def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str | None = None) -> str:
+    """Run a tool and give what it printed, or what it wrote to the file `output` in its working directory.
+
+    Raises: ToolError.
+    """
+    name = Path(argv[0]).name
+    with tempfile.TemporaryDirectory(prefix="xinf-probe-") as directory, tempfile.TemporaryFile() as printed:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.PIPE,
+                cwd=directory,
+                env={**os.environ, "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ToolError(f"{name} cannot be run: {error.strerror}") from error
+        try:
+            _, complaint = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise ToolError(f"{name} did not end within {timeout_s:g} s: look at `dmesg` for the driver") from error
+        if output is None:
+            text = _read(printed.fileno())
+        else:
+            text = _read_file(Path(directory) / output, name)
+        if process.returncode != 0:
+            said = (complaint.decode(errors="replace").strip() or text.strip()).splitlines()[-1:]
+            raise ToolError(f"{name} ended with status {process.returncode}: {''.join(said)[:300] or 'it said nothing'}")
+        return text
+
+
+def _read(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        return file.read(_MAX_OUTPUT_BYTES).decode(errors="replace")
+
+
+def _read_file(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_OUTPUT_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        raise ToolError(f"{name} wrote no {path.name}") from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the tool and what it started. One that is stuck in the kernel cannot be waited for."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        process.communicate(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        pass
