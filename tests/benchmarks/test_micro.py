@@ -15,6 +15,7 @@ def test_micro_benchmarks_run(checkout: Path) -> None:
         "bench_blocks.py",
         "bench_router.py",
         "bench_cli_import.py",
+        "bench_devices.py",
     ]
     command = [
         sys.executable,
