@@ -73,7 +73,7 @@ def truncate(text: str) -> str:
         lines.pop()
     assert lines, "there is nothing to cut"
     last = lines[-1].rstrip(" |")
-    return "\n".join([*lines[:-1], last[: len(last) // 2]])
+    return "\n".join([*lines[:-1], last[: len(last) // 2].rstrip(" |")])
 
 
 def truncate_json(text: str) -> str:
@@ -104,9 +104,12 @@ def _cut_in(text: str, word: str) -> str:
 
 
 def _renamer(word: str) -> Damage:
+    assert re.search("[A-Za-z0-9]", word), "a word of signs only cannot be renamed"
+    other = re.sub("[A-Za-z0-9]", "q", word)  # signs stay, so that JSON stays JSON
+
     def rename(text: str) -> str:
         assert word in text, f"the fixture has no {word!r}"
-        return text.replace(word, "Qx" * (len(word) // 2) + "q" * (len(word) % 2))
+        return text.replace(word, other)
 
     return rename
 
@@ -117,7 +120,7 @@ def _respace(line: str, *, gap: Callable[[str], str], frame: str) -> str:
     head, tail = body.startswith("|"), body.endswith("|") and len(body) > 1
     inner = body[1 if head else 0 : -1 if tail else None]
     inner = re.sub(r" *\| *", lambda _: frame, inner).strip()
-    pad = frame.replace("|", " ").strip("\n")[:2]
+    pad = frame[: frame.index("|")]
     return indent + ("|" + pad if head else "") + inner + (pad + "|" if tail else "")
 
 
