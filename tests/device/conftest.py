@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.device.fake_tool import FakeTools
+from tests.device.gpu_tree import GpuTree
 
 MakeTree = Callable[..., Path]
 _FIXTURES = Path(__file__).parent.parent / "fixtures/devices"
@@ -89,3 +90,9 @@ def device_fixture() -> Callable[[str], str]:
         return rest
 
     return read
+
+
+@pytest.fixture
+def gpu_tree(tmp_path: Path) -> GpuTree:
+    """A root directory that GPUs are put into."""
+    return GpuTree(tmp_path / "root")
