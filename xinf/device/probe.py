@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from xinf.core.device import Device, Sample, Vendor
+from xinf.device.amd import AmdProbe
+from xinf.device.apple import AppleProbe
 from xinf.device.cpu import CpuProbe
+from xinf.device.hygon import HygonProbe
+from xinf.device.intel import IntelProbe
 from xinf.device.nvidia import NvidiaProbe
 
 
@@ -29,5 +33,9 @@ class Probe(Protocol):
 
 PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
+    Vendor.AMD: AmdProbe(),
+    Vendor.INTEL: IntelProbe(),
+    Vendor.APPLE: AppleProbe(),
+    Vendor.HYGON: HygonProbe(),
     Vendor.CPU: CpuProbe(),
 }
