@@ -13,7 +13,7 @@ from tests.device.fake_tool import FakeTools
 from tests.device.gpu_tree import GpuTree, add_mi300x
 from tests.device.mutations import FAILURES, Damage, Failure, damages, reorder_json, truncate_json
 from xinf.core.device import Device, Distance, Health, Topology, Vendor
-from xinf.device import PROBES
+from xinf.device import PROBES, DeviceProcess, LinkProbe, ProcessProbe, ReadingStream, read_host
 from xinf.device.amd import AmdProbe
 from xinf.device.amd_tool import LIST, METRIC, STATIC, parse_list, parse_metric, parse_static
 from xinf.device.amdgpu import CardReading
@@ -62,7 +62,10 @@ def strip(root: Path, *, nodes: bool = True) -> None:
 
 
 def test_probe_is_registered() -> None:
-    assert isinstance(PROBES[Vendor.AMD], AmdProbe)
+    probe = PROBES[Vendor.AMD]
+    assert isinstance(probe, AmdProbe)
+    assert isinstance(probe, LinkProbe)
+    assert isinstance(probe, ProcessProbe)
 
 
 def test_card_is_described_by_its_drivers_files_alone(two_cards: GpuTree, fake_tool: FakeTools) -> None:
@@ -126,6 +129,24 @@ def test_partitions_are_devices_of_their_card(gpu_tree: GpuTree) -> None:
 def test_xgmi_link_is_told_by_uuid(two_cards: GpuTree) -> None:
     topology = AmdProbe().topology(two_cards.root)
     assert topology == Topology(pairs=(("GPU-000000000000000b", "GPU-fedcba9876543210", Distance.LINK),))
+
+
+def test_processes_are_told_by_uuid(two_cards: GpuTree) -> None:
+    two_cards.write("sys/class/kfd/kfd/proc/4242/vram_40003", "8589934592\n")
+    two_cards.write("sys/class/kfd/kfd/proc/4243/vram_7", "1\n")  # of no card of ours
+    assert AmdProbe().processes(two_cards.root) == (
+        DeviceProcess(uuid="GPU-fedcba9876543210", pid=4242, memory_bytes=8 << 30),
+    )
+
+
+async def test_host_is_read_through_the_children(two_cards: GpuTree) -> None:
+    host = await read_host(root=two_cards.root)
+    first, second, processor = host.devices
+    assert (first.selector, second.selector, processor.vendor) == ("rocm:0", "rocm:1", Vendor.CPU)
+    assert host.topology.between(first.uuid, second.uuid) is Distance.LINK  # whatever the bus says
+    async with ReadingStream(interval_s=0.05, root=two_cards.root, vendors=[Vendor.AMD]) as stream:
+        reading = await anext(stream.__aiter__())
+    assert [sample.uuid for sample in reading.samples] == [first.uuid, second.uuid]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from xinf.device.amdgpu import CardFacts, CardReading, read_reading
 from xinf.device.health import HealthWatch
 from xinf.device.library import LibraryError
 from xinf.device.pci import PciFunction, find_pci_functions, without_driver
+from xinf.device.reading import DeviceProcess
 from xinf.device.rocm import (
     CardCache,
     RocmCard,
@@ -22,6 +23,7 @@ from xinf.device.rocm import (
     facts_of_node,
     find_cards,
     find_links,
+    find_processes,
     in_bus_order,
     make_sample,
     read_driver_version,
@@ -83,6 +85,10 @@ class AmdProbe:
             more = self._ask_for_readings(readings, root)
             readings = {at: reading.completed_by(more.get(at, CardReading())) for at, reading in readings.items()}
         return tuple(make_sample(card, readings[card.address], self._watch, root) for card in cards)
+
+    def processes(self, root: Path) -> tuple[DeviceProcess, ...]:
+        """List who computes on the cards. Raises: FormatError."""
+        return find_processes(self._cards.find(root), root)
 
     def _gather(self, cards: tuple[RocmCard, ...], root: Path) -> tuple[dict[str, CardFacts], list[str]]:
         """Ask one source after the other until nothing is missing; gives the facts by uuid and what went wrong."""

@@ -14,6 +14,7 @@ from xinf.device.health import HealthWatch
 from xinf.device.hygon_tool import ToolCard, parse_table, read_facts, read_readings
 from xinf.device.library import LibraryError
 from xinf.device.pci import PciFunction, find_pci_functions, without_driver
+from xinf.device.reading import DeviceProcess
 from xinf.device.rocm import (
     CardCache,
     RocmCard,
@@ -21,6 +22,7 @@ from xinf.device.rocm import (
     facts_of_node,
     find_cards,
     find_links,
+    find_processes,
     in_bus_order,
     make_sample,
     read_driver_version,
@@ -85,6 +87,10 @@ class HygonProbe:
             more = self._ask_for_readings(tuple(readings), root)
             readings = {at: reading.completed_by(more.get(at, CardReading())) for at, reading in readings.items()}
         return tuple(make_sample(card, readings[card.address], self._watch, root) for card in cards)
+
+    def processes(self, root: Path) -> tuple[DeviceProcess, ...]:
+        """List who computes on the cards. Raises: FormatError."""
+        return find_processes(self._cards.find(root), root)
 
     def _gather(
         self, cards: tuple[RocmCard, ...], root: Path

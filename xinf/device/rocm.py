@@ -16,8 +16,9 @@ import msgspec
 from xinf.core.device import Device, Distance, Health, Sample, Vendor
 from xinf.device.amdgpu import CardFacts, CardReading, is_lost, read_facts
 from xinf.device.health import HealthWatch
-from xinf.device.kfd import KfdNode, read_nodes
+from xinf.device.kfd import KfdNode, read_nodes, read_processes
 from xinf.device.pci import PciFunction, find_pci_functions
+from xinf.device.reading import DeviceProcess
 
 # Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
 PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
@@ -84,6 +85,16 @@ def find_links(cards: Sequence[RocmCard]) -> tuple[tuple[str, str, Distance], ..
         if other in uuid_of and uuid_of[other] != card.uuid
     }
     return tuple((first, second, Distance.LINK) for first, second in sorted(pairs))
+
+
+def find_processes(cards: Sequence[RocmCard], root: Path) -> tuple[DeviceProcess, ...]:
+    """List who computes on the cards through KFD, with what each holds. Raises: FormatError."""
+    uuid_of = {card.node.gpu_id: card.uuid for card in cards if card.node is not None}
+    return tuple(
+        DeviceProcess(uuid=uuid_of[process.gpu_id], pid=process.pid, memory_bytes=process.memory_bytes)
+        for process in read_processes(root)
+        if process.gpu_id in uuid_of
+    )
 
 
 def describe_card(card: RocmCard, facts: CardFacts, *, visible: str | None, reason: str | None, root: Path) -> Device:
