@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from xinf.core.device import Device, DeviceEvent, Sample, Topology, Vendor
+from xinf.device.amd import AmdProbe
+from xinf.device.apple import AppleProbe
 from xinf.device.cpu import CpuProbe
+from xinf.device.hygon import HygonProbe
+from xinf.device.intel import IntelProbe
 from xinf.device.nvidia import NvidiaProbe
 from xinf.device.reading import DeviceProcess
 
@@ -68,6 +72,10 @@ class ProcessProbe(Probe, Protocol):
 
 PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
+    Vendor.AMD: AmdProbe(),
+    Vendor.INTEL: IntelProbe(),
+    Vendor.APPLE: AppleProbe(),
+    Vendor.HYGON: HygonProbe(),
     Vendor.CPU: CpuProbe(),
 }
 # Files of the kernel only: these cannot hang on a driver, and a child would cost more than all that they read.
