@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from xinf.core.device import Device, Sample, Vendor
+from xinf.device.ascend import AscendProbe
+from xinf.device.cambricon import CambriconProbe
 from xinf.device.cpu import CpuProbe
 from xinf.device.nvidia import NvidiaProbe
 
@@ -29,5 +31,7 @@ class Probe(Protocol):
 
 PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
+    Vendor.ASCEND: AscendProbe(),
+    Vendor.CAMBRICON: CambriconProbe(),
     Vendor.CPU: CpuProbe(),
 }
