@@ -18,7 +18,7 @@ import pytest
 from tests.device.fake_tool import FakeTools
 from tests.device.mutations import FAILURES, RESPACINGS, Damage, Failure, damages, truncate
 from xinf.core.device import Device, Distance, Health, Vendor
-from xinf.device import ascend_library, ascend_tool, read_inventory
+from xinf.device import ascend_layouts, ascend_structs, ascend_tool, read_inventory
 from xinf.device.ascend import AscendProbe
 from xinf.device.ascend_chip import architecture_of
 from xinf.device.tool import FormatError, ToolError
@@ -29,6 +29,12 @@ DIE = "NPU-E0F4EE64-002061B1-6A691492-89528485-000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[[str], Path]
 Text = Callable[[str], str]
+# What a child runs: the variable that the loader reads is read when a process starts.
+SAMPLE = """
+import pathlib, sys
+from xinf.device.ascend import AscendProbe
+print(*[sample.uuid for sample in AscendProbe().sample(pathlib.Path(sys.argv[1]))])
+"""
 METRICS = ("utilization", "temperature", "power", "ecc")
 
 
@@ -191,8 +197,8 @@ async def test_children_find_the_library_on_the_loader_path(
     environ = {**os.environ, "LD_LIBRARY_PATH": directory, "FAKE_DCMI": "910b"}
     root = make_tree(FIRST, SECOND)
     first, second, _ = await read_inventory(root=root, environ=environ, deadline_s=30)
-    code = f"from xinf.device.ascend import AscendProbe; import pathlib; print(*[s.uuid for s in AscendProbe().sample(pathlib.Path({str(root)!r}))])"
-    child = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", SAMPLE, str(root)]
+    child = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert set(child.stdout.split()) == {first.uuid, second.uuid}, child.stderr
 
 
@@ -222,12 +228,12 @@ def test_nothing_installed_is_said(make_tree: MakeTree) -> None:
 
 def test_struct_layouts_are_those_of_the_header(fake_library: Callable[[str, str], Path]) -> None:
     structs = {
-        "dcmi_chip_info_v2": ascend_library.ChipInfo,
-        "dcmi_pcie_info_all": ascend_library.PcieInfo,
-        "dcmi_die_id": ascend_library.DieId,
-        "dcmi_hbm_info": ascend_library.HbmInfo,
-        "dcmi_get_memory_info_stru": ascend_library.MemoryInfo,
-        "dcmi_ecc_info": ascend_library.EccInfo,
+        "dcmi_chip_info_v2": ascend_structs.ChipInfo,
+        "dcmi_pcie_info_all": ascend_structs.PcieInfo,
+        "dcmi_die_id": ascend_structs.DieId,
+        "dcmi_hbm_info": ascend_structs.HbmInfo,
+        "dcmi_get_memory_info_stru": ascend_structs.MemoryInfo,
+        "dcmi_ecc_info": ascend_structs.EccInfo,
     }
     told = read_layout(ctypes.CDLL(str(fake_library("dcmi.c", "libdcmi.so") / "libdcmi.so")))
     sizes = {name: size for name, size in told.items() if "." not in name}
@@ -346,9 +352,7 @@ def test_npu_id_of_950_is_the_logic_id(make_tree: MakeTree, fake_tool: FakeTools
     assert second.health is None, "UNKNOWN is not OK"
 
 
-def test_unknown_table_is_made_up_for_by_keys(
-    make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text
-) -> None:
+def test_unknown_table_is_made_up_for_by_keys(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
     board = device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")
     known = answers(device_fixture, "a3")
     fake_tool.add(
@@ -367,7 +371,7 @@ def test_unknown_table_is_made_up_for_by_keys(
         ("0000:95:00.0", "0", 65536 << 20),
         ("0000:97:00.0", "1", 65536 << 20),
     ]
-    with pytest.raises(ToolError, match="libdcmi.so.*npu-smi"):
+    with pytest.raises(ToolError, match=r"libdcmi\.so.*npu-smi"):
         AscendProbe().sample(root)
 
 
@@ -388,7 +392,7 @@ def test_failing_tool_is_named(
 
 
 def test_310p_table_has_no_hbm(device_fixture: Text) -> None:
-    listing = ascend_tool.parse_table(device_fixture("npu-smi-22.0.4-310p3.txt"))
+    listing = ascend_layouts.parse_table(device_fixture("npu-smi-22.0.4-310p3.txt"))
     assert listing.driver == "22.0.4"
     assert [(row.npu_id, row.chip_id, row.pci, row.power_w, row.temp_c) for row in listing.rows] == [
         (32768, 0, "0000:81:00.0", None, 49.0),
@@ -411,49 +415,51 @@ TOPOLOGIES = [
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_of_the_table_may_move(name: str, respace: Damage, device_fixture: Text) -> None:
     text = device_fixture(name)
-    assert ascend_tool.parse_table(respace(text)) == ascend_tool.parse_table(text)
+    assert ascend_layouts.parse_table(respace(text)) == ascend_layouts.parse_table(text)
 
 
 @pytest.mark.parametrize("damage", damages("Bus-Id", "NPU", "Name", "Health", "Memory-Usage(MB)"))
 @pytest.mark.parametrize("name", TABLES)
 def test_damaged_table_is_refused(name: str, damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_table(damage(device_fixture(name)))
+        ascend_layouts.parse_table(damage(device_fixture(name)))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_truncated_table_is_refused(name: str, device_fixture: Text) -> None:
     text = device_fixture(name).partition("| NPU     Chip ")[0]
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_table(truncate(text))
+        ascend_layouts.parse_table(truncate(text))
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)
 @pytest.mark.parametrize("name", MAPS)
 def test_columns_of_the_mapping_may_move(name: str, respace: Damage, device_fixture: Text) -> None:
     text = device_fixture(name)
-    assert ascend_tool.parse_mapping(respace(text)) == ascend_tool.parse_mapping(text)
+    assert ascend_layouts.parse_mapping(respace(text)) == ascend_layouts.parse_mapping(text)
 
 
 @pytest.mark.parametrize("damage", damages("NPU ID", "Chip ID", "Chip Name"))
 @pytest.mark.parametrize("name", MAPS)
 def test_damaged_mapping_is_refused(name: str, damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_mapping(damage(device_fixture(name)))
+        ascend_layouts.parse_mapping(damage(device_fixture(name)))
 
 
-@pytest.mark.parametrize(("name", "word"), [(MAPS[0], "Chip Logic ID"), (MAPS[1], "Chip Logic ID"), (MAPS[2], "Slot ID")])
+@pytest.mark.parametrize(
+    ("name", "word"), [(MAPS[0], "Chip Logic ID"), (MAPS[1], "Chip Logic ID"), (MAPS[2], "Slot ID")]
+)
 def test_mapping_without_logic_ids_is_refused(name: str, word: str, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="unknown header"):
-        ascend_tool.parse_mapping(device_fixture(name).replace(word, "Chip Nr"))
+        ascend_layouts.parse_mapping(device_fixture(name).replace(word, "Chip Nr"))
 
 
 def test_mapping_leaves_out_controllers_and_keeps_what_has_no_physical_id(device_fixture: Text) -> None:
     text = device_fixture(MAPS[1])
-    assert [(entry.logic_id, entry.physical_id) for entry in ascend_tool.parse_mapping(text)] == [(0, 4), (1, 5)]
+    assert [(entry.logic_id, entry.physical_id) for entry in ascend_layouts.parse_mapping(text)] == [(0, 4), (1, 5)]
     row = next(line for line in text.splitlines() if line.split()[:2] == ["2", "1"])
     dashed = row.replace("5 ", "- ")
-    entries = ascend_tool.parse_mapping(text.replace(row, dashed))
+    entries = ascend_layouts.parse_mapping(text.replace(row, dashed))
     assert [(entry.physical_id, entry.has_physical_id) for entry in entries] == [(4, True), (None, True)]
 
 
@@ -470,11 +476,11 @@ def test_chip_whose_physical_id_is_a_dash_is_not_offered(
 
 def test_truncated_mapping_is_refused(device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="does not fit its header"):
-        ascend_tool.parse_mapping(truncate(device_fixture(MAPS[0])))
+        ascend_layouts.parse_mapping(truncate(device_fixture(MAPS[0])))
 
 
 def test_topology_table_tells_every_kind(device_fixture: Text) -> None:
-    links = ascend_tool.parse_topology(device_fixture(TOPOLOGIES[0]))
+    links = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[0]))
     assert [(link.first[1], link.second[1], link.distance) for link in links] == [
         (0, 1, Distance.LINK),
         (0, 2, Distance.SYS),
@@ -482,7 +488,7 @@ def test_topology_table_tells_every_kind(device_fixture: Text) -> None:
         (1, 2, Distance.PXB),
         (2, 3, Distance.PIX),
     ]
-    (link,) = ascend_tool.parse_topology(device_fixture(TOPOLOGIES[2]))
+    (link,) = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[2]))
     assert (link.first, link.second, link.distance) == (("NPU", 0), ("NPU", 1), Distance.LINK)
 
 
@@ -490,38 +496,39 @@ def test_topology_table_tells_every_kind(device_fixture: Text) -> None:
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_columns_of_the_topology_may_move(name: str, respace: Damage, device_fixture: Text) -> None:
     text = device_fixture(name)
-    assert ascend_tool.parse_topology(respace(text)) == ascend_tool.parse_topology(text)
+    assert ascend_layouts.parse_topology(respace(text)) == ascend_layouts.parse_topology(text)
 
 
 @pytest.mark.parametrize("damage", damages("NPU0", "HCCS", "CPU Affinity"))
 def test_damaged_topology_is_refused(damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_topology(damage(device_fixture(TOPOLOGIES[0])))
+        ascend_layouts.parse_topology(damage(device_fixture(TOPOLOGIES[0])))
 
 
 def test_topology_without_its_last_row_is_refused(device_fixture: Text) -> None:
     text = device_fixture(TOPOLOGIES[0])
     without = "\n".join(line for line in text.splitlines() if not line.startswith("NPU3"))
     with pytest.raises(FormatError, match="3 rows for 4 columns"):
-        ascend_tool.parse_topology(without)
+        ascend_layouts.parse_topology(without)
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)
 def test_columns_of_keys_may_move(respace: Damage, device_fixture: Text) -> None:
-    usages, board = device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt"), device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")
-    told = ascend_tool.parse_usages(respace(usages))
-    assert told == ascend_tool.parse_usages(usages)
+    usages = device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")
+    board = device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")
+    told = ascend_layouts.parse_usages(respace(usages))
+    assert told == ascend_layouts.parse_usages(usages)
     assert (told[0]["Aicore Usage Rate(%)"], told[1]["Aicore Usage Rate(%)"]) == (7.0, None)
-    assert ascend_tool.parse_board(respace(board)) == ascend_tool.parse_board(board) == "0000:97:00.0"
+    assert ascend_layouts.parse_board(respace(board)) == ascend_layouts.parse_board(board) == "0000:97:00.0"
 
 
 @pytest.mark.parametrize("damage", damages("Capacity(MB)", "Chip ID"))
 def test_damaged_usages_are_refused(damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_usages(damage(device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")))
+        ascend_layouts.parse_usages(damage(device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")))
 
 
 @pytest.mark.parametrize("damage", damages("Chip Name"))
 def test_damaged_board_is_refused(damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="npu-smi"):
-        ascend_tool.parse_board(damage(device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")))
+        ascend_layouts.parse_board(damage(device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")))

@@ -27,7 +27,7 @@ from tests.device.mutations import (
     truncate_json,
 )
 from xinf.core.device import Device, Distance, Health, Vendor
-from xinf.device import cambricon_library, cambricon_tool, read_inventory
+from xinf.device import cambricon_structs, cambricon_tool, read_inventory
 from xinf.device.cambricon import CambriconProbe
 from xinf.device.cambricon_card import architecture_of
 from xinf.device.tool import FormatError, ToolError
@@ -38,6 +38,12 @@ UUID = "MLU-d4e5f607-1829-3a4b-0000-00000000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[..., Path]
 Text = Callable[[str], str]
+# What a child runs: the variable that the loader reads is read when a process starts.
+SAMPLE = """
+import pathlib, sys
+from xinf.device.cambricon import CambriconProbe
+print(*[sample.uuid for sample in CambriconProbe().sample(pathlib.Path(sys.argv[1]))])
+"""
 METRICS = ("Utilization", "Temperature", "Power", "ECC")
 
 
@@ -161,8 +167,8 @@ async def test_children_find_the_library_on_the_loader_path(
     environ = {**os.environ, "LD_LIBRARY_PATH": directory, "FAKE_CNDEV": "mlu590"}
     root = make_tree(FIRST, SECOND)
     first, second, _ = await read_inventory(root=root, environ=environ, deadline_s=30)
-    code = f"from xinf.device.cambricon import CambriconProbe; import pathlib; print(*[s.uuid for s in CambriconProbe().sample(pathlib.Path({str(root)!r}))])"
-    child = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", SAMPLE, str(root)]
+    child = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert set(child.stdout.split()) == {first.uuid, second.uuid}, child.stderr
 
 
@@ -191,7 +197,7 @@ def test_nothing_is_present_without_a_card(make_tree: MakeTree) -> None:
     root = make_tree(("0000:1b:00.0", "0x10de", "0x030000", 0))
     assert not CambriconProbe().is_present(root)
     assert CambriconProbe().inventory(root) == ()
-    with pytest.raises(ToolError, match="libcndev.so.*cnmon is not there"):
+    with pytest.raises(ToolError, match=r"libcndev\.so.*cnmon is not there"):
         CambriconProbe().sample(root)
     assert CambriconProbe().topology(root).pairs == ()
 
@@ -219,22 +225,22 @@ SIZES = {
 
 def test_struct_layouts_are_those_of_the_header(fake_library: Callable[[str, str], Path]) -> None:
     structs = {
-        "cndevCardInfo_t": cambricon_library.CardInfo,
-        "cndevUUID_t": cambricon_library.Uuid,
-        "cndevPCIeInfo_t": cambricon_library.PcieInfo,
-        "cndevPCIeInfoV2_t": cambricon_library.PcieInfoV2,
-        "cndevMemoryInfo_t": cambricon_library.MemoryInfo,
-        "cndevMemoryInfoV2_t": cambricon_library.MemoryInfoV2,
-        "cndevVersionInfo_t": cambricon_library.VersionInfo,
-        "cndevECCInfo_t": cambricon_library.EccInfo,
-        "cndevDevicePowerInfo_t": cambricon_library.PowerInfo,
-        "cndevTemperatureInfo_t": cambricon_library.TemperatureInfo,
-        "cndevUtilizationInfo_t": cambricon_library.UtilizationInfo,
-        "cndevCardHealthState_t": cambricon_library.HealthState,
-        "cndevMLULinkStatus_t": cambricon_library.LinkStatus,
-        "cndevMLULinkStatusV2_t": cambricon_library.LinkStatusV2,
-        "cndevMLULinkRemoteInfo_t": cambricon_library.LinkRemote,
-        "cndevTopologyRelationship_t": cambricon_library.Relationship,
+        "cndevCardInfo_t": cambricon_structs.CardInfo,
+        "cndevUUID_t": cambricon_structs.Uuid,
+        "cndevPCIeInfo_t": cambricon_structs.PcieInfo,
+        "cndevPCIeInfoV2_t": cambricon_structs.PcieInfoV2,
+        "cndevMemoryInfo_t": cambricon_structs.MemoryInfo,
+        "cndevMemoryInfoV2_t": cambricon_structs.MemoryInfoV2,
+        "cndevVersionInfo_t": cambricon_structs.VersionInfo,
+        "cndevECCInfo_t": cambricon_structs.EccInfo,
+        "cndevDevicePowerInfo_t": cambricon_structs.PowerInfo,
+        "cndevTemperatureInfo_t": cambricon_structs.TemperatureInfo,
+        "cndevUtilizationInfo_t": cambricon_structs.UtilizationInfo,
+        "cndevCardHealthState_t": cambricon_structs.HealthState,
+        "cndevMLULinkStatus_t": cambricon_structs.LinkStatus,
+        "cndevMLULinkStatusV2_t": cambricon_structs.LinkStatusV2,
+        "cndevMLULinkRemoteInfo_t": cambricon_structs.LinkRemote,
+        "cndevTopologyRelationship_t": cambricon_structs.Relationship,
     }
     library = ctypes.CDLL(str(fake_library("cndev.c", "libcndev.so") / "libcndev.so"))
     library.fake_layout.restype = ctypes.c_char_p
@@ -403,7 +409,9 @@ def test_damaged_json_is_refused(damage: Damage, device_fixture: Text) -> None:
         cambricon_tool.parse_json(damage(device_fixture(JSON)))
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"CnmonInfo": []}', '{"CnmonInfo": [7]}', '{"CnmonInfo": {"CardNum": 0}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"CnmonInfo": []}', '{"CnmonInfo": [7]}', '{"CnmonInfo": {"CardNum": 0}}']
+)
 def test_json_of_another_shape_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match="cnmon"):
         cambricon_tool.parse_json(text)

@@ -37,8 +37,11 @@ def test_records_are_read_by_their_header() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("Card Name", "Card Colour", "no table with a known header"),
-        ("| Bus  ", "| Bus Lanes", "unknown header"),
+        ("Card Name", "Card Colour", "unknown header: ['| Card  Card Colour | |']"),
+        ("| Bus  ", "| Bus Lanes", "unknown header: ['| Bus Lanes"),
+        ("Use |", "Used |", "unknown header"),
+        ("Card", "Board", "unknown header"),
+        ("|", "/", "no table with a known header: '/ TOOL 1.2"),
         ("| Bus             | Use |", "| Bus | Use | Use |", "differ in cells"),
         ("| 1b:00 ", "| one", "does not fit its header: '| one"),
         ("| 1/2 |", "| 1/2 | 3 |", "does not fit its header"),

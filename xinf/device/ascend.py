@@ -7,12 +7,12 @@ from `npu-smi info -m`, never from a position in a list. /dev/davinciN is number
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from xinf.core.device import Device, Health, Sample, Topology, Vendor
+from xinf.core.device import Device, Distance, Health, Sample, Topology, Vendor
 from xinf.device import ascend_tool
 from xinf.device.ascend_chip import NpuChip, architecture_of
 from xinf.device.ascend_library import Dcmi
@@ -51,14 +51,19 @@ class AscendProbe:
             reason = "; ".join(tried) or "neither DCMI nor npu-smi lists an NPU"
             return tuple(without_driver(function, index, reason) for index, function in enumerate(functions))
         toolkit = _read_toolkit_version(root)
-        listed = [_describe(chip, toolkit, root) for chip in sorted(chips, key=lambda chip: (chip.npu_id, chip.chip_id))]
+        by_card = sorted(chips, key=lambda chip: (chip.npu_id, chip.chip_id))
+        listed = [_describe(chip, toolkit, root) for chip in by_card]
         devices = sorted([*listed, *_unlisted(functions, listed)], key=lambda device: device.pci or "~")
         return tuple(msgspec.structs.replace(device, index=index) for index, device in enumerate(devices))
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the chips are doing. Raises: ToolError with what was tried."""
         tried: list[str] = []
-        for read in (lambda: self._start(root).samples(), lambda: ascend_tool.read_samples(root)):
+        ways: tuple[Callable[[], tuple[Sample, ...]], ...] = (
+            lambda: self._start(root).samples(),
+            lambda: ascend_tool.read_samples(root),
+        )
+        for read in ways:
             try:
                 samples = read()
             except (LibraryError, ToolError) as error:
@@ -70,10 +75,11 @@ class AscendProbe:
 
     def topology(self, root: Path) -> Topology:
         """Tell how far the NPUs are apart: HCCS, the bus between two dies and UB are links."""
-        for read in (
+        ways: tuple[Callable[[], tuple[tuple[str, str, Distance], ...]], ...] = (
             lambda: self._start(root).distances(),
             lambda: ascend_tool.read_distances(root, ascend_tool.read_chips(root)),
-        ):
+        )
+        for read in ways:
             try:
                 pairs = read()
             except (LibraryError, ToolError):
@@ -107,9 +113,12 @@ def _describe(chip: NpuChip, toolkit: str | None, root: Path) -> Device:
     is_addressable = chip.logic_id is not None and (chip.physical_id is not None or not chip.has_physical_id)
     health, reason = chip.condition.health or Health.OK, chip.condition.reason
     if not is_addressable:
-        health, reason = Health.FAULTY, (
-            f"the driver does not tell the physical id of NPU {chip.npu_id} chip {chip.chip_id}: an engine could be given"
-            " another one's /dev/davinciN; look at `npu-smi info -m` and `dmesg`"
+        health, reason = (
+            Health.FAULTY,
+            (
+                f"the driver does not tell the physical id of NPU {chip.npu_id} chip {chip.chip_id}: an engine could be"
+                " given another one's /dev/davinciN; look at `npu-smi info -m` and `dmesg`"
+            ),
         )
     return Device(
         vendor=Vendor.ASCEND,

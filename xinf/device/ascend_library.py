@@ -3,9 +3,9 @@
 Two interfaces are in one library. The first addresses a chip by card and number on the card; the second, of the Ascend
 950 (a driver that has it refuses to start the first), by the logic id alone. Otherwise they differ in names only.
 
-Struct layouts and signatures: `dcmi_interface_api.h`, `dcmi_interface_api_v2.h` (Huawei, Apache-2.0, in the mind-cluster
-and CANN driver sources), compared with gpustack-runtime 88026d6 pydcmi; pinned by a test. Units there: memory in MB of
-2^20, power in 0.1 W. Not every driver answers every question: what it refuses is None.
+Signatures: `dcmi_interface_api.h` and `dcmi_interface_api_v2.h` (Huawei, Apache-2.0, in the mind-cluster and CANN
+driver sources), compared with gpustack-runtime 88026d6 pydcmi. Power is in 0.1 W. Not every driver answers every
+question: what it refuses is None.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from xinf.core.device import Distance, Sample
 from xinf.device.ascend_chip import Condition, NpuChip, architecture_of, judge, uuid_of_die, uuid_of_place
+from xinf.device.ascend_structs import ChipInfo, DieId, EccInfo, HbmInfo, MemoryInfo, PcieInfo
 from xinf.device.library import LibraryError, find_function, load_library
 
 T = TypeVar("T", bound="ctypes.Structure | ctypes._SimpleCData[int]")
 Address = tuple[int, ...]  # (card, chip on it), or (logic id,) of the second interface
 
 _DIRECTORIES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/lib64/driver")
-_NAME_LENGTH = 32
 _MAX_CARDS = 64
 _NPU = 0  # enum dcmi_unit_type; 1 is a card's own controller, 2 its processor
 _AICORE_RATE = 2
@@ -65,75 +65,6 @@ _FUNCTIONS = {
     "power": ("dcmi_get_device_power_info", "dcmiv2_get_device_power_info"),
     "ecc": ("dcmi_get_device_ecc_info", "dcmiv2_get_device_ecc_info"),
 }
-
-
-class ChipInfo(ctypes.Structure):
-    """struct dcmi_chip_info_v2."""
-
-    _fields_ = (
-        ("chip_type", ctypes.c_char * _NAME_LENGTH),
-        ("chip_name", ctypes.c_char * _NAME_LENGTH),
-        ("chip_ver", ctypes.c_char * _NAME_LENGTH),
-        ("aicore_cnt", ctypes.c_uint),
-        ("npu_name", ctypes.c_char * _NAME_LENGTH),
-    )
-
-
-class PcieInfo(ctypes.Structure):
-    """struct dcmi_pcie_info_all."""
-
-    _fields_ = (
-        *((name, ctypes.c_uint) for name in ("venderid", "subvenderid", "deviceid", "subdeviceid")),
-        ("domain", ctypes.c_int),
-        *((name, ctypes.c_uint) for name in ("bdf_busid", "bdf_deviceid", "bdf_funcid")),
-        ("reserve", ctypes.c_ubyte * 32),
-    )
-
-
-class DieId(ctypes.Structure):
-    """struct dcmi_die_id."""
-
-    _fields_ = (("soc_die", ctypes.c_uint * 5),)
-
-
-class HbmInfo(ctypes.Structure):
-    """struct dcmi_hbm_info; sizes in MB."""
-
-    _fields_ = (
-        ("memory_size", ctypes.c_ulonglong),
-        ("freq", ctypes.c_uint),
-        ("memory_usage", ctypes.c_ulonglong),
-        ("temp", ctypes.c_int),
-        ("bandwith_util_rate", ctypes.c_uint),
-    )
-
-
-class MemoryInfo(ctypes.Structure):
-    """struct dcmi_get_memory_info_stru, of chips without HBM; sizes in MB."""
-
-    _fields_ = (
-        ("memory_size", ctypes.c_ulonglong),
-        ("memory_available", ctypes.c_ulonglong),
-        ("freq", ctypes.c_uint),
-        *((name, ctypes.c_ulong) for name in ("hugepagesize", "hugepages_total", "hugepages_free")),
-        ("utiliza", ctypes.c_uint),
-        ("reserve", ctypes.c_ubyte * 60),
-    )
-
-
-class EccInfo(ctypes.Structure):
-    """struct dcmi_ecc_info, with room for the fields that later drivers write behind those of the public header."""
-
-    _fields_ = (
-        ("enable_flag", ctypes.c_int),
-        ("single_bit_error_cnt", ctypes.c_uint),
-        ("double_bit_error_cnt", ctypes.c_uint),
-        ("total_single_bit_error_cnt", ctypes.c_uint),
-        ("total_double_bit_error_cnt", ctypes.c_uint),
-        ("single_bit_isolated_pages_cnt", ctypes.c_uint),
-        ("double_bit_isolated_pages_cnt", ctypes.c_uint),
-        ("room", ctypes.c_ubyte * 36),
-    )
 
 
 class Dcmi:
@@ -205,7 +136,7 @@ class Dcmi:
         return tuple(address for address in listed if self._is_npu(address))
 
     def _chips_on(self, card: int) -> int:
-        """Count the devices on a card, its controller among them; one that does not answer has a first chip at least."""
+        """Count a card's devices, its controller among them; one that does not answer has a first chip at least."""
         count = ctypes.c_int()
         code = find_function(self._library, "dcmi_get_device_num_in_card")(card, ctypes.byref(count))
         return count.value if code == 0 else 1

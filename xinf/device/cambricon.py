@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -56,7 +56,11 @@ class CambriconProbe:
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError with what was tried."""
         tried: list[str] = []
-        for read in (lambda: self._start(root).samples(), lambda: cambricon_tool.read_cards(root)):
+        ways: tuple[Callable[[], tuple[MluCard, ...]], ...] = (
+            lambda: self._start(root).samples(),
+            lambda: cambricon_tool.read_cards(root),
+        )
+        for read in ways:
             try:
                 cards = read()
             except (LibraryError, ToolError) as error:

@@ -47,9 +47,7 @@ def parse_framed_table(
     if not body or len(body) % height:
         raise FormatError(f"the table of {tool} ends within a record: {(body or lines)[-1]!r}")
     patterns = [[_cell_pattern(names, columns) for names in cells] for cells in header]
-    records = [
-        _read_record(tool, body[at : at + height], header, patterns) for at in range(0, len(body), height)
-    ]
+    records = [_read_record(tool, body[at : at + height], header, patterns) for at in range(0, len(body), height)]
     title = " ".join(" ".join(_cells(line)) for line in lines[:start] if line.startswith("|"))
     return FramedTable(title=title, records=tuple(records))
 
@@ -65,7 +63,9 @@ def _find_header(
             header = [_names_of(below, name) for below in lines[number : number + height]]
             known = [cells for cells in header if cells is not None]
             if len(known) < height:
-                raise FormatError(f"{tool} printed a table with an unknown header: {lines[number + len(known):][:1]}")
+                near = lines[max(0, number - 1) : number + height]
+                strange = [line for line in near if not _RULE.fullmatch(line) and _names_of(line, name) is None]
+                raise FormatError(f"{tool} printed a table with an unknown header: {strange[-1:] or line!r}")
             if len({len(cells) for cells in known}) != 1:
                 raise FormatError(f"{tool} printed a table whose header lines differ in cells: {line!r}")
             return number, known

@@ -154,7 +154,8 @@ cndevRet_t cndevGetDeviceHandleByIndex(int index, cndevDevice_t *device) {
 }
 #endif
 static void uuid_of(int number, uint8_t *text) {
-    snprintf((char *)text, 37, "d4e5f607-1829-3a4b-0000-00000000000%d", number);
+    memcpy(text, "d4e5f607-1829-3a4b-0000-00000000000x", 37);
+    text[35] = '0' + number;
 }
 cndevRet_t cndevGetUUID(cndevUUID_t *info, cndevDevice_t device) {
     BEGIN(device);
