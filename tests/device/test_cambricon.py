@@ -152,6 +152,10 @@ def test_mlu_link_is_the_nearest_way(cndev_root: Answer, scenario: str, source: 
     assert CambriconProbe().topology(cndev_root(scenario, source)).between(UUID + "0", UUID + "1") is Distance.LINK
 
 
+def test_link_that_is_down_is_none(cndev_root: Answer) -> None:
+    assert CambriconProbe().topology(cndev_root("unplugged")).between(UUID + "0", UUID + "1") is Distance.PIX
+
+
 def test_cards_without_links_are_apart_by_pcie(cndev_root: Answer) -> None:
     topology = CambriconProbe().topology(cndev_root("mlu370"))
     apart = [topology.between(UUID + "0", UUID + other) for other in "123"]

@@ -7,8 +7,9 @@
  *
  * Scenarios: mlu590 (two cards, numbered against the order of the bus, linked), mlu370 (four cards without links: two on
  * a board, the third behind the same host bridge, the fourth across), old (driver 5: no handles, no V2 structs, version
- * 5), lost (mlu590 whose second card gives no handle), nameless (no uuid), sick (mlu590, the first card has a problem),
- * mute (no metric), no_driver, empty (no card), hang, crash.
+ * 5), lost (mlu590 whose second card gives no handle), nameless (no uuid), unplugged (mlu590, the link is down but
+ * remembers its peer), sick (mlu590, the first card has a problem), mute (no metric), no_driver, empty (no card), hang,
+ * crash.
  */
 #include <signal.h>
 #include <stddef.h>
@@ -252,7 +253,7 @@ cndevRet_t cndevGetMLULinkStatusV2(cndevMLULinkStatusV2_t *info, cndevDevice_t d
     BEGIN(device);
     V2;
     memset(info, 0, sizeof *info);
-    info->macState = port == 1 ? 3 : 0; /* the first port is down */
+    info->macState = port == 1 && !is("unplugged") ? 3 : 0; /* the first port is down */
     return OK;
 }
 cndevRet_t cndevGetMLULinkStatus(cndevMLULinkStatus_t *info, cndevDevice_t device, int port) {
