@@ -20,6 +20,8 @@ from typing import Protocol, runtime_checkable
 from xinf.core.device import Device, DeviceEvent, Sample, Topology, Vendor
 from xinf.device.amd import AmdProbe
 from xinf.device.apple import AppleProbe
+from xinf.device.ascend import AscendProbe
+from xinf.device.cambricon import CambriconProbe
 from xinf.device.cpu import CpuProbe
 from xinf.device.hygon import HygonProbe
 from xinf.device.intel import IntelProbe
@@ -75,6 +77,8 @@ PROBES: dict[Vendor, Probe] = {
     Vendor.AMD: AmdProbe(),
     Vendor.INTEL: IntelProbe(),
     Vendor.APPLE: AppleProbe(),
+    Vendor.ASCEND: AscendProbe(),
+    Vendor.CAMBRICON: CambriconProbe(),
     Vendor.HYGON: HygonProbe(),
     Vendor.CPU: CpuProbe(),
 }
