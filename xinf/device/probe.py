@@ -11,6 +11,7 @@ from typing import Protocol
 
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.cpu import CpuProbe
+from xinf.device.enflame import EnflameProbe
 from xinf.device.nvidia import NvidiaProbe
 
 
@@ -29,5 +30,6 @@ class Probe(Protocol):
 
 PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
+    Vendor.ENFLAME: EnflameProbe(),
     Vendor.CPU: CpuProbe(),
 }
