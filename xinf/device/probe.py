@@ -12,6 +12,7 @@ from typing import Protocol
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.cpu import CpuProbe
 from xinf.device.enflame import EnflameProbe
+from xinf.device.mthreads import MthreadsProbe
 from xinf.device.nvidia import NvidiaProbe
 
 
@@ -31,5 +32,6 @@ class Probe(Protocol):
 PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
     Vendor.ENFLAME: EnflameProbe(),
+    Vendor.MTHREADS: MthreadsProbe(),
     Vendor.CPU: CpuProbe(),
 }
