@@ -12,6 +12,7 @@ from typing import Protocol
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.cpu import CpuProbe
 from xinf.device.enflame import EnflameProbe
+from xinf.device.kunlunxin import KunlunxinProbe
 from xinf.device.mthreads import MthreadsProbe
 from xinf.device.nvidia import NvidiaProbe
 
@@ -33,5 +34,6 @@ PROBES: dict[Vendor, Probe] = {
     Vendor.NVIDIA: NvidiaProbe(),
     Vendor.ENFLAME: EnflameProbe(),
     Vendor.MTHREADS: MthreadsProbe(),
+    Vendor.KUNLUNXIN: KunlunxinProbe(),
     Vendor.CPU: CpuProbe(),
 }
