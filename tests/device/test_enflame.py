@@ -190,8 +190,9 @@ def test_link_is_a_short_way(with_library: WithLibrary) -> None:
     assert topology.pairs == (("GCU-TR6Y46010300", "GCU-TR6Y46010301", Distance.LINK),)
 
 
-def test_cards_without_links_have_no_distance(with_library: WithLibrary) -> None:
-    assert EnflameProbe().topology(with_library("s60")).pairs == ()
+@pytest.mark.parametrize("scenario", ["s60", "unplugged", "not_loaded"])
+def test_cards_without_links_have_no_distance(with_library: WithLibrary, scenario: str) -> None:
+    assert EnflameProbe().topology(with_library(scenario)).pairs == ()
 
 
 def test_structs_are_laid_out_as_the_compiler_does(fake_library: Callable[[str, str], Path]) -> None:

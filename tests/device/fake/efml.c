@@ -4,7 +4,7 @@
  * that a library of another version or layout is refused. Does not prove: that a real library answers so. The structs are
  * declared here by hand from the public header; fake_layout() tells their sizes and offsets to the test that pins them.
  *
- * Scenarios: s60 (two S60, listed against the bus), linked (two T20 with a link), sick (a card that is not healthy),
+ * Scenarios: s60 (two S60, listed against the bus), linked (two T20 with a link), unplugged (two T20 whose ports remember it), sick (a card that is not healthy),
  * drift (a struct that begins otherwise), half (the second of two cards cannot be read), version3, not_loaded, dual
  * (two dies that share a UUID).
  * The calls of the newer header that 1.x lacks (EfmlGetDevTempV2, EfmlGetGcuLare...) are left out on purpose.
@@ -113,7 +113,7 @@ int EfmlGetDevInfo(uint32_t index, efmlDeviceInfo_t *info) {
         info->device_id = 0x1e36;
         return SUCCESS;
     }
-    strcpy(info->name, is("linked") ? "Enflame T20" : "Enflame S60");
+    strcpy(info->name, is("linked") || is("unplugged") ? "Enflame T20" : "Enflame S60");
     info->vendor_id = 0x1e36;
     info->device_id = 0xc035;
     info->bus_id = bus_of(index);
@@ -167,13 +167,13 @@ int EfmlGetDevEccStatus(uint32_t index, efmlEccStatus_t *status) {
 }
 int EfmlGetEslPortNum(uint32_t index, uint32_t *count) {
     (void)index;
-    if (!is("linked")) return NOT_SUPPORTED;
+    if (!is("linked") && !is("unplugged")) return NOT_SUPPORTED;
     *count = 2;
     return SUCCESS;
 }
 int EfmlGetEslPortInfo(uint32_t index, uint32_t port, efmlEslPortInfo_t *info) {
     memset(info, 0, sizeof *info);
-    info->connected = port == 1;
+    info->connected = is("linked") && port == 1;
     info->remote_bus_id = bus_of(1 - index);
     return SUCCESS;
 }
