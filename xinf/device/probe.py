@@ -23,8 +23,11 @@ from xinf.device.apple import AppleProbe
 from xinf.device.ascend import AscendProbe
 from xinf.device.cambricon import CambriconProbe
 from xinf.device.cpu import CpuProbe
+from xinf.device.enflame import EnflameProbe
 from xinf.device.hygon import HygonProbe
 from xinf.device.intel import IntelProbe
+from xinf.device.kunlunxin import KunlunxinProbe
+from xinf.device.mthreads import MthreadsProbe
 from xinf.device.nvidia import NvidiaProbe
 from xinf.device.reading import DeviceProcess
 
@@ -79,7 +82,10 @@ PROBES: dict[Vendor, Probe] = {
     Vendor.APPLE: AppleProbe(),
     Vendor.ASCEND: AscendProbe(),
     Vendor.CAMBRICON: CambriconProbe(),
+    Vendor.ENFLAME: EnflameProbe(),
+    Vendor.MTHREADS: MthreadsProbe(),
     Vendor.HYGON: HygonProbe(),
+    Vendor.KUNLUNXIN: KunlunxinProbe(),
     Vendor.CPU: CpuProbe(),
 }
 # Files of the kernel only: these cannot hang on a driver, and a child would cost more than all that they read.
