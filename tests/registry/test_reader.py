@@ -240,3 +240,18 @@ def test_empty_directory_and_file_are_refused(tmp_path: Path) -> None:
         read_model(str(tmp_path / "weights.safetensors"))
     with pytest.raises(UnknownModel, match="there is no directory"):
         read_model(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("changes", "tokens"), [
+    ({}, 512),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 2048),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, 1024),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+    ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 512),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, 512),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 1e300}}, 512),
+    ({"model_max_length": 8192}, 8192),
+])  # fmt: skip
+def test_context_with_scaled_positions(changes: dict[str, object], tokens: int, tmp_path: Path) -> None:
+    facts = read_model(str(make(tmp_path, {**LLAMA, **changes})))
+    assert (facts.max_positions, facts.context_tokens) == (512, tokens)
