@@ -134,7 +134,17 @@ def test_download_is_resumed_and_served_from_the_disk(tmp_path: Path) -> None:
         assert [name for name, _, _ in hub.asked] == [""]
     source = resolve_model("modelscope://org/name", models_dir=tmp_path, environ=env)
     assert (source.location, source.directory) == (str(done.directory), done.directory)
-    assert read_model("modelscope://org/name", environ=env, offline=True).revision == NEWEST
+
+
+def test_offline_reads_what_was_pulled(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(repository()) as hub:
+        env = environ(hub, tmp_path)
+        online = read_model("modelscope://org/name", environ=env)
+        download_model("modelscope://org/name", environ=env)
+        hub.asked.clear()
+        assert read_model("modelscope://org/name", environ=env, offline=True) == online
+        assert hub.asked == []
 
 
 @pytest.mark.parametrize(("model", "status", "error"), [
