@@ -1,8 +1,8 @@
 """Counts and caches of public models, from their configs alone, against what was published.
 
-Each file of tests/fixtures/models holds the facts of one config.json, where its figures were published, and the KV bytes
-per token with the calculation. The counts that a hub makes over all tensors are an independent check: they come from the
-weights, ours from the shapes that the config implies.
+Each file of tests/fixtures/models holds the facts of one config.json, where its figures were published, and the KV
+bytes per token with the calculation. The counts that a hub makes over all tensors are an independent check: they come
+from the weights, ours from the shapes that the config implies.
 """
 
 from __future__ import annotations
@@ -45,7 +45,16 @@ def published(path: Path) -> dict[str, Any]:
 def test_table_covers_every_kind() -> None:
     assert len(MODELS) >= 25
     text = {path.stem: path.read_text() for path in MODELS}
-    for mark in ("num_experts", "kv_lora_rank", '"sliding_window": 4096', "mamba", '"fp8"', '"awq"', '"gptq"', '"mxfp4"'):
+    for mark in (
+        "num_experts",
+        "kv_lora_rank",
+        '"sliding_window": 4096',
+        "mamba",
+        '"fp8"',
+        '"awq"',
+        '"gptq"',
+        '"mxfp4"',
+    ):
         assert any(mark in content for content in text.values()), mark
 
 

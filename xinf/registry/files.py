@@ -1,7 +1,7 @@
 """The files of one model at one revision, wherever they are: names, sizes and ranges of bytes.
 
-Everything that reads a model goes through `ModelFiles`, so that nothing of it knows where the model is. A range is asked
-for with its length, and never more than that is read.
+Everything that reads a model goes through `ModelFiles`, so that nothing of it knows where the model is. A range is
+asked for with its length, and never more than that is read.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ import msgspec
 from xinf.registry.config import ModelConfig
 
 LayerKind = Literal["attention", "mixer", "both", "none"]
+_ATTENTION: LayerKind = "attention"
+_MIXER: LayerKind = "mixer"
+_BOTH: LayerKind = "both"
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LINEAR_TYPES = ("linear_attention", "mamba", "conv", "recurrent")
@@ -146,22 +149,27 @@ def mixers(config: ModelConfig) -> tuple[LayerKind, ...]:
     n_layers = config.n_layers or 0
     kind = config.model_type
     if kind in ("mamba", "falcon_mamba"):
-        return ("mixer",) * n_layers
+        return tuple(_MIXER for _ in range(n_layers))
     if kind == "falcon_h1":
-        return ("both",) * n_layers
+        return tuple(_BOTH for _ in range(n_layers))
     if kind == "nemotron_h":
         return _from_pattern(config, n_layers)
     types = config.words("layer_types") or config.words("layers_block_type")
     if types:
-        return tuple("mixer" if name in _LINEAR_TYPES else "attention" for name in types)
+        return tuple(_MIXER if name in _LINEAR_TYPES else _ATTENTION for name in types)
     if kind == "jamba":
         period, offset = config.count("attn_layer_period") or 8, config.text.get("attn_layer_offset", 4)
-        return tuple("attention" if number % period == offset else "mixer" for number in range(n_layers))
+        return tuple(_ATTENTION if number % period == offset else _MIXER for number in range(n_layers))
     if kind.startswith("qwen3"):
         period = config.count("full_attention_interval") or 4
-        return tuple("mixer" if (number + 1) % period else "attention" for number in range(n_layers))
+        return tuple(_MIXER if (number + 1) % period else _ATTENTION for number in range(n_layers))
     full = config.counts("attn_layer_indices") or config.counts("full_attn_idxs")
-    return tuple("attention" if number in full else "mixer" for number in range(n_layers)) if full else ()
+    return tuple(_ATTENTION if number in full else _MIXER for number in range(n_layers)) if full else ()
+
+
+def attention_only(n_layers: int) -> tuple[LayerKind, ...]:
+    """The layers of a model that has no other kind."""
+    return (_ATTENTION,) * n_layers
 
 
 def _from_pattern(config: ModelConfig, n_layers: int) -> tuple[LayerKind, ...]:

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from xinf.registry.config import ModelConfig
-from xinf.registry.mixers import LayerKind, Mixer, mixer_of, mixers
+from xinf.registry.mixers import LayerKind, Mixer, attention_only, mixer_of, mixers
 
 Norms = Literal["none", "head", "full"]
 
@@ -99,7 +99,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": _QWEN3,
     "qwen3_next": _QWEN3_NEXT,
     "smollm3": _LLAMA,
-    "starcoder2": Family(qkv_bias=True, output_bias=True, mlp_bias=True, is_gated=False, norm_has_bias=True, is_tied=True),
+    "starcoder2": Family(
+        qkv_bias=True, output_bias=True, mlp_bias=True, is_gated=False, norm_has_bias=True, is_tied=True
+    ),
 }
 _BERT = frozenset({"bert", "roberta", "xlm-roberta"})
 
@@ -170,7 +172,7 @@ class _Counter:
         )
 
     def _kinds(self) -> tuple[LayerKind, ...]:
-        return mixers(self.config) if self.mixer is not None else ("attention",) * self.n_layers
+        return attention_only(self.n_layers) if self.mixer is None else mixers(self.config)
 
     def _norm(self) -> int:
         return self.hidden * (2 if self.family.norm_has_bias else 1)
@@ -219,7 +221,7 @@ class _Counter:
             return False
         if config.model_type == "jamba":
             period, offset = config.count("expert_layer_period") or 2, config.text.get("expert_layer_offset", 1)
-            return number % period == offset
+            return bool(number % period == offset)
         if (dense := config.count("first_k_dense_replace")) is not None:
             return number >= dense and number % (config.count("moe_layer_freq") or 1) == 0
         if number in config.counts("mlp_only_layers"):
@@ -299,7 +301,7 @@ def _adjusted_width(config: ModelConfig) -> int | None:
 
 
 def _count_bert(config: ModelConfig) -> Parameters | None:
-    """An encoder with absolute positions, two types of segment and a pooler. Source: transformers, `modeling_bert.py`."""
+    """An encoder with absolute positions, types of segment and a pooler. Source: transformers, `modeling_bert.py`."""
     hidden, width, n_layers = config.hidden_size, config.intermediate_size, config.n_layers
     vocabulary, positions = config.count("vocab_size"), config.max_positions
     if hidden is None or width is None or n_layers is None or vocabulary is None or positions is None:

@@ -1,9 +1,9 @@
 """Where models come from besides this host: which hub, which mirror, which cache, whether the network may be used.
 
-    Org/Name                  the hub that `registry.source` names, Hugging Face if nothing else is said
-    hf://Org/Name             Hugging Face
-    modelscope://Org/Name     ModelScope
-    Org/Name@REVISION         a branch, a tag or a commit, in any of them
+Org/Name                  the hub that `registry.source` names, Hugging Face if nothing else is said
+hf://Org/Name             Hugging Face
+modelscope://Org/Name     ModelScope
+Org/Name@REVISION         a branch, a tag or a commit, in any of them
 """
 
 from __future__ import annotations
