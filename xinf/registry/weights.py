@@ -21,8 +21,8 @@ from xinf.registry.safetensors import DTYPE_BITS, Tensor
 _PACKING = (
     "scales", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale",
     "input_global_scale", "input_scale", "output_scale", "activation_scale", "q_scale", "k_scale", "v_scale",
-    "kv_scale", "prob_scale", "weight_zero_point", "input_zero_point", "weight_shape", "weight_g_idx", "absmax", "quant_map",
-    "SCB", "weight_format", "proj_scale", "proj_scale_inv",
+    "kv_scale", "prob_scale", "weight_zero_point", "input_zero_point", "weight_shape", "weight_g_idx", "absmax",
+    "quant_map", "SCB", "weight_format", "proj_scale", "proj_scale_inv",
 )  # fmt: skip
 _PACKING_NAMES, _PACKING_ENDS = frozenset(_PACKING), tuple(f"_{name}" for name in _PACKING)
 _BUFFERS = frozenset({"inv_freq", "masked_bias", "position_ids"})
