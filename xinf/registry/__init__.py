@@ -1,14 +1,40 @@
-"""What a model is: where it comes from and the few facts of it that need no engine.
+"""What a model is: where it comes from and what is known of it before any engine loads it.
 
-Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load, reading
-config.json, and the scripted checkpoint that needs no download. Does not own: loading (the engine's), downloads (the
-engine's hub client, which obeys HF_HUB_OFFLINE), chat templates (xinf/chat).
+Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load; the facts of a
+model (parameters, bytes, layers, KV cache, quantization) from config.json and the headers of its weights; fetching a
+model whole (`xinf pull`); and the scripted checkpoint that needs no download. Does not own: loading (the engine's),
+chat templates (xinf/chat).
 
-Invariants: nothing here imports torch or a model library, and nothing goes to the network. A model that is not there is
-a typed error with a remedy, never a guess.
+Invariants: nothing here imports torch or a model library, and importing it imports no hub's client: those come when a
+hub is asked. Facts are read without a byte of the weights. A model that is not there is a typed error with a remedy,
+never a guess; a file may be hostile, and is read within bounds.
 """
 
+from xinf.registry.download import Download, Progress, download_model
+from xinf.registry.facts import (
+    KvLayers,
+    ModelFacts,
+    Quantization,
+    kv_bytes_per_sequence,
+    kv_bytes_per_token,
+)
+from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.source import SCRIPTED, ModelFacts, ModelSource, read_facts, resolve_model
+from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
 
-__all__ = ["SCRIPTED", "ModelFacts", "ModelSource", "read_facts", "resolve_model", "write_scripted_model"]
+__all__ = [
+    "SCRIPTED",
+    "Download",
+    "KvLayers",
+    "ModelFacts",
+    "ModelSource",
+    "Progress",
+    "Quantization",
+    "download_model",
+    "kv_bytes_per_sequence",
+    "kv_bytes_per_token",
+    "read_facts",
+    "read_model",
+    "resolve_model",
+    "write_scripted_model",
+]
