@@ -16,25 +16,13 @@ from typing import Any
 import msgspec
 
 from xinf.core.errors import InvalidRequest, UnknownModel
+from xinf.registry.facts import ModelFacts
 from xinf.registry.scripted import write_scripted_model
 
 SCRIPTED = "scripted"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
-
-
-class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What config.json says. What it does not say is None."""
-
-    architectures: tuple[str, ...] = ()
-    model_type: str | None = None
-    max_positions: int | None = None  # tokens that the model was trained for
-    dtype: str | None = None
-    n_layers: int | None = None
-    n_kv_heads: int | None = None
-    head_size: int | None = None
-    vocabulary_size: int | None = None
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
