@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.registry.devices import device
 from xinf.core.device import Device, Dtype, Support, Vendor
 from xinf.core.records import EngineEnvironment, EngineSpec
-from xinf.registry import ModelFacts, Need, Verdict, judge, judge_spec, need_of, shipped
+from xinf.registry import ModelFacts, Need, Verdict, judge, judge_spec, need_of, refusal_of, shipped
 from xinf.registry.facts import Quantization
 
 N, W, NONE, U = Support.NATIVE, Support.WEIGHT_ONLY, Support.NONE, Support.UNKNOWN
@@ -230,3 +230,10 @@ def test_a_refusal_always_says_what_to_do() -> None:
                 n_refused += 1
                 assert found.suggestion, (where, dtype, method)
     assert n_refused > 50
+
+
+def test_the_scheduler_is_told_refusals_alone() -> None:
+    spec = EngineSpec(model="m", dtype="bfloat16", quantization="fp8")
+    assert refusal_of(spec, T4, VLLM) == "sm_75 has no BF16: use --dtype float16"
+    assert refusal_of(spec, A100, VLLM) is None
+    assert refusal_of(spec, device(Vendor.NVIDIA, "sm_999"), VLLM) is None

@@ -11,7 +11,7 @@ a typed error with a remedy, never a guess; what no source says of a device is `
 
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.facts import ModelFacts
-from xinf.registry.judgement import Verdict, judge, judge_spec
+from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
 from xinf.registry.need import Need, need_of
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.source import SCRIPTED, ModelSource, read_facts, resolve_model
@@ -29,6 +29,7 @@ __all__ = [
     "need_of",
     "read_compatibility",
     "read_facts",
+    "refusal_of",
     "resolve_model",
     "shipped",
     "write_scripted_model",

@@ -10,8 +10,8 @@ Hardware and engine are apart on purpose: an engine may list a method that the d
 have units that no engine uses. Every row names its source; what no source says is `unknown`, never `none`. The [[engine]]
 table is read by xinf/agent/environment.py.
 
-Which row holds for a device: its architecture is compared first, its name where no row has the architecture; of several
-patterns that fit, the most specific. Tables in which that would be open are refused when they are read.
+Which row holds for a device: its architecture is compared, or its name where that is not known; of several patterns that
+fit, the most specific is meant. Tables in which that would be open are refused when they are read.
 """
 
 from __future__ import annotations
@@ -149,13 +149,11 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
 
     def row_of(self, device: Device) -> DtypeRow | None:
         """Find the row of a device's generation; None: no source says anything of it."""
-        rows = [row for row in self.dtype if row.vendor is device.vendor]
-        for name in names_of(device):
-            fits = [(best_weight(row.arch, name), row) for row in rows]
-            known = [(found, row) for found, row in fits if found is not None]
-            if known:
-                return max(known, key=lambda fit: fit[0])[1]
-        return None
+        # A name may look like that of another generation: an Ascend called 910B is a 910A.
+        known_as = device.arch or device.name
+        fits = [(best_weight(row.arch, known_as), row) for row in self.dtype if row.vendor is device.vendor]
+        known = [(found, row) for found, row in fits if found is not None]
+        return max(known, key=lambda fit: fit[0])[1] if known else None
 
     def method(self, name: str) -> QuantizationRow | None:
         """Find a quantization method by any of its names."""
@@ -198,7 +196,7 @@ def isa_flags(device: Device) -> frozenset[str]:
 
 
 def names_of(device: Device) -> tuple[str, ...]:
-    """What patterns are compared with, in this order."""
+    """What the patterns of [[feature]] rows are compared with: some speak of one product among its generation."""
     return (device.arch, device.name) if device.arch else (device.name,)
 
 
