@@ -56,13 +56,13 @@ def render_dtypes() -> str:
         "# What devices and engines can do",
         "",
         "Rendered from `configs/engine_compatibility.toml` by `make docs`. `xinf devices` shows the row of each device,",
-        "`xinf devices --compat MODEL` what follows for a model. A launch is refused where it says *none*, warned of where it",
-        "is unknown, and told where weights alone are narrow.",
+        "`xinf devices --compat MODEL` what follows for a model. A launch is refused where it says *none*, warned of",
+        "where it is unknown, and told where weights alone are narrow.",
         "",
         "## Data types",
         "",
-        "**N** native: its matrix units take it. **W** weights only: stored in it, widened before they are multiplied. **-** none.",
-        "**?** no source says. Architectures that are in no row are **?** throughout.",
+        "**N** native: its matrix units take it. **W** weights only: stored in it, widened before they are multiplied.",
+        "**-** none. **?** no source says. Architectures that are in no row are **?** throughout.",
         "",
         f"| device | architecture or name | {' | '.join(_HEADS[dtype] for dtype in Dtype)} |",
         f"|---|---|{'---|' * len(Dtype)}",
@@ -70,10 +70,18 @@ def render_dtypes() -> str:
     for row in tables.dtype:
         levels = " | ".join(_MARKS[row.level(dtype)] for dtype in Dtype)
         lines.append(f"| {row.vendor} {row.generation} | {_codes(row.arch)} | {levels} |")
-    lines += ["", "Flags of a processor raise its row:", "", "| architecture | any of | type | level | source |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "Flags of a processor raise its row:",
+        "",
+        "| architecture | any of | type | level | source |",
+        "|---|---|---|---|---|",
+    ]
     for flag in tables.isa:
         level = _MARKS[flag.level]
-        lines.append(f"| {_codes(flag.arch)} | {_codes(flag.flags)} | {_HEADS[flag.dtype]} | {level} | {_cell(flag.source)} |")
+        lines.append(
+            f"| {_codes(flag.arch)} | {_codes(flag.flags)} | {_HEADS[flag.dtype]} | {level} | {_cell(flag.source)} |"
+        )
     lines += ["", "Where the rows are from:", ""]
     lines += [f"- {row.vendor} {row.generation}: {_said(row.source, row.note)}" for row in tables.dtype]
     lines += _render_engines(tables)
@@ -101,12 +109,16 @@ def _render_engines(tables: Compatibility) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in tables.feature:
-        device = " ".join([row.vendor.value if row.vendor else "all", *([] if row.arch == ("*",) else [_codes(row.arch)])])
+        device = " ".join(
+            [row.vendor.value if row.vendor else "all", *([] if row.arch == ("*",) else [_codes(row.arch)])]
+        )
         words = [name.replace("_", " ") for name in row.feature]
         subjects = ", ".join([*row.quantization, *map(_HEADS.__getitem__, row.dtype), *words])
         source = _cell(_said(row.source, row.note))
         engine = f"{row.engine} {row.versions}" if row.versions != "*" else row.engine
-        lines.append(f"| {_cell(engine)} | {device} | {subjects} | {_conditions(row)} | {_MARKS[row.level]} | {source} |")
+        lines.append(
+            f"| {_cell(engine)} | {device} | {subjects} | {_conditions(row)} | {_MARKS[row.level]} | {source} |"
+        )
     return lines
 
 
@@ -120,7 +132,7 @@ def _codes(patterns: tuple[str, ...]) -> str:
 
 
 def _said(source: str, note: str | None) -> str:
-    return source if note is None else f"{source}. {note[0].upper()}{note[1:]}"
+    return source if note is None else f"{source}; {note}"
 
 
 def _cell(text: str) -> str:

@@ -83,7 +83,9 @@ def test_a_card_is_excepted_by_name() -> None:
     assert verdict(device(Vendor.INTEL, None, name="Intel(R) Arc(TM) A750 Graphics")).level is N
 
 
-@pytest.mark.parametrize(("where", "level"), [(T4, W), (A100, W), (L4, N), (H100, N), (B200, N), (MI300, N), (MI210, NONE)])
+@pytest.mark.parametrize(
+    ("where", "level"), [(T4, W), (A100, W), (L4, N), (H100, N), (B200, N), (MI300, N), (MI210, NONE)]
+)
 def test_fp8_weights(where: Device, level: Support) -> None:
     assert verdict(where, facts(FP8)).level is level
 
@@ -133,7 +135,10 @@ def test_a_method_that_the_engine_does_not_have_on_a_platform_is_refused() -> No
     arc = device(Vendor.INTEL, "bmg_g21")
     assert verdict(arc, facts(NVFP4)).is_refused
     assert verdict(T4, facts(), quantization="mxfp4").is_refused
-    assert verdict(device(Vendor.ENFLAME, "S60"), facts(FP8)).suggestion == "use a version of the model in GPTQ, AWQ or W8A16"
+    assert (
+        verdict(device(Vendor.ENFLAME, "S60"), facts(FP8)).suggestion
+        == "use a version of the model in GPTQ, AWQ or W8A16"
+    )
 
 
 def test_a_method_that_no_row_knows_is_unknown() -> None:
@@ -221,8 +226,11 @@ def test_a_refusal_always_says_what_to_do() -> None:
     """Every generation against every type and method: whoever is refused gets a reason and a suggestion."""
     methods = [None, *(row.method for row in shipped().quantization)]
     n_refused = 0
-    for row, pattern in [(row, pattern) for row in shipped().dtype for pattern in row.arch]:
-        where = device(row.vendor, pattern.replace("*", "").replace("?", "0"))
+    archs = [
+        (row.vendor, pattern.replace("*", "").replace("?", "0")) for row in shipped().dtype for pattern in row.arch
+    ]
+    for vendor, arch in archs:
+        where = device(vendor, arch)
         for dtype, method in product(("auto", "float16", "bfloat16"), methods):
             found = judge_spec(EngineSpec(model="m", dtype=dtype, quantization=method), where, VLLM)
             assert found.reason, (where, dtype, method)

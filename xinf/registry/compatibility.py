@@ -7,11 +7,11 @@
     [[feature]]       engine x versions x vendor   what the engine does there: methods, dtypes, features
 
 Hardware and engine are apart on purpose: an engine may list a method that the device has no unit for, and a device may
-have units that no engine uses. Every row names its source; what no source says is `unknown`, never `none`. The [[engine]]
-table is read by xinf/agent/environment.py.
+have units that no engine uses. Every row names its source; what no source says is `unknown`, never `none`. The
+[[engine]] table is read by xinf/agent/environment.py.
 
-Which row holds for a device: its architecture is compared, or its name where that is not known; of several patterns that
-fit, the most specific is meant. Tables in which that would be open are refused when they are read.
+Which row holds for a device: its architecture is compared, or its name where that is not known; of several patterns
+that fit, the most specific is meant. Tables in which that would be open are refused when they are read.
 """
 
 from __future__ import annotations
@@ -163,11 +163,15 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
         return next((row for row in self.backend if (row.engine, row.vendor) == (engine, vendor)), None)
 
     def features_of(self, engine: str, version: str | None, device: Device) -> list[tuple[tuple[int, int], FeatureRow]]:
-        """List the rows that hold for an engine on a device, each with its rank; conditions on models are the caller's."""
+        """List the rows of an engine on a device, each with its rank. Conditions on models are the caller's."""
         flags = isa_flags(device)
         found: list[tuple[tuple[int, int], FeatureRow]] = []
         for row in self.feature:
-            if row.engine != engine or row.vendor not in (None, device.vendor) or not is_in_range(version, row.versions):
+            if (
+                row.engine != engine
+                or row.vendor not in (None, device.vendor)
+                or not is_in_range(version, row.versions)
+            ):
                 continue
             if row.isa and not flags & set(row.isa):
                 continue
@@ -271,7 +275,9 @@ def _check_feature(row: FeatureRow, table: Compatibility, path: Path) -> None:
         raise ConfigError(f"{where}: needs one of quantization, dtype, feature", remedy="split the row")
     for feature in row.feature:
         if feature not in FEATURES:
-            raise ConfigError(f"{where}: field 'feature': {feature!r} is not known", remedy=f"use {', '.join(FEATURES)}")
+            raise ConfigError(
+                f"{where}: field 'feature': {feature!r} is not known", remedy=f"use {', '.join(FEATURES)}"
+            )
     methods = {known.method for known in table.quantization}
     for method in row.quantization:
         if method not in methods:

@@ -1,8 +1,8 @@
 """Whether a device can run what is wished for, and how: facts of the hardware and of the engine against a need.
 
 Each question (runs the engine there? the type it computes in? the packing of its weights? each feature?) gives a
-finding; the worst is the verdict: none before unknown before weight_only before native. `none` refuses, `unknown` warns,
-`weight_only` is said. Nothing here does I/O beyond reading the shipped tables once.
+finding; the worst is the verdict: none before unknown before weight_only before native. `none` refuses, `unknown`
+warns, `weight_only` is said. Nothing here does I/O beyond reading the shipped tables once.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def refusal_of(spec: EngineSpec, device: Device, environment: EngineEnvironment 
     return str(verdict) if verdict.is_refused else None
 
 
-def judge(
-    engine: str, version: str | None, device: Device, need: Need, table: Compatibility | None = None
-) -> Verdict:
+def judge(engine: str, version: str | None, device: Device, need: Need, table: Compatibility | None = None) -> Verdict:
     """Judge a need on one device with an engine of this version (None: any)."""
     table = table or shipped()
     case = _Case(engine, version, device, need, table)
     findings = [*case.serving(), *case.computing(), *case.packing(), *case.features()]
     worst = min((finding.level for finding in findings), key=SEVERITY.index, default=Support.UNKNOWN)
     # What refuses needs no company; otherwise everything that is not plain is said, the worst first.
-    said = [finding for finding in findings if finding.text and (finding.level is worst or not _is_plain(finding, worst))]
+    said = [
+        finding for finding in findings if finding.text and (finding.level is worst or not _is_plain(finding, worst))
+    ]
     said.sort(key=lambda finding: SEVERITY.index(finding.level))
     return Verdict(
         level=worst,
@@ -95,9 +95,7 @@ def judge(
 class _Case:
     """One judgement under way: every method answers one question with findings."""
 
-    def __init__(
-        self, engine: str, version: str | None, device: Device, need: Need, table: Compatibility
-    ) -> None:
+    def __init__(self, engine: str, version: str | None, device: Device, need: Need, table: Compatibility) -> None:
         self._engine = f"{engine} {version}" if version else engine
         self._need = need
         self._arch = device.arch or device.name
@@ -182,7 +180,9 @@ class _Case:
     def _of_weights(self, method: str) -> _Finding:
         stored, multiplied = self._need.weights, self._need.activations
         if stored is None:
-            return _Finding(Support.UNKNOWN, f"what {method} packs weights in is not known before the model's files are read")
+            return _Finding(
+                Support.UNKNOWN, f"what {method} packs weights in is not known before the model's files are read"
+            )
         name, level = _name(stored), self._levels[stored]
         if level is Support.NONE:
             return _Finding(level, f"{self._arch} has no {name}", self._alternative(), self._source)
