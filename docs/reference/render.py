@@ -55,7 +55,7 @@ def render_dtypes() -> str:
     lines = [
         "# What devices and engines can do",
         "",
-        "Rendered from `configs/engine_compatibility.toml` by `make docs`. `xinf devices` shows the row of each device,",
+        "Rendered from `configs/engine_compatibility.toml` by `make docs`. `xinf devices` shows each device's row,",
         "`xinf devices --compat MODEL` what follows for a model. A launch is refused where it says *none*, warned of",
         "where it is unknown, and told where weights alone are narrow.",
         "",

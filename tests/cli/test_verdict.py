@@ -146,11 +146,12 @@ def test_compat_on_this_host(xinf: Callable[..., Result], qwen: str) -> None:
 def test_compat_of_a_model_that_is_not_here_says_so(
     xinf: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     done = xinf("devices", "--compat", "Org/Name", "--quantization", "awq")
     assert done.exit_code == 0, done.output
-    assert "the files of Org/Name are not on this host" in done.stdout
+    assert "Org/Name cannot be read from here" in done.stdout
 
 
 def test_devices_show_what_they_compute_in(

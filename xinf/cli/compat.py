@@ -44,7 +44,7 @@ def print_compat(
         [(each.node, *row) if is_many else row for each, row in zip(judged, rows, strict=True)],
     )
     if facts is None and engine != "sim":
-        print(f"the files of {model} are not on this host: its types and its quantization are not known")
+        print(f"{model} cannot be read from here: its types and its quantization are not known")
 
 
 def compat_row(judged: Judged, engine: str) -> tuple[str, ...]:

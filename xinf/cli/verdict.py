@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import msgspec
 
 from xinf.core.config import Config
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Support, Vendor, is_selected
-from xinf.core.errors import PlacementFailed, UnknownModel
+from xinf.core.errors import PlacementFailed, XinfError
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_facts(config: Config, spec: EngineSpec) -> ModelFacts | None:
-    """What is known of the model on this host; None: it is not here, or the engine needs none."""
-    from xinf.registry import resolve_model
+    """What is known of the model, from this host or the headers at its hub; None: nothing, or the engine needs none."""
+    from xinf.registry import read_model
 
     if spec.engine == SIMULATED:
         return None
     try:
-        return resolve_model(spec.model, models_dir=config.paths.models_dir).facts
-    except UnknownModel:
-        return None  # a path of the worker's host; its engine will say
+        return read_model(spec.model, environ={**os.environ, **spec.env}, config=config.registry)
+    except XinfError:
+        return None  # one file, a private model, no network: the engine will say
 
 
 def judge_devices(spec: EngineSpec, facts: ModelFacts | None, nodes: Sequence[NodeRecord]) -> list[Judged]:
