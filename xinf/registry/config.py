@@ -75,6 +75,9 @@ class ModelConfig:
     def n_layers(self) -> int | None:
         """Raises: UnknownModel if there are more than anybody has ever stacked, which would be walked one by one."""
         n_layers = self.count(*_LAYERS)
+        if n_layers is None and self.model_type == "nemotron_h":
+            # Of late it names the layers and leaves their number out.
+            n_layers = len(self.words("layer_types") or self.words("layers_block_type")) or None
         if n_layers is not None and n_layers > MAX_LAYERS:
             raise UnknownModel(
                 f"config.json says {n_layers} layers, more than {MAX_LAYERS}",

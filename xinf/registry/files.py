@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from xinf.core.errors import UnknownModel
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a hub gave stays below the directory that it is put into."""
+    return bool(name) and not name.startswith("/") and "\\" not in name and ".." not in PurePosixPath(name).parts
 
 
 class ModelFiles(Protocol):

@@ -25,8 +25,8 @@ from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-de
 
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
-from xinf.registry.files import LocalFiles, ModelFiles
-from xinf.registry.sources import Reference, Sources, cached_snapshot
+from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, cached_snapshot
 from xinf.registry.wanted import wanted_files
 
 # Smaller files are not worth a range, and those in git have no checksum of their content.
@@ -121,12 +121,13 @@ def list_repository(reference: Reference, sources: Sources) -> HubFiles:
         info = api.model_info(
             reference.repository, revision=reference.revision, files_metadata=True, timeout=sources.timeout_s
         )
-    if not isinstance(info.sha, str) or info.siblings is None:
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or info.siblings is None:
         raise Unavailable(f"{sources.huggingface_endpoint} does not answer as a hub", remedy="check the address")
-    files = {
-        sibling.rfilename: _File(sibling.size, None if sibling.lfs is None else sibling.lfs.sha256)
-        for sibling in info.siblings
-    }
+    files = {}
+    for sibling in info.siblings:
+        sha256 = None if sibling.lfs is None else sibling.lfs.sha256
+        if is_inside(sibling.rfilename):
+            files[sibling.rfilename] = _File(sibling.size, sha256 if sha256 and SHA256.fullmatch(sha256) else None)
     return HubFiles(reference, sources, info.sha, files)
 
 

@@ -18,6 +18,15 @@ LayerKind = Literal["attention", "mixer", "both", "none"]
 _ATTENTION: LayerKind = "attention"
 _MIXER: LayerKind = "mixer"
 _BOTH: LayerKind = "both"
+_NEMOTRON_KINDS: dict[str, LayerKind] = {"M": "mixer", "*": "attention", "-": "none", "E": "none"}
+_NEMOTRON_WORDS = {
+    "mamba": "M",
+    "linear_attention": "M",
+    "attention": "*",
+    "full_attention": "*",
+    "mlp": "-",
+    "moe": "E",
+}
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LINEAR_TYPES = ("linear_attention", "mamba", "conv", "recurrent")
@@ -153,7 +162,7 @@ def mixers(config: ModelConfig) -> tuple[LayerKind, ...]:
     if kind == "falcon_h1":
         return tuple(_BOTH for _ in range(n_layers))
     if kind == "nemotron_h":
-        return _from_pattern(config, n_layers)
+        return tuple(_NEMOTRON_KINDS[letter] for letter in layer_letters(config))
     types = config.words("layer_types") or config.words("layers_block_type")
     if types:
         return tuple(_MIXER if name in _LINEAR_TYPES else _ATTENTION for name in types)
@@ -172,13 +181,15 @@ def attention_only(n_layers: int) -> tuple[LayerKind, ...]:
     return (_ATTENTION,) * n_layers
 
 
-def _from_pattern(config: ModelConfig, n_layers: int) -> tuple[LayerKind, ...]:
-    """M: Mamba, *: attention; - and E: feed-forward alone. Source: transformers, `configuration_nemotron_h.py`."""
-    pattern = config.word("hybrid_override_pattern") or ""
-    kinds: dict[str, LayerKind] = {"M": "mixer", "*": "attention", "-": "none", "E": "none"}
-    if len(pattern) != n_layers or not set(pattern) <= set(kinds):
-        return ()
-    return tuple(kinds[letter] for letter in pattern)
+def layer_letters(config: ModelConfig) -> str:
+    """The layers of a Nemotron-H, one letter each: M Mamba, * attention, - feed-forward, E experts; "" if it has none.
+
+    Source: transformers 5.19, `configuration_nemotron_h.py`, which took up lists of words later.
+    """
+    if (pattern := config.word("hybrid_override_pattern")) is not None:
+        return pattern if set(pattern) <= set(_NEMOTRON_KINDS) else ""
+    types = config.words("layers_block_type") or config.words("layer_types")
+    return "".join(_NEMOTRON_WORDS.get(name, "?") for name in types) if set(types) <= set(_NEMOTRON_WORDS) else ""
 
 
 def _element_bytes(config: ModelConfig) -> int:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,8 +22,8 @@ import msgspec
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
 from xinf.registry.download import Download
-from xinf.registry.files import LocalFiles, ModelFiles
-from xinf.registry.sources import Reference, Sources
+from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
 from xinf.registry.wanted import wanted_files
 
 if TYPE_CHECKING:
@@ -200,15 +200,14 @@ def _file(entry: Any) -> _File | None:
     path, size = entry.get("Path"), entry.get("Size")
     if entry.get("Type") == "tree" or not isinstance(path, str):
         return None
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts:
+    if not is_inside(path):
         return None
     sha256, revision, changed = entry.get("Sha256"), entry.get("Revision"), entry.get("CommittedDate")
     return _File(
         path=path,
         size=size if isinstance(size, int) else None,
-        sha256=sha256 if isinstance(sha256, str) and sha256 else None,
-        revision=revision if isinstance(revision, str) and revision else None,
+        sha256=sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
+        revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,
     )
 
