@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE
+from xinf.agent.environment import MANIFEST, Manifest
 from xinf.cli.devices import dtypes_cell
 from xinf.core.device import Device, Dtype, Health, Support, Vendor
 from xinf.core.ids import NodeName
@@ -113,6 +116,22 @@ def test_launch_for_another_kind_is_not_judged_by_this_one(
     add_node(T4, CPU, environments=(ON_CPU,))
     done = xinf("launch", "--model", qwen, "--dtype", "bfloat16", "--no-wait")
     assert done.exit_code == 0, done.output
+
+
+def test_up_refuses_before_it_starts_anything(xinf: Callable[..., Result], short_dir: Path) -> None:
+    """An environment that is only said to be there: nothing of it may be started."""
+    home = short_dir / "engines" / "vllm-cpu"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "python").symlink_to(sys.executable)
+    environment = replace(ON_CPU, python=str(home / "bin" / "python"))
+    manifest = Manifest(environment=environment, requirements_sha256="", xinf_sha256="")
+    (home / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    gemma = model(short_dir / "gemma", architectures=["Gemma2ForCausalLM"], model_type="gemma2")
+    done = xinf("up", gemma, "--dtype", "float16")
+    assert done.exit_code == 1
+    assert "vLLM refuses this model in FP16" in done.stderr
+    assert "use --dtype bfloat16" in done.stderr
+    assert not (short_dir / "data" / "meta").exists()
 
 
 def test_compat_says_for_each_device_how_it_would_run(

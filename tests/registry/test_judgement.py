@@ -158,6 +158,12 @@ def test_the_models_own_config_beats_the_row_of_its_method() -> None:
     assert "gptq keeps weights in INT8" in verdict(H100, facts(eight_bits), quantization="gptq_marlin").reason
 
 
+def test_a_gguf_file_needs_a_plugin() -> None:
+    found = judge_spec(EngineSpec(model="/models/a.Q4_K_M.gguf"), H100, VLLM)
+    assert found.level is U
+    assert "plugin" in found.reason
+
+
 def test_volta_is_too_old_for_the_engine() -> None:
     found = verdict(device(Vendor.NVIDIA, "sm_70"))
     assert found.is_refused
@@ -199,8 +205,20 @@ def test_the_simulated_engine_runs_anywhere() -> None:
     assert judge_spec(spec, T4, None).level is N
 
 
-def test_a_float32_model_is_computed_in_bf16_as_vllm_does() -> None:
-    assert need_of(EngineSpec(model="m"), ModelFacts(dtype="float32")).dtype is Dtype.BF16
+def test_a_model_whose_type_is_not_known_is_not_refused_for_a_guess() -> None:
+    assert verdict(device(Vendor.ASCEND, "310P3"), None).reason == "310P3 computes in FP16"
+    assert verdict(device(Vendor.INTEL, "dg2", name="Intel(R) Arc(TM) A770 Graphics"), None).level is N
+    assert verdict(T4, None).level is N
+
+
+def test_a_type_that_nobody_knows_is_unknown() -> None:
+    assert verdict(H100, dtype="float7").level is U
+
+
+def test_a_float32_model_is_computed_in_what_the_device_likes_best() -> None:
+    assert verdict(H100, facts(dtype="float32")).reason == "sm_90 computes in BF16"
+    assert verdict(T4, facts(dtype="float32")).reason == "sm_75 computes in FP16"
+    assert need_of(EngineSpec(model="m"), ModelFacts(dtype="float32")).dtype is None
     assert need_of(EngineSpec(model="m", dtype="float32"), ModelFacts(dtype="float32")).dtype is Dtype.FP32
 
 

@@ -116,15 +116,16 @@ class _Case:
     def computing(self) -> Iterable[_Finding]:
         """Whether the device computes in the type, and whether the engine lets it."""
         dtype = self._need.dtype
+        other = next((each for each in _FALLBACKS if self._computes_in(each).level is not Support.NONE), None)
+        if dtype is None and not self._need.is_dtype_free:
+            yield _Finding(Support.UNKNOWN, "the type that it is to compute in is not known")
+            return
         if dtype is None:
-            yield _Finding(Support.UNKNOWN, "the type that it computes in is not known")
+            # The model may be in any of them: nothing is refused that only a guess is against.
+            yield self._computes_in(other or _FALLBACKS[0])
             return
         finding = self._computes_in(dtype)
-        if finding.level is not Support.NONE:
-            yield finding
-            return
-        other = next((each for each in _FALLBACKS if self._computes_in(each).level is not Support.NONE), None)
-        if other is None:
+        if finding.level is not Support.NONE or other is None:
             yield finding
         elif self._need.is_dtype_free and self._falls_back(dtype):
             text = f"{finding.text}: the engine falls back to {_name(other)}"

@@ -36,7 +36,7 @@ _FEATURE_OF_ARG = {
 class Need(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a device and an engine on it must be able to do."""
 
-    dtype: Dtype | None = None  # computed in
+    dtype: Dtype | None = None  # computed in; None: not known, or what the device likes best
     is_dtype_free: bool = False  # nobody asked for it: the engine may fall back to another
     method: str | None = None  # of quantization, as [[quantization]] calls it; None: weights are not packed
     weights: Dtype | None = None  # what they are packed in
@@ -60,10 +60,9 @@ def need_of(spec: EngineSpec, facts: ModelFacts | None = None, table: Compatibil
     is_free = spec.dtype == AUTO
     if is_free:
         dtype = parse_dtype(facts.dtype) if facts is not None else None
-        if dtype in (None, Dtype.FP32):
-            # What vLLM does with models in float32, and prefers where it may choose: `_resolve_auto_dtype` in its
-            # config/model.py (0.32).
-            dtype = Dtype.BF16
+        if dtype is Dtype.FP32:
+            # vLLM takes what the platform likes best: `_resolve_auto_dtype` in its config/model.py (0.32).
+            dtype = None
     packed = _packing(spec, facts, table or shipped())
     return msgspec.structs.replace(
         packed,
@@ -78,6 +77,8 @@ def _packing(spec: EngineSpec, facts: ModelFacts | None, table: Compatibility) -
     """How the weights are packed: the model's own config knows best, the method's row is next."""
     stored = facts.quantization if facts is not None else None
     name = spec.quantization or (stored.method if stored is not None else None)
+    if name is None and spec.model.lower().endswith(".gguf"):
+        name = "gguf"
     if name is None:
         return Need()
     row = table.method(name)
