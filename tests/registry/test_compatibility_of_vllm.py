@@ -129,3 +129,15 @@ def test_an_fp8_cache_on_the_processor_needs_what_vllm_asks_for(vllm: Path) -> N
     for isa, level in (("avx2", Support.NONE), ("avx512f", Support.NATIVE), ("amx_tile", Support.NATIVE)):
         where = device(Vendor.CPU, "x86_64", extra={"isa": isa})
         assert judge("vllm", VERSION, where, need).level is level
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201"])
+def test_amd_computes_in_fp8_where_vllm_has_kernels_for_it(vllm: Path, arch: str) -> None:
+    """Source: kernels/linear/scaled_mm/pytorch.py; and MXFP4 experts are widened on all of these."""
+    text = (vllm / "model_executor" / "kernels" / "linear" / "scaled_mm" / "pytorch.py").read_text()
+    assert "return on_gfx942() or on_gfx950() or on_gfx12x() or on_gfx1250()" in text
+    experts = (vllm / "model_executor/layers/fused_moe/experts/gpt_oss_triton_kernels_moe.py").read_text()
+    assert "return on_gfx9() or on_gfx1x()" in experts
+    levels = capabilities(device(Vendor.AMD, arch))
+    assert (levels[Dtype.FP8_E4M3] is Support.NATIVE) == (arch in ("gfx942", "gfx950", "gfx1201"))
+    assert levels[Dtype.FP4] in (Support.NATIVE, Support.WEIGHT_ONLY)

@@ -20,6 +20,7 @@ VLLM = EngineEnvironment(name="vllm", python="python", engines=("vllm",), device
 T4, A100, L4 = (device(Vendor.NVIDIA, arch) for arch in ("sm_75", "sm_80", "sm_89"))
 H100, B200, RTX_5090 = (device(Vendor.NVIDIA, arch) for arch in ("sm_90", "sm_100", "sm_120"))
 MI210, MI300, RX_7900 = (device(Vendor.AMD, arch) for arch in ("gfx90a", "gfx942", "gfx1100"))
+ASCEND = device(Vendor.ASCEND, "910B3")
 XEON = device(Vendor.CPU, "x86_64", extra={"isa": "avx2 avx512f avx512_bf16 avx512_vnni amx_tile amx_bf16 amx_int8"})
 OLD_PC = device(Vendor.CPU, "x86_64", extra={"isa": "avx2"})
 BF16 = ModelFacts(model_type="qwen3", dtype="bfloat16")
@@ -99,7 +100,9 @@ def test_weights_that_a_device_has_no_unit_for_are_refused_with_those_it_takes()
     assert str(found) == "gfx1100 has no FP8 E4M3: use a version of the model in BF16 or FP16 or INT8 or INT4"
 
 
-@pytest.mark.parametrize(("where", "level"), [(A100, W), (H100, W), (B200, N), (RTX_5090, N), (MI210, NONE)])
+@pytest.mark.parametrize(
+    ("where", "level"), [(A100, W), (H100, W), (B200, N), (RTX_5090, N), (MI210, W), (ASCEND, NONE)]
+)
 def test_nvfp4_weights(where: Device, level: Support) -> None:
     assert verdict(where, facts(NVFP4)).level is level
 
