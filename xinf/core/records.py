@@ -4,6 +4,7 @@
     deployments/<name>   DeploymentRecord  the wish; written by the command line
     replicas/<id>        ReplicaRecord     made and aimed by the scheduler, moved through its phases by the agent
     keys/<id>            KeyRecord         API keys, hashed
+    measured/<digest>    MeasuredRecord    what a load really took; written by the agent when a replica is ready
 
 Life of a replica (`phase`), and who moves it:
 
@@ -33,6 +34,7 @@ NODES = "nodes/"
 DEPLOYMENTS = "deployments/"
 REPLICAS = "replicas/"
 KEYS = "keys/"
+MEASURED = "measured/"
 
 ArgValue = str | int | float | bool
 
@@ -161,6 +163,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     devices: tuple[str, ...] = ()  # selectors on that node: ("cuda:0",)
     device_uuids: tuple[str, ...] = ()
     placement_note: str | None = None  # why it is (not) placed where it is
+    need: MemoryNeed | None = None  # as the deployment said when this was made
+    shares: bool = False  # its devices may have others on them; its engine must keep to `need`
     phase: Phase = Phase.PENDING
     phase_since_s: dict[str, float] = {}  # phase -> wall-clock second it was first entered in this start
     address: str | None = None  # gRPC target of the shim: "unix:/run/.../x.sock", "10.0.0.2:7001"
@@ -189,8 +193,33 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     schema: int = SCHEMA_VERSION
 
 
-Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord
-R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord)
+class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one load took of each of its devices: the next plan of the same load starts from it.
+
+    Which loads are the same says the fingerprint (xinf/registry/fingerprint.py); what of it is repeated here is for people.
+    """
+
+    fingerprint: str
+    model: str
+    engine: str
+    engine_version: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    arch: str | None = None  # of the devices
+    device_bytes: int  # of the fullest device once ready, the KV pool included
+    kv_bytes: int  # of that the KV pool
+    fixed_bytes: int  # what it needs however small the pool is; with `has_peak` at its busiest moment
+    has_peak: bool = False  # the engine profiled its largest step, and `fixed_bytes` has room for it
+    kv_blocks: int
+    block_tokens: int
+    start_s: float | None = None  # seconds from start to ready
+    at_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord
+R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord)
 
 
 def encode_record(record: Record) -> bytes:

@@ -14,10 +14,12 @@ from xinf.core.ids import LeaseId, Revision
 from xinf.core.records import (
     DEPLOYMENTS,
     KEYS,
+    MEASURED,
     NODES,
     REPLICAS,
     DeploymentRecord,
     KeyRecord,
+    MeasuredRecord,
     NodeRecord,
     R,
     Record,
@@ -35,6 +37,7 @@ PREFIXES: dict[type[Record], str] = {
     DeploymentRecord: DEPLOYMENTS,
     ReplicaRecord: REPLICAS,
     KeyRecord: KEYS,
+    MeasuredRecord: MEASURED,
 }
 MAX_UPDATE_TRIES = 32
 

@@ -259,6 +259,7 @@ def create(deployment: DeploymentRecord, id_: ReplicaId, action: Create, now_s: 
         deployment=deployment.name,
         generation=deployment.generation,
         spec=deployment.spec,
+        need=deployment.need,
         placement_note=action.reason,
         phase_since_s={Phase.PENDING: now_s},
         created_s=now_s,
