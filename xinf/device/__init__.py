@@ -11,6 +11,16 @@ no metric and a sample reads no inventory.
 from xinf.device.inventory import read_inventory
 from xinf.device.pci import PciFunction, find_pci_functions
 from xinf.device.probe import PROBES, Probe
+from xinf.device.process_memory import ProcessMemory, read_process_memory
 from xinf.device.sampler import SampleStream
 
-__all__ = ["PROBES", "PciFunction", "Probe", "SampleStream", "find_pci_functions", "read_inventory"]
+__all__ = [
+    "PROBES",
+    "PciFunction",
+    "Probe",
+    "ProcessMemory",
+    "SampleStream",
+    "find_pci_functions",
+    "read_inventory",
+    "read_process_memory",
+]
