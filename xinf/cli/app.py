@@ -17,6 +17,7 @@ from xinf.cli import (
     launch,
     logs,
     meta,
+    plan,
     ps,
     route,
     serve,
@@ -61,6 +62,9 @@ app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-inst
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf why req-0-5c2e11-42[/b]")(why.why)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf route --explain request.json[/b]")(dry_run.route)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf plan Qwen/Qwen2.5-7B-Instruct --max-model-len 8192[/b]")(
+    plan.plan
+)
 app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
 app.command(
     rich_help_panel=_LOOK, epilog="Example: [b]xinf simulate --workload chat,agents --pool 7,50 --replicas 64[/b]"

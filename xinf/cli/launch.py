@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xinf.cli.failure import INTERRUPTED
+from xinf.cli.need import add_need
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -16,6 +17,7 @@ from xinf.cli.options import (
     Engine,
     EngineArgs,
     EngineEnv,
+    Force,
     Json,
     MaxModelLen,
     Name,
@@ -55,6 +57,7 @@ def launch(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
+    force: Force = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only write the deployment.")] = False,
     timeout: Timeout = None,
     json: Json = False,
@@ -89,7 +92,9 @@ def launch(
     wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
-        applied, made = run(_launch(session, wish, screen, must_wait=not no_wait, timeout_s=timeout_s))
+        applied, made = run(
+            _launch(session, wish, screen, must_fit=not force, must_wait=not no_wait, timeout_s=timeout_s)
+        )
     except KeyboardInterrupt:
         screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
         raise typer.Exit(INTERRUPTED) from None
@@ -100,19 +105,30 @@ def launch(
 
 
 async def _launch(
-    session: Session, wish: DeploymentRecord, screen: Screen, *, must_wait: bool, timeout_s: float | None
+    session: Session,
+    wish: DeploymentRecord,
+    screen: Screen,
+    *,
+    must_fit: bool,
+    must_wait: bool,
+    timeout_s: float | None,
 ) -> tuple[Applied, list[ReplicaRecord]]:
-    from xinf.core.records import NodeRecord
+    from xinf.core.records import MeasuredRecord, NodeRecord
     from xinf.meta import Records
     from xinf.serve import Follower, apply_deployment
 
     async with session.store() as store:
         records = Records(store)
         since_s = time.time()
+        nodes = [record for record, _ in await records.list(NodeRecord)]
+        measured = [record for record, _ in await records.list(MeasuredRecord)]
+        wish, told = await add_need(session.config, wish, nodes, measured, must_fit=must_fit)
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
+        if told is not None:
+            screen.line(told)
         if not must_wait:
-            if not await records.list(NodeRecord):
+            if not nodes:
                 screen.line("no worker is connected: start one with `xinf worker`")
             return applied, []
         async with Follower(store, applied.record, since_s=since_s) as follower:

@@ -93,6 +93,10 @@ EngineEnv = Annotated[
         "--env", metavar="KEY=VALUE", help="Environment variable of the engine; repeatable.", rich_help_panel=_ENGINE
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Deploy it even if its memory fits no device.", rich_help_panel=_ENGINE),
+]
 Policy = Annotated[
     str,
     typer.Option("--policy", help="auto, least_load, round_robin, session or prefix.", rich_help_panel=_ENGINE),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from xinf.cli.need import add_need_here
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -14,6 +15,7 @@ from xinf.cli.options import (
     Engine,
     EngineArgs,
     EngineEnv,
+    Force,
     Front,
     MaxModelLen,
     Name,
@@ -49,6 +51,7 @@ def up(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
+    force: Force = False,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
     front: Front = None,
@@ -104,6 +107,9 @@ def up(
     screen = Screen()
     timeout_s = parse_seconds(timeout) if timeout else None
     try:
+        wish, told = run(add_need_here(session, wish, must_fit=not force))
+        if told is not None:
+            screen.line(told)
         run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))
     finally:
         screen.close()
