@@ -73,13 +73,15 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     n_experts_per_token: int | None = None
     n_parameters: int | None = None
     n_active_parameters: int | None = None  # that one token passes through; None where all are
-    weight_bytes: int | None = None  # as stored
+    weight_bytes: int | None = None  # as stored, of what an engine loads
+    draft_bytes: int | None = None  # of heads that draft tokens (MTP), stored beside and loaded for speculation alone
     stored_dtypes: dict[str, int] = {}  # bytes by dtype, in safetensors' words: {"BF16": 988_065_536}
     is_counted: bool = False  # parameters and bytes come from the headers; False: computed from the config
     quantization: Quantization | None = None
     kind: Kind = "text"
     kv: tuple[KvLayers, ...] = ()  # (): nothing is known of its cache
     has_chat_template: bool | None = None
+    has_vocabulary: bool | None = None  # a tokenizer can be built from the files
     revision: str | None = None  # the commit that was read, where the source has commits
 
 
