@@ -93,7 +93,9 @@ def test_cache_of_the_users_size_says_nothing_of_the_peak(name: str) -> None:
 def test_processes_are_counted_by_what_they_share(tmp_path: Path) -> None:
     for pid, kib in ((1, 100), (2, 50)):
         (tmp_path / str(pid)).mkdir()
-        (tmp_path / str(pid) / "smaps_rollup").write_text(f"55d0 rollup\nRss: 999 kB\nPss:   {kib} kB\nPss_Anon: 7 kB\n")
+        (tmp_path / str(pid) / "smaps_rollup").write_text(
+            f"55d0 rollup\nRss: 999 kB\nPss:   {kib} kB\nPss_Anon: 7 kB\n"
+        )
     assert read_resident_bytes((1, 2, 3), tmp_path) == 150 << 10
     assert read_resident_bytes((3,), tmp_path) is None
 
@@ -148,9 +150,7 @@ async def test_ready_engine_on_the_processor_is_measured(process: ProcessId, tmp
 )
 async def test_what_cannot_be_told_is_not_kept(process: ProcessId, tmp_path: Path, replica: ReplicaRecord) -> None:
     environ = {"HF_HUB_CACHE": str(tmp_path)}
-    found = await measure(
-        replica, process, tmp_path, node=node(CPU), start=StartMemory(), environ=environ, read=small
-    )
+    found = await measure(replica, process, tmp_path, node=node(CPU), start=StartMemory(), environ=environ, read=small)
     assert found is None
 
 

@@ -64,7 +64,9 @@ def model(short_dir: Path) -> Path:
 
 def gpu_node(*gib: int, name: str = "gpu") -> NodeRecord:
     cards = tuple(
-        Device(vendor=Vendor.NVIDIA, index=n, uuid=f"GPU-{name}-{n}", name="card", arch="sm_90", memory_bytes=size * GIB)
+        Device(
+            vendor=Vendor.NVIDIA, index=n, uuid=f"GPU-{name}-{n}", name="card", arch="sm_90", memory_bytes=size * GIB
+        )
         for n, size in enumerate(gib)
     )
     cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=256 * GIB)
@@ -123,9 +125,7 @@ def test_plan_of_all_nodes_counts_what_is_placed_there(
     assert "gpu" in xinf("plan", str(model), "--all").stdout
 
 
-def test_plan_that_fits_nowhere_says_what_would(
-    control: Control, xinf: Callable[..., Result], model: Path
-) -> None:
+def test_plan_that_fits_nowhere_says_what_would(control: Control, xinf: Callable[..., Result], model: Path) -> None:
     node = gpu_node(16, 16)
     control.run(control.records.create(NodeRecord, node.name, node))
     done = xinf("plan", str(model), "--all", "--device", "cuda")
@@ -172,7 +172,9 @@ async def test_wish_carries_what_it_needs(model: Path) -> None:
 
 
 async def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
-    with pytest.raises(PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16") as c:
+    with pytest.raises(
+        PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16"
+    ) as c:
         await add_need(load(), wish(model), [gpu_node(16, 16)], [], must_fit=True)
     assert c.value.fields["largest_bytes"] == 16 * GIB
     assert "--tensor-parallel-size 2" in str(c.value.remedy)

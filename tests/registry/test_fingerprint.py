@@ -15,7 +15,9 @@ from xinf.registry import fingerprint, identify_model
 SPEC = EngineSpec(model="Org/Name", dtype="bf16", engine_args={"max_num_seqs": 8})
 
 
-def digest(spec: EngineSpec = SPEC, identity: str = "Org/Name@abc", version: str = "0.32.0", arch: str = "sm_90") -> str:
+def digest(
+    spec: EngineSpec = SPEC, identity: str = "Org/Name@abc", version: str = "0.32.0", arch: str = "sm_90"
+) -> str:
     return fingerprint(identity, spec, engine_version=version, device=replace(card(), arch=arch))
 
 

@@ -288,9 +288,7 @@ def test_longer_context_never_needs_less(facts: ModelFacts, wished: LoadOptions,
 @given(st.sampled_from(MODELS), wishes)
 def test_more_devices_never_hold_more_each(facts: ModelFacts, wished: LoadOptions) -> None:
     wished = replace(wished, vendor=Vendor.NVIDIA)
-    held = [
-        plan_memory(facts, replace(wished, tensor_parallel_size=size)).weights_bytes for size in (1, 2, 4)
-    ]
+    held = [plan_memory(facts, replace(wished, tensor_parallel_size=size)).weights_bytes for size in (1, 2, 4)]
     assert held == sorted(held, reverse=True)
 
 
@@ -315,7 +313,5 @@ def test_share_gives_the_engine_what_its_plan_counts_on(
 
 def test_share_keeps_to_a_limit() -> None:
     runtime = runtime_bytes(Vendor.NVIDIA, 1)
-    share = memory_share(
-        Vendor.NVIDIA, 1, free_bytes=80 * GIB, total_bytes=80 * GIB, limit_bytes=20 * GIB + runtime
-    )
+    share = memory_share(Vendor.NVIDIA, 1, free_bytes=80 * GIB, total_bytes=80 * GIB, limit_bytes=20 * GIB + runtime)
     assert share == pytest.approx(0.25, abs=1e-4)

@@ -155,7 +155,9 @@ def fixed_bytes(
 
 def devices_of(replica: ReplicaRecord, node: NodeRecord) -> list[Device]:
     """A replica's accelerators."""
-    return [device for device in node.devices if device.uuid in replica.device_uuids and device.vendor is not Vendor.CPU]
+    return [
+        device for device in node.devices if device.uuid in replica.device_uuids and device.vendor is not Vendor.CPU
+    ]
 
 
 def read_resident_bytes(pids: Iterable[int], proc: Path = Path("/proc")) -> int | None:

@@ -1,7 +1,7 @@
 """What a deployment needs of the devices it may get: for `xinf plan`, and for `launch` and `up` before they write.
 
-    spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ MemoryNeed, or a refusal with advice
-                                   ▲ measured/ of an earlier load
+spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ MemoryNeed, or a refusal with advice
+                               ▲ measured/ of an earlier load
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ async def read_facts_of(config: Config, spec: EngineSpec) -> ModelFacts:
     """Read the model's facts, from this host or from its hub. Raises: what `read_model` raises."""
     from xinf.registry import read_model
 
-    return await asyncio.to_thread(
-        read_model, spec.model, environ={**os.environ, **spec.env}, config=config.registry
-    )
+    return await asyncio.to_thread(read_model, spec.model, environ={**os.environ, **spec.env}, config=config.registry)
 
 
 def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:

@@ -26,6 +26,7 @@ from xinf.cli.table import print_json, print_table
 from xinf.cli.wish import choose_name, make_spec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, check_selector, is_selected
 from xinf.core.errors import NotFound
+from xinf.core.ids import DeploymentName
 from xinf.core.records import DeploymentRecord, EngineSpec, NodeRecord, Phase, ReplicaRecord
 from xinf.core.units import format_bytes
 
@@ -64,7 +65,9 @@ def plan(
         int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once (default: the engine's).")
     ] = None,
     engine_arg: EngineArgs = None,
-    all_: Annotated[bool, typer.Option("--all", "-a", help="The devices of every node, as they were reported.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", "-a", help="The devices of every node, as they were reported.")
+    ] = False,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,
@@ -216,7 +219,7 @@ async def _read_hosts(session: Session) -> list[_Host]:
 
 
 def free_on(
-    node: NodeRecord, replicas: Sequence[ReplicaRecord], deployments: Mapping[str, DeploymentRecord]
+    node: NodeRecord, replicas: Sequence[ReplicaRecord], deployments: Mapping[DeploymentName, DeploymentRecord]
 ) -> dict[str, int]:
     """What is left of each device of a node. A replica whose need nobody knows has its devices for itself."""
     free = {one.uuid: one.memory_bytes for one in node.devices if one.memory_bytes is not None}

@@ -43,9 +43,7 @@ def identify_model(location: str, *, revision: str | None = None, environ: Mappi
     return None if commit is None else f"{location}@{commit}"
 
 
-def fingerprint(
-    identity: str, spec: EngineSpec, *, engine_version: str | None, device: Device
-) -> str:
+def fingerprint(identity: str, spec: EngineSpec, *, engine_version: str | None, device: Device) -> str:
     """Digest what makes two loads the same, as a key of the store."""
     arguments = {name.removeprefix("--").replace("-", "_"): value for name, value in spec.engine_args.items()}
     dtype = str(arguments.get("dtype", spec.dtype)).lower()

@@ -168,9 +168,7 @@ def fit_memory(
     )
 
 
-def usable_bytes(
-    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None
-) -> int:
+def usable_bytes(vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None) -> int:
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself."""
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
@@ -337,7 +335,6 @@ def _kv_element_bytes(facts: ModelFacts, options: LoadOptions) -> float:
         remedy="use auto, fp8 or bfloat16",
         param="kv_cache_dtype",
     )
-
 
 
 def _n_shares(options: LoadOptions) -> int:
