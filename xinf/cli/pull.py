@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from xinf.cli.options import ConfigFile, Json, Settings
+from xinf.cli.session import open_session
 from xinf.cli.table import print_json
 from xinf.core.units import format_bytes
 
@@ -28,11 +29,9 @@ def pull(
     settings: Settings = None,
 ) -> None:
     """Fetch a model; one that was interrupted goes on where it ended."""
-    from xinf.cli.session import read_settings
-    from xinf.core.config import load
     from xinf.registry import download_model
 
-    chosen = load(config, overrides=read_settings(settings))
+    chosen = open_session(config, None, settings=settings).config
     meter = _Meter()
     done = download_model(model, revision=revision, config=chosen.registry, on_progress=meter.show)
     meter.end()

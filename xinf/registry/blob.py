@@ -57,7 +57,7 @@ def fetch(
     destination: Path,
     *,
     size: int,
-    sha256: str,
+    sha256: str | None,
     on_bytes: Callable[[int], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -65,6 +65,7 @@ def fetch(
 
     `ask`: takes the value of a Range header, None for the whole file. `on_bytes`: told how many more bytes are here,
     those of earlier tries too; a negative number takes some back.
+    `sha256`: None where the hub does not say; then the length alone is compared.
     Raises: what `ask` raises, after five tries in a row that brought nothing; Unavailable for a wrong checksum;
     Conflict if another process fetches the same; OSError.
     """
@@ -90,7 +91,7 @@ def fetch(
                 if fruitless:
                     pause(_BACKOFF_S * 2 ** (fruitless - 1))
         file.flush()
-        if file.tell() != size or digest.hexdigest() != sha256:
+        if file.tell() != size or (sha256 is not None and digest.hexdigest() != sha256):
             on_bytes(-file.tell())
             partial.unlink(missing_ok=True)
             raise Unavailable(

@@ -17,6 +17,7 @@ from xinf.core.errors import UnknownModel
 MAX_CONFIG_BYTES = 16 << 20  # the largest in use have some 100 KB: lists of modules that are not quantized
 MAX_LAYERS = 4096
 _MAX_COUNT = 1 << 40
+_MAX_FACTOR = 4096
 # Where the language model's numbers are in models of several parts, outermost first.
 _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config", "language_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -126,20 +127,18 @@ class ModelConfig:
         """The longest context that an engine takes from the config alone.
 
         Source: vLLM 0.32, `config/model.py`, `_get_and_verify_max_len`: positions are multiplied by the factor of the
-        scaling, except for kinds whose `max_position_embeddings` counts it in already.
+        scaling, except for kinds whose `max_position_embeddings` counts it in already; Command-R says it in a key of its
+        own. With longrope the default is shorter, and this the most that may be asked for.
         """
-        longest = self.max_positions
+        longest = self.count("model_max_length") or self.max_positions
         scaling = self.text.get("rope_scaling") or self.text.get("rope_parameters")
-        if longest is None or not isinstance(scaling, dict):
+        if longest is None or not isinstance(scaling, dict) or "gemma3" in self.model_type:
             return longest
         kind = scaling.get("rope_type") or scaling.get("type")
         factor = scaling.get("factor")
-        if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float) or not 1 <= factor <= 4096:
+        if kind not in ("linear", "dynamic") or not isinstance(factor, int | float) or not 1 <= factor <= _MAX_FACTOR:
             return longest
-        if kind != "yarn":
-            return int(longest * factor)
-        original = as_count(scaling.get("original_max_position_embeddings"))
-        return longest if original is None else int(original * factor)
+        return int(longest * factor)
 
 
 def decode_config(content: bytes, name: str) -> ModelConfig:

@@ -89,7 +89,7 @@ class HubFiles:
             ) as response,
         ):
             hf_raise_for_status(response)
-            yield Answer(is_partial=response.status_code == 206, chunks=response.iter_bytes(1 << 20))
+            yield Answer(is_partial=response.status_code == 206, chunks=response.iter_bytes())
 
 
 def open_repository(reference: Reference, sources: Sources) -> ModelFiles:

@@ -24,7 +24,10 @@ ENCODERS = frozenset({
     "modernbert", "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta", "xlm-roberta-xl",
 })  # fmt: skip
 # Names by which unknown recurrences give themselves away.
-_MARKS = ("mamba", "ssm", "linear_attn", "linear_num", "conv_l_cache", "rwkv", "hybrid", "state_size", "lru_width", "recurrent", "hyena")
+_MARKS = (
+    "mamba", "ssm", "linear_attn", "linear_num", "conv_l_cache", "rwkv", "hybrid", "state_size", "lru_width", "recurrent",
+    "hyena",
+)  # fmt: skip
 _DEFAULT_PATTERN = {"gemma3_text": 6, "gemma3": 6, "cohere2": 4}
 _ALTERNATING = ("gemma2", "gpt_oss")
 _INDEX_SCALE_BLOCK, _INDEX_SCALE_BYTES = 128, 4

@@ -142,6 +142,8 @@ class _Counter:
         return None if hidden is None or n_layers is None else _Counter(config, family, hidden, n_layers)
 
     def count(self) -> Parameters | None:
+        if self.config.model_type == "nemotron_h" and self.config.n_experts is not None:
+            return None  # experts without a gate, in layers of their own
         vocabulary = self.config.count("vocab_size")
         kinds = self._kinds()
         if vocabulary is None or len(kinds) != self.n_layers:
