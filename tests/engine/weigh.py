@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 
 def main(model: str, kv_bytes: int, block_tokens: int) -> None:
@@ -16,15 +17,20 @@ def main(model: str, kv_bytes: int, block_tokens: int) -> None:
          "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     )  # fmt: skip
     from vllm import LLM
+    from vllm.model_executor.model_loader import base_loader
 
+    # Kernels may replace the weights that were loaded by packed ones of their own: they are counted before that.
+    weights = 0
+    finish = base_loader.process_weights_after_loading
+
+    def weigh(model: Any, *others: Any) -> None:
+        nonlocal weights
+        weights = sum({parameter.data_ptr(): parameter.nbytes for parameter in model.parameters()}.values())
+        finish(model, *others)
+
+    base_loader.process_weights_after_loading = weigh
     llm = LLM(model, enforce_eager=True, block_size=block_tokens, kv_cache_memory_bytes=kv_bytes)
     runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    seen: set[int] = set()
-    weights = 0
-    for parameter in runner.model.parameters():
-        if parameter.data_ptr() not in seen:
-            seen.add(parameter.data_ptr())
-            weights += parameter.nbytes
     config = llm.llm_engine.vllm_config
     told = {
         "weights_bytes": weights,

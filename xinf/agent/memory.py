@@ -95,10 +95,10 @@ async def measure(
     `environ`: of the engine, for where its models are. Raises: EngineStartFailed when its environment is gone.
     """
     device = next(iter(devices_of(replica, node)), None) or _processor(node)
-    environment = choose_environment(replica, node)
     n_blocks, block_tokens = replica.kv_blocks, replica.block_tokens
     if device is None or replica.spec.engine != "vllm" or n_blocks is None or block_tokens is None:
         return None
+    environment = choose_environment(replica, node)
     try:
         facts = await asyncio.to_thread(read or _read_offline, replica.spec.model, environ)
         options = choose_options(replica.spec, device)

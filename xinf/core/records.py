@@ -196,7 +196,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one load took of each of its devices: the next plan of the same load starts from it.
 
-    Which loads are the same says the fingerprint (xinf/registry/fingerprint.py); what of it is repeated here is for people.
+    Which loads are the same says the fingerprint (xinf/registry/fingerprint.py); what it repeats of that is for people.
     """
 
     fingerprint: str

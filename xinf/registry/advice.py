@@ -11,8 +11,8 @@ from xinf.core.errors import InvalidRequest
 from xinf.core.units import format_bytes
 from xinf.registry.facts import ModelFacts
 from xinf.registry.load import LoadOptions
-from xinf.registry.memory import MemoryPlan, fit_memory, plan_memory, split_problem
 from xinf.registry.loaded_weights import weights_bytes
+from xinf.registry.memory import MemoryPlan, fit_memory, plan_memory, split_problem
 
 # A context shorter than this is no advice: nobody serves it.
 _LEAST_CONTEXT_TOKENS = 256

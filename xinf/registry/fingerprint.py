@@ -1,7 +1,7 @@
 """Which loads are the same, so that what one took is what the next will take.
 
-Two loads are the same when model, engine version, device architecture and all that changes the fixed part of their memory
-are. The length of the context and the size of the cache are not in it: they change the cache alone.
+Two loads are the same when model, engine version, device architecture and all else that changes the fixed part of their
+memory are. The length of the context and the size of the cache are not in it: they change the cache alone.
 """
 
 from __future__ import annotations

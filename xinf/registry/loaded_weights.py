@@ -12,6 +12,7 @@ import math
 from xinf.registry.facts import ModelFacts
 from xinf.registry.load import ALIASES, LoadOptions
 
+_PADDED_ROWS = 64  # of the vocabulary: DEFAULT_VOCAB_PADDING_SIZE
 # Bytes of an element in safetensors' words; what is not here is kept as it is stored.
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -37,9 +38,10 @@ def element_bytes(facts: ModelFacts, options: LoadOptions) -> int:
 
 def weights_bytes(facts: ModelFacts, options: LoadOptions) -> int | None:
     """Bytes of the weights in one of `tensor_parallel_size` equal shares; None: not known."""
-    whole = _loaded_bytes(facts, options)
-    if whole is None:
+    loaded = _loaded_bytes(facts, options)
+    if loaded is None:
         return None
+    whole = loaded + _padding_bytes(facts, options)
     size = options.tensor_parallel_size
     repeated, heads, own_heads = _repeated_bytes(facts, options)
     repeated, heads = min(repeated, whole), min(heads, whole - min(repeated, whole))
@@ -69,6 +71,12 @@ def _loaded_bytes(facts: ModelFacts, options: LoadOptions) -> float | None:
     # Tables of the vocabulary stay as they are; a model that shares one for both ends counts as if it had two.
     tables = min(loaded, 2.0 * (facts.vocabulary_size or 0) * (facts.hidden_size or 0) * width)
     return tables + (loaded - tables) / width * packed
+
+
+def _padding_bytes(facts: ModelFacts, options: LoadOptions) -> int:
+    """Rows that the tables of the vocabulary are filled up with; of both ends, though some models share one."""
+    rows = -(facts.vocabulary_size or 0) % _PADDED_ROWS
+    return 2 * rows * (facts.hidden_size or 0) * element_bytes(facts, options)
 
 
 def _repeated_bytes(facts: ModelFacts, options: LoadOptions) -> tuple[float, float, float]:
