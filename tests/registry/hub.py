@@ -1,8 +1,8 @@
 """A hub on loopback that speaks as much of Hugging Face's protocol as its client and ours use.
 
 Proves: that requests are pinned to a commit, ranges are asked for and bounded, tokens go where they should, and what
-becomes of every error and interruption. Cannot prove: that the real hub answers like this. Paths, headers and error codes
-are those that huggingface_hub 2.4 reads (`hf_api.py`, `file_download.py`, `utils/_http.py`).
+becomes of every error and interruption. Cannot prove: that the real hub answers like this. Paths, headers and error
+codes are those that huggingface_hub 2.4 reads (`hf_api.py`, `file_download.py`, `utils/_http.py`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Hub(msgspec.Struct):
 
     def gets(self, name: str) -> list[str | None]:
         """Ranges of the requests for a file."""
-        return [request.range for request in self.requests if request.method == "GET" and request.path.endswith(f"/{name}")]
+        return [
+            request.range for request in self.requests if request.method == "GET" and request.path.endswith(f"/{name}")
+        ]
 
 
 @contextmanager
@@ -76,10 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Nothing: tests print what they need."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
@@ -112,7 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = [
             {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
-            | ({"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}} if _is_lfs(content) else {})
+            | (
+                {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
+                if _is_lfs(content)
+                else {}
+            )
             for name, content in self.hub.files[commit].items()
         ]
         body = json.dumps({"id": repository, "modelId": repository, "sha": commit, "siblings": siblings}).encode()

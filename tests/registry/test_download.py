@@ -125,3 +125,14 @@ def test_repository_of_something_else_is_refused_before_a_byte(tmp_path: Path) -
         with pytest.raises(InvalidRequest, match=r"no config\.json"):
             download_model("org/name", environ=environ(hub, tmp_path))
         assert hub.gets("model.gguf") == []
+
+
+def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:
+    with serve({**FILES, "../evil.json": b"x", "/etc/evil.json": b"x", "a/../../evil": b"x"}) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        assert {path.name for path in done.directory.iterdir()} == WANTED
+        hub.files["../../../evil"] = hub.files.pop(COMMIT)
+        hub.branches["main"] = "../../../evil"
+        with pytest.raises(Unavailable, match="does not answer as a hub"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+    assert [path for path in tmp_path.rglob("*evil*") if "cache" not in path.name] == []

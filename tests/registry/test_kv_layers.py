@@ -25,7 +25,10 @@ def windows(**changes: Any) -> dict[int | None, int]:
     ({"sliding_window": 1024}, {1024: 6}),
     ({"sliding_window": 8192}, {None: 6}),  # as long as the context: no window
     ({"model_type": "qwen2", "sliding_window": 1024, "use_sliding_window": False, "max_window_layers": 4}, {None: 6}),
-    ({"model_type": "qwen2", "sliding_window": 1024, "use_sliding_window": True, "max_window_layers": 4}, {None: 4, 1024: 2}),
+    (
+        {"model_type": "qwen2", "sliding_window": 1024, "use_sliding_window": True, "max_window_layers": 4},
+        {None: 4, 1024: 2},
+    ),
     ({"model_type": "gemma2", "sliding_window": 64}, {64: 3, None: 3}),
     ({"model_type": "gemma3_text", "sliding_window": 64}, {64: 5, None: 1}),
     ({"model_type": "gemma3_text", "sliding_window": 64, "sliding_window_pattern": 3}, {64: 4, None: 2}),

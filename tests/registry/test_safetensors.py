@@ -26,7 +26,11 @@ def test_header_lists_every_tensor() -> None:
     content = header(TENSORS)
     assert header_bytes(content[:8], "m", file_bytes=SIZE) == len(content) - 8
     found = parse_header(content[8:], "m", file_bytes=SIZE)
-    assert found == [Tensor("a.weight", "BF16", (4, 8)), Tensor("b.weight", "F8_E4M3", (16,)), Tensor("scalar", "F32", ())]
+    assert found == [
+        Tensor("a.weight", "BF16", (4, 8)),
+        Tensor("b.weight", "F8_E4M3", (16,)),
+        Tensor("scalar", "F32", ()),
+    ]
     assert [tensor.n_elements for tensor in found] == [32, 16, 1]
     assert [tensor.n_bytes for tensor in found] == [64, 16, 4]
 
@@ -77,11 +81,16 @@ def test_any_bytes_are_a_header_or_a_typed_error(content: bytes) -> None:
 
 
 def test_index_names_each_shard_once() -> None:
-    index = {"metadata": {"total_size": 1}, "weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"}}
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"},
+    }
     assert parse_index(json.dumps(index).encode(), "i") == ["m-1.safetensors", "m-2.safetensors"]
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "", ".safetensors"])
+@pytest.mark.parametrize(
+    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "", ".safetensors"]
+)
 def test_index_that_leaves_the_directory_is_refused(shard: str) -> None:
     with pytest.raises(UnknownModel, match="it names"):
         parse_index(json.dumps({"weight_map": {"a": shard}}).encode(), "i")

@@ -19,7 +19,8 @@ _LOG_EVERY_S = 10.0
 
 def pull(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Org/Name, hf://Org/Name, modelscope://Org/Name; @REVISION at its end.")
+        str,
+        typer.Argument(metavar="MODEL", help="Org/Name, hf://Org/Name, modelscope://Org/Name; @REVISION at its end."),
     ],
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit.", show_default="the hub's default branch")
@@ -64,7 +65,8 @@ class _Meter:
         self._shown_s = now_s
         share = f"{100 * progress.done_bytes / progress.total_bytes:.0f} %" if progress.total_bytes else ""
         rate = (progress.done_bytes - self._at_start_bytes) / max(now_s - self._begun_s, 1e-3)
-        line = f"{share} {format_bytes(progress.done_bytes)} of {format_bytes(progress.total_bytes)}, {format_bytes(int(rate))}/s"
+        done, total = format_bytes(progress.done_bytes), format_bytes(progress.total_bytes)
+        line = f"{share} {done} of {total}, {format_bytes(int(rate))}/s"
         sys.stderr.write(f"\r\x1b[K{line}" if self._is_terminal else f"{line}\n")
         sys.stderr.flush()
 

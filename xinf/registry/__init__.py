@@ -1,13 +1,13 @@
 """What a model is: where it comes from and what is known of it before any engine loads it.
 
-Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load; the facts of a model
-(parameters, bytes, layers, KV cache, quantization) from config.json and the headers of its weights; fetching a model
-whole (`xinf pull`); and the scripted checkpoint that needs no download. Does not own: loading (the engine's), chat
-templates (xinf/chat).
+Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load; the facts of a
+model (parameters, bytes, layers, KV cache, quantization) from config.json and the headers of its weights; fetching a
+model whole (`xinf pull`); and the scripted checkpoint that needs no download. Does not own: loading (the engine's),
+chat templates (xinf/chat).
 
 Invariants: nothing here imports torch or a model library, and importing it imports no hub's client: those come when a
-hub is asked. Facts are read without a byte of the weights. A model that is not there is a typed error with a remedy, never
-a guess; a file may be hostile, and is read within bounds.
+hub is asked. Facts are read without a byte of the weights. A model that is not there is a typed error with a remedy,
+never a guess; a file may be hostile, and is read within bounds.
 """
 
 from xinf.registry.advice import Room, advise

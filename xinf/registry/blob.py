@@ -95,12 +95,15 @@ def fetch(
             on_bytes(-file.tell())
             partial.unlink(missing_ok=True)
             raise Unavailable(
-                f"{destination.name} came with another checksum than the hub says", remedy="try again; use another mirror"
+                f"{destination.name} came with another checksum than the hub says",
+                remedy="try again; use another mirror",
             )
         partial.replace(destination)
 
 
-def _append(ask: Ask, file: IO[bytes], digest: hashlib._Hash, size: int, on_bytes: Callable[[int], None]) -> hashlib._Hash:
+def _append(
+    ask: Ask, file: IO[bytes], digest: hashlib._Hash, size: int, on_bytes: Callable[[int], None]
+) -> hashlib._Hash:
     """Append what one answer brings; return the digest of all that is there."""
     done = file.tell()
     with ask(f"bytes={done}-" if done else None) as answer:

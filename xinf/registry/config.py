@@ -1,8 +1,8 @@
 """config.json, read with care: a file that anybody may have written.
 
 Keys have had several names over the years, and models for text and images keep those of the language model one level
-down. `ModelConfig` finds a number by any of its names and takes nothing that cannot be meant: negative, absurd or of the
-wrong type counts as not said. Source of the names: transformers 5.19, `models/*/configuration_*.py`.
+down. `ModelConfig` finds a number by any of its names and takes nothing that cannot be meant: negative, absurd or of
+the wrong type counts as not said. Source of the names: transformers 5.19, `models/*/configuration_*.py`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class ModelConfig:
     def n_layers(self) -> int | None:
         """Raises: UnknownModel if there are more than anybody has ever stacked, which would be walked one by one."""
         n_layers = self.count(*_LAYERS)
+        if n_layers is None and self.model_type == "nemotron_h":
+            # Of late it names the layers and leaves their number out.
+            n_layers = len(self.words("layer_types") or self.words("layers_block_type")) or None
         if n_layers is not None and n_layers > MAX_LAYERS:
             raise UnknownModel(
                 f"config.json says {n_layers} layers, more than {MAX_LAYERS}",
@@ -127,8 +130,8 @@ class ModelConfig:
         """The longest context that an engine takes from the config alone.
 
         Source: vLLM 0.32, `config/model.py`, `_get_and_verify_max_len`: positions are multiplied by the factor of the
-        scaling, except for kinds whose `max_position_embeddings` counts it in already; Command-R says it in a key of its
-        own. With longrope the default is shorter, and this the most that may be asked for.
+        scaling, except for kinds whose `max_position_embeddings` counts it in already; Command-R says it in a key of
+        its own. With longrope the default is shorter, and this the most that may be asked for.
         """
         longest = self.count("model_max_length") or self.max_positions
         scaling = self.text.get("rope_scaling") or self.text.get("rope_parameters")

@@ -48,8 +48,9 @@ def download_model(
     on_progress: OnProgress | None = None,
     config: RegistryConfig | None = None,
 ) -> Download:
-    """Fetch a model of a hub into that hub's cache and return where it is. `on_progress` is called from several threads,
-    one at a time.
+    """Fetch a model of a hub into that hub's cache and return where it is.
+
+    `on_progress` is called from several threads, one at a time.
 
     Raises: UnknownModel, InvalidRequest, PermissionDenied, Unavailable (also: offline, disk full), Conflict if another
     process fetches the same file.
@@ -82,7 +83,9 @@ def _download_from_hub(reference: Reference, sources: Sources, meter: _Meter) ->
         for task in tasks:
             task.result()
     except OSError as error:
-        raise Unavailable(f"{reference.repository} cannot be stored: {error}", remedy="make room on the disk") from error
+        raise Unavailable(
+            f"{reference.repository} cannot be stored: {error}", remedy="make room on the disk"
+        ) from error
     finally:
         # After a failure the files that wait are not begun; those under way end on their own.
         pool.shutdown(wait=True, cancel_futures=True)

@@ -4,8 +4,8 @@
     ├── Quantization   how the weights are packed; None: stored as they are computed with
     └── kv             one KvLayers for each kind of layer: full attention, windowed, latent, recurrent
 
-What nothing says is None, never 0. Bytes of the cache are those of one device: heads are split by tensor parallelism and
-are repeated when there are fewer heads than devices; a latent (MLA) is kept whole on every device.
+What nothing says is None, never 0. Bytes of the cache are those of one device: heads are split by tensor parallelism
+and are repeated when there are fewer heads than devices; a latent (MLA) is kept whole on every device.
 """
 
 from __future__ import annotations

@@ -1,17 +1,22 @@
 """The files of one model at one revision, wherever they are: names, sizes and ranges of bytes.
 
-Everything that reads a model goes through `ModelFiles`, so that nothing of it knows where the model is. A range is asked
-for with its length, and never more than that is read.
+Everything that reads a model goes through `ModelFiles`, so that nothing of it knows where the model is. A range is
+asked for with its length, and never more than that is read.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from xinf.core.errors import UnknownModel
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a hub gave stays below the directory that it is put into."""
+    return bool(name) and not name.startswith("/") and "\\" not in name and ".." not in PurePosixPath(name).parts
 
 
 class ModelFiles(Protocol):

@@ -5,8 +5,8 @@ certificates and retries are set in one place for all that use it. Everything is
 meant when it was looked up. Imported by `reader` and `download` when a hub is asked, never before.
 
 Downloads land in the client's own cache, where engines find them. Files in LFS are fetched here into the place of their
-blob, because the client starts a file again from nothing when its process ends; the client then finds the blob and links
-it. Source: huggingface_hub 2.4, `file_download.py`.
+blob, because the client starts a file again from nothing when its process ends; the client then finds the blob and
+links it. Source: huggingface_hub 2.4, `file_download.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import httpx2
 import huggingface_hub
 import msgspec
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
+from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined, unused-ignore]
 
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
-from xinf.registry.files import LocalFiles, ModelFiles
-from xinf.registry.sources import Reference, Sources, cached_snapshot
+from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, cached_snapshot
 from xinf.registry.wanted import wanted_files
 
 # Smaller files are not worth a range, and those in git have no checksum of their content.
@@ -84,11 +84,11 @@ class HubFiles:
             headers["Range"] = ranges
         with (
             _translated(self._repository, self._sources),
-            get_session().stream(
+            huggingface_hub.get_session().stream(
                 "GET", url, headers=headers, timeout=self._sources.timeout_s, follow_redirects=True
             ) as response,
         ):
-            hf_raise_for_status(response)
+            huggingface_hub.hf_raise_for_status(response)
             yield Answer(is_partial=response.status_code == 206, chunks=response.iter_bytes())
 
 
@@ -121,17 +121,23 @@ def list_repository(reference: Reference, sources: Sources) -> HubFiles:
         info = api.model_info(
             reference.repository, revision=reference.revision, files_metadata=True, timeout=sources.timeout_s
         )
-    if not isinstance(info.sha, str) or info.siblings is None:
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or info.siblings is None:
         raise Unavailable(f"{sources.huggingface_endpoint} does not answer as a hub", remedy="check the address")
-    files = {
-        sibling.rfilename: _File(sibling.size, None if sibling.lfs is None else sibling.lfs.sha256)
-        for sibling in info.siblings
-    }
+    files = {}
+    for sibling in info.siblings:
+        sha256 = None if sibling.lfs is None else sibling.lfs.sha256
+        if is_inside(sibling.rfilename):
+            files[sibling.rfilename] = _File(sibling.size, sha256 if sha256 and SHA256.fullmatch(sha256) else None)
     return HubFiles(reference, sources, info.sha, files)
 
 
-def download_file(files: HubFiles, reference: Reference, sources: Sources, name: str, on_bytes: Callable[[int], None]) -> None:
-    """Put one file into the cache, going on where an earlier try ended. Raises: as `HubFiles.ask`, Conflict, OSError."""
+def download_file(
+    files: HubFiles, reference: Reference, sources: Sources, name: str, on_bytes: Callable[[int], None]
+) -> None:
+    """Put one file into the cache, going on where an earlier try ended.
+
+    Raises: as `HubFiles.ask`; Conflict if another process fetches it; OSError.
+    """
     file = files.files[name]
     stored = sources.huggingface_cache / ("models--" + reference.repository.replace("/", "--"))
     pointer = stored / "snapshots" / files.revision / name
@@ -179,7 +185,7 @@ class _SilentBar(tqdm):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["disable"] = True
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _open_cached(reference: Reference, sources: Sources) -> LocalFiles:

@@ -17,7 +17,7 @@ import msgspec
 
 from xinf.registry.config import ModelConfig
 from xinf.registry.facts import KvLayers
-from xinf.registry.mixers import LayerKind, Mixer, mixer_of, mixers
+from xinf.registry.mixers import LayerKind, Mixer, attention_only, mixer_of, mixers
 
 ENCODERS = frozenset({
     "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gte", "jina_bert",
@@ -25,8 +25,8 @@ ENCODERS = frozenset({
 })  # fmt: skip
 # Names by which unknown recurrences give themselves away.
 _MARKS = (
-    "mamba", "ssm", "linear_attn", "linear_num", "conv_l_cache", "rwkv", "hybrid", "state_size", "lru_width", "recurrent",
-    "hyena",
+    "mamba", "ssm", "linear_attn", "linear_num", "conv_l_cache", "rwkv", "hybrid", "state_size", "lru_width",
+    "recurrent", "hyena",
 )  # fmt: skip
 _DEFAULT_PATTERN = {"gemma3_text": 6, "gemma3": 6, "cohere2": 4}
 _ALTERNATING = ("gemma2", "gpt_oss")
@@ -46,7 +46,7 @@ def kv_layers(config: ModelConfig) -> tuple[KvLayers, ...]:
     mixer = mixer_of(config)
     if mixer is None and any(mark in key.lower() for key in config.text for mark in _MARKS):
         return ()
-    kinds: tuple[LayerKind, ...] = ("attention",) * n_layers if mixer is None else mixers(config)
+    kinds = attention_only(n_layers) if mixer is None else mixers(config)
     if len(kinds) != n_layers:
         return ()
     found: Counter[KvLayers] = Counter()
@@ -75,7 +75,9 @@ def _layer(config: ModelConfig, mixer: Mixer | None, number: int, kind: LayerKin
         return KvLayers(n_layers=1, state_bytes=state_bytes)
     if (latent := config.count("kv_lora_rank")) is not None:
         rope = config.count("qk_rope_head_dim")
-        return None if rope is None else KvLayers(n_layers=1, latent_size=latent + rope, index_bytes=_index_bytes(config))
+        return (
+            None if rope is None else KvLayers(n_layers=1, latent_size=latent + rope, index_bytes=_index_bytes(config))
+        )
     heads, size = config.n_kv_heads, config.head_size
     if heads is None or size is None:
         return None
@@ -94,7 +96,10 @@ def _layer(config: ModelConfig, mixer: Mixer | None, number: int, kind: LayerKin
 
 
 def _index_bytes(config: ModelConfig) -> int:
-    """Keys of the index of sparse attention, in 8 bits with a scale for each 128. Source: vLLM, `DeepseekV32IndexerCache`."""
+    """Keys of the index of sparse attention, in 8 bits with a scale for each 128.
+
+    Source: vLLM 0.32, `DeepseekV32IndexerCache`.
+    """
     size = config.count("index_head_dim")
     return 0 if size is None else size + size // _INDEX_SCALE_BLOCK * _INDEX_SCALE_BYTES
 

@@ -15,6 +15,18 @@ import msgspec
 from xinf.registry.config import ModelConfig
 
 LayerKind = Literal["attention", "mixer", "both", "none"]
+_ATTENTION: LayerKind = "attention"
+_MIXER: LayerKind = "mixer"
+_BOTH: LayerKind = "both"
+_NEMOTRON_KINDS: dict[str, LayerKind] = {"M": "mixer", "*": "attention", "-": "none", "E": "none"}
+_NEMOTRON_WORDS = {
+    "mamba": "M",
+    "linear_attention": "M",
+    "attention": "*",
+    "full_attention": "*",
+    "mlp": "-",
+    "moe": "E",
+}
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LINEAR_TYPES = ("linear_attention", "mamba", "conv", "recurrent")
@@ -146,31 +158,38 @@ def mixers(config: ModelConfig) -> tuple[LayerKind, ...]:
     n_layers = config.n_layers or 0
     kind = config.model_type
     if kind in ("mamba", "falcon_mamba"):
-        return ("mixer",) * n_layers
+        return tuple(_MIXER for _ in range(n_layers))
     if kind == "falcon_h1":
-        return ("both",) * n_layers
+        return tuple(_BOTH for _ in range(n_layers))
     if kind == "nemotron_h":
-        return _from_pattern(config, n_layers)
+        return tuple(_NEMOTRON_KINDS[letter] for letter in layer_letters(config))
     types = config.words("layer_types") or config.words("layers_block_type")
     if types:
-        return tuple("mixer" if name in _LINEAR_TYPES else "attention" for name in types)
+        return tuple(_MIXER if name in _LINEAR_TYPES else _ATTENTION for name in types)
     if kind == "jamba":
         period, offset = config.count("attn_layer_period") or 8, config.text.get("attn_layer_offset", 4)
-        return tuple("attention" if number % period == offset else "mixer" for number in range(n_layers))
+        return tuple(_ATTENTION if number % period == offset else _MIXER for number in range(n_layers))
     if kind.startswith("qwen3"):
         period = config.count("full_attention_interval") or 4
-        return tuple("mixer" if (number + 1) % period else "attention" for number in range(n_layers))
+        return tuple(_MIXER if (number + 1) % period else _ATTENTION for number in range(n_layers))
     full = config.counts("attn_layer_indices") or config.counts("full_attn_idxs")
-    return tuple("attention" if number in full else "mixer" for number in range(n_layers)) if full else ()
+    return tuple(_ATTENTION if number in full else _MIXER for number in range(n_layers)) if full else ()
 
 
-def _from_pattern(config: ModelConfig, n_layers: int) -> tuple[LayerKind, ...]:
-    """M: Mamba, *: attention; - and E: feed-forward alone. Source: transformers, `configuration_nemotron_h.py`."""
-    pattern = config.word("hybrid_override_pattern") or ""
-    kinds: dict[str, LayerKind] = {"M": "mixer", "*": "attention", "-": "none", "E": "none"}
-    if len(pattern) != n_layers or not set(pattern) <= set(kinds):
-        return ()
-    return tuple(kinds[letter] for letter in pattern)
+def attention_only(n_layers: int) -> tuple[LayerKind, ...]:
+    """The layers of a model that has no other kind."""
+    return (_ATTENTION,) * n_layers
+
+
+def layer_letters(config: ModelConfig) -> str:
+    """The layers of a Nemotron-H, one letter each: M Mamba, * attention, - feed-forward, E experts; "" if it has none.
+
+    Source: transformers 5.19, `configuration_nemotron_h.py`, which took up lists of words later.
+    """
+    if (pattern := config.word("hybrid_override_pattern")) is not None:
+        return pattern if set(pattern) <= set(_NEMOTRON_KINDS) else ""
+    types = config.words("layers_block_type") or config.words("layer_types")
+    return "".join(_NEMOTRON_WORDS.get(name, "?") for name in types) if set(types) <= set(_NEMOTRON_WORDS) else ""
 
 
 def _element_bytes(config: ModelConfig) -> int:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,8 +22,8 @@ import msgspec
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
 from xinf.registry.download import Download
-from xinf.registry.files import LocalFiles, ModelFiles
-from xinf.registry.sources import Reference, Sources
+from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
 from xinf.registry.wanted import wanted_files
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _MODEL = "model"
 _DEFAULT_BRANCH = "master"
 _CHUNK_BYTES = 64 << 10
+_RETRIES = 2
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -45,7 +46,9 @@ class _File(msgspec.Struct, frozen=True):
 class ScopeFiles:
     """A repository at one revision, read in ranges."""
 
-    def __init__(self, client: LegacyClient, reference: Reference, sources: Sources, files: Mapping[str, _File]) -> None:
+    def __init__(
+        self, client: LegacyClient, reference: Reference, sources: Sources, files: Mapping[str, _File]
+    ) -> None:
         self._client = client
         self._repository = reference.repository
         self._sources = sources
@@ -89,8 +92,8 @@ def open_repository(reference: Reference, sources: Sources) -> ModelFiles:
         directory = downloaded(reference, sources)
         if directory is None:
             raise UnknownModel(
-                f"{reference.repository} is not in the ModelScope cache {sources.modelscope_cache}, and offline nothing is"
-                " fetched",
+                f"{reference.repository} is not in the ModelScope cache {sources.modelscope_cache}, and offline nothing"
+                " is fetched",
                 remedy="unset HF_HUB_OFFLINE (registry.offline), or give a directory (./name)",
                 param="model",
             )
@@ -118,7 +121,8 @@ def download_repository(
 ) -> Download:
     """Fetch what an engine reads of a repository, going on where an earlier try ended.
 
-    Raises: as `open_repository`; InvalidRequest if it is no model; Conflict if another process fetches the same; OSError.
+    Raises: as `open_repository`; InvalidRequest if it is no model; Conflict if another process fetches the same;
+    OSError.
     """
     files = _list_repository(reference, sources)
     names = wanted_files(files.sizes)
@@ -175,16 +179,20 @@ def _list_repository(reference: Reference, sources: Sources) -> ScopeFiles:
 def _client(sources: Sources) -> LegacyClient:
     """Raises: Unavailable if the client is not installed."""
     try:
+        from modelscope_hub import HubConfig
         from modelscope_hub._legacy_api import LegacyClient
     except ImportError as error:
         raise Unavailable(
             "ModelScope is read through its own client, which is not installed",
             remedy="pip install 'xinf[modelscope]'",
         ) from error
-    client = LegacyClient(
-        token=sources.modelscope_token, endpoint=sources.modelscope_endpoint, timeout=max(1, round(sources.timeout_s))
+    return LegacyClient(
+        # Else that of `ms-hub login`.
+        token=sources.modelscope_token or HubConfig().token,
+        endpoint=sources.modelscope_endpoint,
+        timeout=max(1, round(sources.timeout_s)),
+        max_retries=_RETRIES,
     )
-    return client
 
 
 def _file(entry: Any) -> _File | None:
@@ -192,15 +200,14 @@ def _file(entry: Any) -> _File | None:
     path, size = entry.get("Path"), entry.get("Size")
     if entry.get("Type") == "tree" or not isinstance(path, str):
         return None
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts:
+    if not is_inside(path):
         return None
     sha256, revision, changed = entry.get("Sha256"), entry.get("Revision"), entry.get("CommittedDate")
     return _File(
         path=path,
         size=size if isinstance(size, int) else None,
-        sha256=sha256 if isinstance(sha256, str) and sha256 else None,
-        revision=revision if isinstance(revision, str) and revision else None,
+        sha256=sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
+        revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,
     )
 
@@ -213,7 +220,7 @@ def _newest(files: Mapping[str, _File]) -> str | None:
 @contextmanager
 def _translated(repository: str, sources: Sources) -> Iterator[None]:
     """Turn the client's errors into ours, the most special first."""
-    import requests
+    import requests  # type: ignore[import-untyped, unused-ignore]
     from modelscope_hub import errors as scope_errors
 
     endpoint = sources.modelscope_endpoint
@@ -236,7 +243,9 @@ def _translated(repository: str, sources: Sources) -> Iterator[None]:
             param="model",
         ) from error
     except scope_errors.APIError as error:
-        raise Unavailable(f"{endpoint} answered {error.status_code} for {repository}", remedy="try again later") from error
+        raise Unavailable(
+            f"{endpoint} answered {error.status_code} for {repository}", remedy="try again later"
+        ) from error
     except (scope_errors.HubError, requests.RequestException, ValueError) as error:
         raise Unavailable(
             f"{endpoint} cannot be reached: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from xinf.registry.config import ModelConfig
-from xinf.registry.mixers import LayerKind, Mixer, mixer_of, mixers
+from xinf.registry.mixers import LayerKind, Mixer, attention_only, layer_letters, mixer_of, mixers
 
 Norms = Literal["none", "head", "full"]
 
@@ -87,7 +87,7 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": _LLAMA,
-    "nemotron_h": Family(qkv_bias=False, output_bias=False, is_gated=False, n_norms=1),
+    "nemotron_h": Family(qkv_bias=False, output_bias=False, is_gated=False, n_norms=1, router_bias=True),
     "olmo2": Family(query_key_norm="full"),
     "olmo3": Family(query_key_norm="full"),
     "olmoe": Family(query_key_norm="full"),
@@ -99,8 +99,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": _QWEN3,
     "qwen3_next": _QWEN3_NEXT,
     "smollm3": _LLAMA,
-    "starcoder2": Family(qkv_bias=True, output_bias=True, mlp_bias=True, is_gated=False, norm_has_bias=True, is_tied=True),
+    "starcoder2": Family(
+        qkv_bias=True, output_bias=True, mlp_bias=True, is_gated=False, norm_has_bias=True, is_tied=True
+    ),
 }
+_SHARED_WIDTHS = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
 _BERT = frozenset({"bert", "roberta", "xlm-roberta"})
 
 
@@ -142,8 +145,6 @@ class _Counter:
         return None if hidden is None or n_layers is None else _Counter(config, family, hidden, n_layers)
 
     def count(self) -> Parameters | None:
-        if self.config.model_type == "nemotron_h" and self.config.n_experts is not None:
-            return None  # experts without a gate, in layers of their own
         vocabulary = self.config.count("vocab_size")
         kinds = self._kinds()
         if vocabulary is None or len(kinds) != self.n_layers:
@@ -170,7 +171,7 @@ class _Counter:
         )
 
     def _kinds(self) -> tuple[LayerKind, ...]:
-        return mixers(self.config) if self.mixer is not None else ("attention",) * self.n_layers
+        return attention_only(self.n_layers) if self.mixer is None else mixers(self.config)
 
     def _norm(self) -> int:
         return self.hidden * (2 if self.family.norm_has_bias else 1)
@@ -217,9 +218,11 @@ class _Counter:
         config = self.config
         if config.n_experts is None:
             return False
+        if config.model_type == "nemotron_h":
+            return layer_letters(config)[number] == "E"
         if config.model_type == "jamba":
             period, offset = config.count("expert_layer_period") or 2, config.text.get("expert_layer_offset", 1)
-            return number % period == offset
+            return bool(number % period == offset)
         if (dense := config.count("first_k_dense_replace")) is not None:
             return number >= dense and number % (config.count("moe_layer_freq") or 1) == 0
         if number in config.counts("mlp_only_layers"):
@@ -277,14 +280,18 @@ class _Counter:
         width = config.count("moe_intermediate_size") or config.intermediate_size
         if count is None or width is None:
             return None
-        each = 3 * hidden * width
+        matrices = 3 if family.is_gated else 2
+        # Nemotron's larger models squeeze what goes into the experts.
+        latent = config.count("moe_latent_size")
+        each = matrices * (latent or hidden) * width
         biases = 2 * width + hidden if family.expert_bias else 0
-        shared = config.count("shared_expert_intermediate_size", "shared_intermediate_size")
+        shared = config.count(*_SHARED_WIDTHS)
         if shared is None and (n_shared := config.count("n_shared_experts")) is not None:
             shared = n_shared * width
         router = count * hidden + (count if family.router_bias else 0) + count * biases
         router += hidden if config.model_type in ("qwen2_moe", "qwen3_next") else 0  # gate of the shared expert
-        return count * each, min(chosen or count, count) * each, 3 * hidden * (shared or 0), router
+        always = matrices * hidden * (shared or 0) + (2 * hidden * latent if latent else 0)
+        return count * each, min(chosen or count, count) * each, always, router
 
 
 def _adjusted_width(config: ModelConfig) -> int | None:
@@ -299,7 +306,7 @@ def _adjusted_width(config: ModelConfig) -> int | None:
 
 
 def _count_bert(config: ModelConfig) -> Parameters | None:
-    """An encoder with absolute positions, two types of segment and a pooler. Source: transformers, `modeling_bert.py`."""
+    """An encoder with absolute positions, types of segment and a pooler. Source: transformers, `modeling_bert.py`."""
     hidden, width, n_layers = config.hidden_size, config.intermediate_size, config.n_layers
     vocabulary, positions = config.count("vocab_size"), config.max_positions
     if hidden is None or width is None or n_layers is None or vocabulary is None or positions is None:

@@ -1,8 +1,8 @@
 """How a model's weights are packed: `quantization_config`, and what that makes of bytes.
 
-Every tool writes the section its own way. Read: fp8 (block-wise and per tensor), fbgemm_fp8, awq, gptq, compressed-tensors
-(llm-compressor), modelopt (FP8 and NVFP4), mxfp4 (gpt-oss), bitsandbytes, quark, torchao, hqq and auto-round by their bits.
-A method that is not known keeps its name and has no dtype.
+Every tool writes the section its own way. Read: fp8 (block-wise and per tensor), fbgemm_fp8, awq, gptq,
+compressed-tensors (llm-compressor), modelopt (FP8 and NVFP4), mxfp4 (gpt-oss), bitsandbytes, hqq and auto-round by
+their bits. A method that is not known keeps its name and has no dtype.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FP8_BLOCK = 128
 
 
 def read_quantization(top: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> Quantization | None:
-    """Read `quantization_config` of config.json (modelopt of old: `compression_config`); None: weights are not packed."""
+    """Read `quantization_config` of config.json (of old: `compression_config`); None: weights are not packed."""
     section = next(
         (
             found
@@ -106,7 +106,9 @@ def _by_bits(method: str, section: _Section) -> Quantization:
 def _compressed(section: _Section) -> Quantization:
     """The first group of layers stands for all. Source: compressed-tensors 0.12, `quant_args.py`."""
     groups = section.get("config_groups")
-    first = next((group for group in groups.values() if isinstance(group, dict)), {}) if isinstance(groups, dict) else {}
+    first = (
+        next((group for group in groups.values() if isinstance(group, dict)), {}) if isinstance(groups, dict) else {}
+    )
     weights, activations = _arguments(first.get("weights")), _arguments(first.get("input_activations"))
     return Quantization(
         method="compressed-tensors",
@@ -137,8 +139,8 @@ def _modelopt(section: _Section) -> Quantization:
         )
     if "FP8" in algorithm:
         dtype = Dtype.FP8_E4M3
-        group = _FP8_BLOCK if "PB" in algorithm else None
-        return Quantization(method="modelopt", weight_dtype=dtype, activation_dtype=dtype, bits=8, group_size=group)
+        block = _FP8_BLOCK if "PB" in algorithm else None
+        return Quantization(method="modelopt", weight_dtype=dtype, activation_dtype=dtype, bits=8, group_size=block)
     return Quantization(method="modelopt")
 
 

@@ -3,7 +3,8 @@
     read_model(what a user typed)  ->  files of a directory or a hub  ->  read_files(files)  ->  ModelFacts
 
 Nothing is downloaded and no weight is read: a checkpoint of a hundred shards costs a hundred ranges of some 100 KB.
-Where there are no headers (weights in another format) parameters are computed from the config, and `is_counted` says so.
+Where there are no headers (weights in another format) parameters are computed from the config, and `is_counted` says
+so.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def read_model(
     """Read the facts of a model by what a user typed, without downloading it.
 
     `offline`: True uses what is on this host alone, None asks HF_HUB_OFFLINE and the configuration.
-    Raises: UnknownModel, InvalidRequest (no model, GGUF), PermissionDenied (gated, private), Unavailable (the hub cannot
-    be reached).
+    Raises: UnknownModel, InvalidRequest (no model, GGUF), PermissionDenied (gated, private), Unavailable (the hub
+    cannot be reached).
     """
     if model == "scripted" and not Path(model).is_dir():
         with tempfile.TemporaryDirectory() as directory:
@@ -66,8 +67,12 @@ def open_model(model: str, sources: Sources, *, revision: str | None = None) -> 
     path = Path(model).expanduser()
     if not is_reference(model):
         if path.is_file():
-            raise _no_gguf(model) if path.suffix == ".gguf" else InvalidRequest(
-                f"{path} is one file", remedy="give the directory that holds config.json and weights", param="model"
+            raise (
+                _no_gguf(model)
+                if path.suffix == ".gguf"
+                else InvalidRequest(
+                    f"{path} is one file", remedy="give the directory that holds config.json and weights", param="model"
+                )
             )
         if path.is_dir():
             return LocalFiles(path.absolute())

@@ -125,4 +125,6 @@ def _parse_tensor(key: str, raw: msgspec.Raw, name: str, data_bytes: int | None)
 
 
 def _damaged(name: str, why: str) -> UnknownModel:
-    return UnknownModel(f"{name} is damaged or no safetensors file: {why}", remedy="fetch the model again", param="model")
+    return UnknownModel(
+        f"{name} is damaged or no safetensors file: {why}", remedy="fetch the model again", param="model"
+    )

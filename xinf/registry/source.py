@@ -2,7 +2,7 @@
 
 scripted                the checkpoint of xinf/registry/scripted.py, written to `models_dir` if it is not there yet
 /a/path, ./a, ~/a       a directory with a config.json
-Org/Name                a Hugging Face id: taken from the cache, or downloaded by the engine unless HF_HUB_OFFLINE says no
+Org/Name                a Hugging Face id: in the cache, or downloaded by the engine unless HF_HUB_OFFLINE says no
 modelscope://Org/Name   a ModelScope id: must have been fetched with `xinf pull`, engines do not fetch it
 """
 

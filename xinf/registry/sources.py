@@ -1,9 +1,9 @@
 """Where models come from besides this host: which hub, which mirror, which cache, whether the network may be used.
 
-    Org/Name                  the hub that `registry.source` names, Hugging Face if nothing else is said
-    hf://Org/Name             Hugging Face
-    modelscope://Org/Name     ModelScope
-    Org/Name@REVISION         a branch, a tag or a commit, in any of them
+Org/Name                  the hub that `registry.source` names, Hugging Face if nothing else is said
+hf://Org/Name             Hugging Face
+modelscope://Org/Name     ModelScope
+Org/Name@REVISION         a branch, a tag or a commit, in any of them
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from xinf.core.config import RegistryConfig, load
 from xinf.core.errors import ConfigError, InvalidRequest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")  # of either hub; becomes the name of a directory
+SHA256 = re.compile(r"[0-9a-f]{64}")  # becomes the name of a file
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
 _HUGGINGFACE, _MODELSCOPE = "https://huggingface.co", "https://modelscope.cn"

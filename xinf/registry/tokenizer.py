@@ -12,7 +12,8 @@ import msgspec
 from xinf.core.errors import UnknownModel
 from xinf.registry.files import ModelFiles
 
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model", "spiece.model")  # fmt: skip
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
+                 "spiece.model")  # fmt: skip
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _CONFIG = "tokenizer_config.json"
 _MAX_CONFIG_BYTES = 32 << 20  # added tokens of some models make it 10 MB

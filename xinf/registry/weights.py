@@ -1,7 +1,7 @@
 """What the tensors of a checkpoint add up to: parameters, bytes by type, and what an engine leaves on disk.
 
-Packed weights are counted unpacked: eight weights of 4 bits in one I32, two in one U8. Scales, zero points and tables of
-the packing are bytes but no parameters. Layers beyond the model's own are heads that draft the next tokens (MTP of
+Packed weights are counted unpacked: eight weights of 4 bits in one I32, two in one U8. Scales, zero points and tables
+of the packing are bytes but no parameters. Layers beyond the model's own are heads that draft the next tokens (MTP of
 DeepSeek V3, Qwen3-Next): they are loaded for speculative decoding alone, and are told apart.
 """
 
@@ -25,7 +25,9 @@ _PACKING = re.compile(
 )
 _BUFFER = re.compile(r"(?:^|\.)(?:inv_freq|masked_bias|position_ids)$")
 _PACKED = re.compile(r"(?:^|\.|_)(?:qweight|weight_packed|blocks)$")
-_LAYER = re.compile(r"(?:^|^model\.|^language_model\.|^model\.language_model\.|^language_model\.model\.)layers\.(\d+)\.")
+_LAYER = re.compile(
+    r"(?:^|^model\.|^language_model\.|^model\.language_model\.|^language_model\.model\.)layers\.(\d+)\."
+)
 _EXPERT = re.compile(r"(?:^|\.)experts\.")
 _WORD_BITS = frozenset({"U8", "I8", "I32", "U32"})
 
