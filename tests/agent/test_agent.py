@@ -265,7 +265,7 @@ async def test_engines_that_share_a_card_start_one_after_the_other(bench: Bench)
 async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def read(_: object, __: object) -> StartMemory:
+    async def read(*_: object) -> StartMemory:
         return StartMemory(share=0.25)
 
     monkeypatch.setattr("xinf.agent.agent.read_start_memory", read)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.registry.planned_models import CPU, GIB, QWEN_7B, card
-from xinf.agent.memory import StartMemory, choose_share, fixed_bytes, measure, read_resident_bytes
+from xinf.agent.memory import StartMemory, choose_share, fixed_bytes, measure, read_resident_bytes, read_start_memory
 from xinf.agent.process import ProcessId, identify
 from xinf.core.device import Device, Sample, Vendor
 from xinf.core.errors import UnknownModel
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import EngineEnvironment, EngineSpec, MemoryNeed, NodeRecord, Phase, ReplicaRecord
+from xinf.device import DeviceProcess, Reading
 from xinf.registry import KvLayers, ModelFacts, memory_share, runtime_bytes
 
 CARDS = (card(80), card(80, index=1))
@@ -168,3 +170,66 @@ async def test_model_whose_layers_share_a_pool_unevenly_is_not_kept(process: Pro
             ready(str(tmp_path)), process, tmp_path, node=node(CPU), start=StartMemory(), environ={}, read=read
         )
         assert found is None
+
+
+# ---- on accelerators ----------------------------------------------------------------------------------------------
+
+
+def read_as(*readings: Reading) -> Callable[..., Any]:
+    """Stand in for the children that ask drivers; what they do is tested in tests/device."""
+
+    async def read(vendors: set[Vendor], **_: object) -> tuple[Reading, ...]:
+        return tuple(reading for reading in readings if reading.vendor in vendors)
+
+    return read
+
+
+def on_card(model: Path, **fields: object) -> ReplicaRecord:
+    return ready(str(model), devices=("cuda:0",), device_uuids=(CARDS[0].uuid,), **fields)
+
+
+async def test_start_looks_at_its_own_accelerators(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    used = Sample(uuid=CARDS[0].uuid, t_ns=0, memory_free_bytes=40 * GIB, memory_used_bytes=40 * GIB)
+    reading = Reading(vendor=Vendor.NVIDIA, samples=(used, sample(CARDS[1], 1)))
+    monkeypatch.setattr("xinf.agent.memory.read_once", read_as(reading))
+    found = await read_start_memory(on_card(tmp_path), node(*CARDS, CPU))
+    assert found.share == choose_share(CARDS[:1], [used])
+    assert found.used_bytes == {CARDS[0].uuid: 40 * GIB}
+    need = MemoryNeed(weights_bytes=8 * GIB, kv_bytes=GIB, overhead_bytes=GIB)
+    shared = await read_start_memory(on_card(tmp_path, shares=True, need=need), node(*CARDS, CPU))
+    assert shared.share == choose_share(CARDS[:1], [used], limit_bytes=10 * GIB)
+    assert await read_start_memory(ready(), node(*CARDS, CPU)) == StartMemory()
+
+
+async def test_accelerator_is_measured_by_the_memory_of_the_engines_processes(
+    process: ProcessId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    mine = DeviceProcess(uuid=CARDS[0].uuid, pid=process.pid, memory_bytes=30 * GIB)
+    others = DeviceProcess(uuid=CARDS[0].uuid, pid=1, memory_bytes=9 * GIB)
+    elsewhere = DeviceProcess(uuid=CARDS[1].uuid, pid=process.pid, memory_bytes=50 * GIB)
+    reading = Reading(vendor=Vendor.NVIDIA, processes=(mine, others, elsewhere))
+    monkeypatch.setattr("xinf.agent.memory.read_once", read_as(reading))
+    record = await measure(
+        on_card(tmp_path), process, tmp_path, node=node(*CARDS, CPU), start=StartMemory(), environ={}, read=small
+    )
+    assert record is not None
+    assert (record.device_bytes, record.arch, record.has_peak) == (30 * GIB, "sm_90", False)
+
+
+async def test_in_a_container_what_was_added_is_the_engines(
+    process: ProcessId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    now = Sample(uuid=CARDS[0].uuid, t_ns=0, memory_used_bytes=50 * GIB)
+    monkeypatch.setattr("xinf.agent.memory.read_once", read_as(Reading(vendor=Vendor.NVIDIA, samples=(now,))))
+    start = StartMemory(used_bytes={CARDS[0].uuid: 20 * GIB})
+    record = await measure(
+        on_card(tmp_path), process, tmp_path, node=node(*CARDS, CPU), start=start, environ={}, read=small
+    )
+    assert record is not None
+    assert record.device_bytes == 30 * GIB
+    unknown = await measure(
+        on_card(tmp_path), process, tmp_path, node=node(*CARDS, CPU), start=StartMemory(), environ={}, read=small
+    )
+    assert unknown is None

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import msgspec
@@ -44,12 +44,14 @@ from xinf.agent.memory import StartMemory, measure, read_start_memory
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
 from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
+from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
 from xinf.core.records import REPLICAS, MeasuredRecord, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import ShimSpec, ShimStatus, read_file
+from xinf.device import ReadingStream, read_host
 from xinf.meta import KeyQueue, Mirror, Records, Store
 
 logger = logging.getLogger(__name__)
@@ -83,11 +85,20 @@ class Agent:
     """Runs the replicas that the scheduler placed on one node.
 
     `node`: the record that this agent registers; its environments and devices are what replicas are started with.
+    `root`: below it are the /proc and /sys that devices are read from.
     """
 
-    def __init__(self, store: Store, config: Config, node: NodeRecord, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        node: NodeRecord,
+        *,
+        clock: Clock | None = None,
+        root: Path = Path("/"),
+    ) -> None:
         self._config = config
-        self._node = node
+        self._root = root
         self._clock = clock or SystemClock()
         self._records = Records(store)
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
@@ -113,6 +124,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._registration.run())
                 tasks.create_task(self._resync())
+                tasks.create_task(self._watch_devices())
                 for _ in range(_N_WORKERS):
                     tasks.create_task(self._work())
         except BaseExceptionGroup as group:
@@ -210,6 +222,28 @@ class Agent:
                 self._prune_directories()
             except OSError as error:
                 logger.warning("old replica directories stay: %s", error)
+
+    @property
+    def _node(self) -> NodeRecord:
+        return self._registration.record
+
+    async def _watch_devices(self) -> None:
+        interval_s = self._config.agent.sample_interval
+        if interval_s == 0:
+            return
+        watcher = DeviceWatcher(
+            self._registration,
+            engines=self._engines_here,
+            list_devices=lambda: read_host(root=self._root),
+            interval_s=interval_s,
+        )
+        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
+            await watcher.run(aiter(readings))
+
+    def _engines_here(self) -> Iterator[EngineUse]:
+        for held in self._held.values():
+            if held.start is not None and held.start.pid is not None:
+                yield EngineUse(leader_pid=held.start.pid, device_uuids=held.start.device_uuids)
 
     def _on_record(self, name: str) -> None:
         found = self._mirror.items.get(name)
@@ -385,7 +419,7 @@ class Agent:
         # Nobody else may begin on its devices while they are looked at.
         self._starting[name] = found[0].device_uuids
         try:
-            held.memory = await read_start_memory(found[0], self._node)
+            held.memory = await read_start_memory(found[0], self._node, self._root)
             await self._start_on(name, held, now_s)
         finally:
             del self._starting[name]
@@ -456,7 +490,9 @@ class Agent:
         environ = {**os.environ, **record.spec.env}
         try:
             path = held.directory.path
-            found = await measure(record, custody.process, path, node=self._node, start=start, environ=environ)
+            found = await measure(
+                record, custody.process, path, node=self._node, start=start, environ=environ, root=self._root
+            )
             if found is not None:
                 await self._records.put(MeasuredRecord, found.fingerprint, found)
         except (XinfError, OSError) as error:

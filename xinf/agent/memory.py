@@ -19,7 +19,7 @@ from xinf.agent.starter import choose_environment
 from xinf.core.device import Device, Sample, Vendor
 from xinf.core.errors import XinfError
 from xinf.core.records import MeasuredRecord, NodeRecord, Phase, ReplicaRecord
-from xinf.device import SampleStream, read_process_memory
+from xinf.device import Reading, read_once
 from xinf.registry import (
     ModelFacts,
     choose_options,
@@ -46,12 +46,12 @@ class StartMemory(msgspec.Struct, frozen=True, kw_only=True):
     share: float | None = None  # of each device; None: not known, or not an accelerator
 
 
-async def read_start_memory(replica: ReplicaRecord, node: NodeRecord) -> StartMemory:
+async def read_start_memory(replica: ReplicaRecord, node: NodeRecord, root: Path = Path("/")) -> StartMemory:
     """Look at a replica's accelerators. Takes as long as a driver's answer, at most `_DEADLINE_S`."""
     devices = devices_of(replica, node)
     if not devices:
         return StartMemory()
-    samples = await _read_samples({device.uuid for device in devices})
+    samples = [sample for reading in await _read(devices, root) for sample in reading.samples]
     return StartMemory(
         used_bytes={s.uuid: s.memory_used_bytes for s in samples if s.memory_used_bytes is not None},
         share=choose_share(devices, samples, limit_bytes=_limit_bytes(replica)),
@@ -89,6 +89,7 @@ async def measure(
     start: StartMemory,
     environ: Mapping[str, str],
     read: ReadFacts | None = None,
+    root: Path = Path("/"),
 ) -> MeasuredRecord | None:
     """Measure a replica that has just become ready; None where something of it cannot be told.
 
@@ -111,7 +112,7 @@ async def measure(
     is_plain = all(layers.window_tokens is None and not layers.state_bytes for layers in facts.kv)
     if token_bytes is None or identity is None or not is_plain:
         return None
-    device_bytes = await _used_bytes(replica, process, directory, node, start)
+    device_bytes = await _used_bytes(replica, process, directory, node=node, start=start, root=root)
     if device_bytes is None:
         return None
     kv_bytes = n_blocks * block_tokens * token_bytes
@@ -142,7 +143,7 @@ def fixed_bytes(
 ) -> tuple[int, bool]:
     """What the replica needs beside its pool, and whether the engine's largest step is in it.
 
-    vLLM makes its pool of what its profile left of the share it was given: the rest of that share is weights, graphs and
+    vLLM makes its pool of what its profile left of the share that it was given: the rest of it is weights, graphs and
     the peak, more than what is in use while it rests.
     """
     resting = max(0, device_bytes - kv_bytes)
@@ -167,7 +168,13 @@ def read_resident_bytes(pids: Iterable[int], proc: Path = Path("/proc")) -> int 
 
 
 async def _used_bytes(
-    replica: ReplicaRecord, process: ProcessId, directory: Path, node: NodeRecord, start: StartMemory
+    replica: ReplicaRecord,
+    process: ProcessId,
+    directory: Path,
+    *,
+    node: NodeRecord,
+    start: StartMemory,
+    root: Path,
 ) -> int | None:
     """What the replica's processes have of their fullest device."""
     pids = {member.pid for member in group_members(process, directory)}
@@ -175,31 +182,25 @@ async def _used_bytes(
     if not devices:
         return await asyncio.to_thread(read_resident_bytes, pids)
     uuids = {device.uuid for device in devices}
+    readings = await _read(devices, root)
     by_device: dict[str, int] = {}
-    for one in await read_process_memory():
-        if one.pid in pids and one.uuid in uuids:
-            by_device[one.uuid] = by_device.get(one.uuid, 0) + one.used_bytes
+    for one in (one for reading in readings for one in reading.processes):
+        if one.pid in pids and one.uuid in uuids and one.memory_bytes is not None:
+            by_device[one.uuid] = by_device.get(one.uuid, 0) + one.memory_bytes
     if by_device:
         return max(by_device.values())
-    # No pid of ours is among them, as in a container: nobody else starts there meanwhile, so the difference is ours.
+    # No pid of ours is among them, as in a container: nobody else starts there now, so what was added is ours.
     grown = [
         sample.memory_used_bytes - start.used_bytes[sample.uuid]
-        for sample in await _read_samples(uuids)
-        if sample.memory_used_bytes is not None and sample.uuid in start.used_bytes
+        for sample in (sample for reading in readings for sample in reading.samples)
+        if sample.memory_used_bytes is not None and sample.uuid in uuids & start.used_bytes.keys()
     ]
     return max(grown) if grown and max(grown) > 0 else None
 
 
-async def _read_samples(uuids: Iterable[str]) -> list[Sample]:
-    """One sample of each of these devices; fewer where a driver does not answer in time."""
-    wanted = set(uuids)
-    try:
-        async with asyncio.timeout(_DEADLINE_S), SampleStream(interval_s=_DEADLINE_S) as stream:
-            async for samples in stream:
-                return [sample for sample in samples if sample.uuid in wanted]
-    except TimeoutError:
-        logger.warning("the devices do not say within %g s what is free", _DEADLINE_S)
-    return []
+async def _read(devices: Iterable[Device], root: Path) -> tuple[Reading, ...]:
+    """Read the devices' vendors now; fewer where a driver does not answer in time."""
+    return await read_once({device.vendor for device in devices}, deadline_s=_DEADLINE_S, root=root)
 
 
 def _limit_bytes(replica: ReplicaRecord) -> int | None:

@@ -195,14 +195,12 @@ def _groups(made: Sequence[DevicePlan], *, with_node: bool) -> dict[str, list[De
 async def _read_this_host(session: Session) -> _Host:
     """Probe this host: devices, engine environments, and what is free now."""
     from xinf.agent import describe_node
-    from xinf.device import SampleStream
+    from xinf.device import read_once
 
     node = await describe_node(session.config)
-    free: dict[str, int] = {}
-    async with SampleStream(interval_s=1.0) as stream:
-        async for samples in stream:
-            free = {one.uuid: one.memory_free_bytes for one in samples if one.memory_free_bytes is not None}
-            break
+    readings = await read_once({one.vendor for one in node.devices})
+    samples = (sample for reading in readings for sample in reading.samples)
+    free = {sample.uuid: sample.memory_free_bytes for sample in samples if sample.memory_free_bytes is not None}
     return _Host(node=node, free_bytes=free)
 
 

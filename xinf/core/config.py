@@ -88,6 +88,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backoff_reset: Seconds
     engines_dir: str
     stop_engines: bool
+    sample_interval: Seconds
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
