@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from xinf.registry import (
     fit_memory,
     memory_share,
     plan_memory,
+    read_model,
     runtime_bytes,
 )
 
@@ -315,3 +319,23 @@ def test_share_keeps_to_a_limit() -> None:
     runtime = runtime_bytes(Vendor.NVIDIA, 1)
     share = memory_share(Vendor.NVIDIA, 1, free_bytes=80 * GIB, total_bytes=80 * GIB, limit_bytes=20 * GIB + runtime)
     assert share == pytest.approx(0.25, abs=1e-4)
+
+
+# ---- public models ------------------------------------------------------------------------------------------------
+
+CONFIGS = sorted((Path(__file__).parents[1] / "fixtures" / "models").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_known_model_has_a_plan(path: Path, tmp_path: Path) -> None:
+    """From the config alone: weights are those that the facts compute, and the sum is of its order."""
+    config = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("_")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = read_model(str(tmp_path), environ={}, offline=True)
+    assert facts.weight_bytes is not None
+    plan = plan_memory(facts, choose_options(EngineSpec(model="m"), card(80, name="NVIDIA H100 80GB HBM3")))
+    stored = facts.weight_bytes // 2 if facts.dtype == "float32" else facts.weight_bytes
+    assert plan.weights_bytes == pytest.approx(stored, rel=0.01)
+    assert 128 << 20 < plan.overhead_bytes < 8 * GIB
+    split = plan_memory(facts, options(tensor_parallel_size=2)) if not (facts.n_heads or 1) % 2 else plan
+    assert split.weights_bytes <= plan.weights_bytes

@@ -55,14 +55,7 @@ def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[N
     if spec.device != _AUTO:
         parts = spec.device.split(",")
         return [(node, device) for node, device in whole if any(is_selected(device, part) for part in parts)]
-    able = [
-        (node, device)
-        for node, device in whole
-        if any(
-            spec.engine in environment.engines and KIND_OF_VENDOR[device.vendor] in environment.device_kinds
-            for environment in node.environments
-        )
-    ]
+    able = [(node, device) for node, device in whole if _has_engine(spec, node, device)]
     fast = [(node, device) for node, device in able if device.vendor is not Vendor.CPU]
     return fast or [(node, device) for node, device in whole if device.vendor is Vendor.CPU]
 
@@ -124,6 +117,9 @@ async def add_need(
     spec = wish.spec
     if spec.engine != "vllm":
         return wish, None  # a simulated engine has no weights
+    meant = [(node, device) for node, device in meant_devices(spec, nodes) if _has_engine(spec, node, device)]
+    if not meant:
+        return wish, None  # whoever places it says why there is no place, and the hub need not be asked
     try:
         facts = await read_facts_of(config, spec)
     except XinfError as error:
@@ -131,10 +127,8 @@ async def add_need(
     by_digest = {record.fingerprint: record for record in measured}
     plans = [
         plan_device(spec, facts, node, device, free_bytes=device.memory_bytes, measured=by_digest)
-        for node, device in meant_devices(spec, nodes)
+        for node, device in meant
     ]
-    if not plans:
-        return wish, "memory: not planned, no node has a device that is meant"
     chosen = choose_plan(spec, plans)
     if isinstance(chosen, str):
         return wish, f"memory: not planned, the engine checks it itself: {chosen}"
@@ -239,6 +233,11 @@ def _find_measured(
             digest = fingerprint(identity, spec, engine_version=environment.version, device=device)
             return measured.get(digest)
     return None
+
+
+def _has_engine(spec: EngineSpec, node: NodeRecord, device: Device) -> bool:
+    kind = KIND_OF_VENDOR[device.vendor]
+    return any(spec.engine in one.engines and kind in one.device_kinds for one in node.environments)
 
 
 def _is_split(node: NodeRecord, device: Device) -> bool:
