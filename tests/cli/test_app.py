@@ -22,7 +22,7 @@ COMMANDS = [
     ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"),
     ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"),
     ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"), ("simulate",), ("why",),
-    ("route",),
+    ("route",), ("events",), ("cordon",), ("uncordon",), ("drain",),
 ]  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class _Held:
         self.draining: asyncio.Task[None] | None = None
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
+        self.shares = False  # whether another that shares may be on its devices
 
 
 class Agent:
@@ -269,6 +270,7 @@ class Agent:
         """Gather what is seen of a replica now."""
         custody = held.directory.read_custody()
         held.start, held.phase = custody, record.phase if record is not None else None
+        held.shares = record is not None and record.shares
         if custody is None:
             held.stopping = None
             return Facts(may_start=self._may_start(name, record))
@@ -311,7 +313,7 @@ class Agent:
         held.watched_start = custody.start_id
 
     def _may_start(self, name: str, record: ReplicaRecord | None) -> bool:
-        """Whether no other start holds this replica's accelerators, nor is loading onto the same card."""
+        """Whether no other start holds this replica's accelerators (or both share), nor loads onto the same card."""
         if record is None:
             return True
         mine = set(record.device_uuids)
@@ -319,7 +321,7 @@ class Agent:
         for other, held in self._held.items():
             if other == name or held.start is None:
                 continue
-            if mine & set(held.start.device_uuids):
+            if mine & set(held.start.device_uuids) and not (record.shares and held.shares):
                 return False
             is_starting = held.phase in (Phase.PLACED, Phase.FAILED, *STARTING_PHASES)
             if is_starting and cards & {self._card(uuid) for uuid in held.start.device_uuids}:

@@ -17,14 +17,18 @@ from xinf.cli.options import (
     EngineArgs,
     EngineEnv,
     Json,
+    Labels,
     MaxModelLen,
     Name,
+    PlacementOption,
     Policy,
+    Priority,
     Quantization,
     Replicas,
     ServedNames,
     Server,
     Settings,
+    Share,
     TensorParallelSize,
     Timeout,
     TrustRemoteCode,
@@ -55,6 +59,10 @@ def launch(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
+    label: Labels = None,
+    placement: PlacementOption = "spread",
+    priority: Priority = 0,
+    share: Share = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only write the deployment.")] = False,
     timeout: Timeout = None,
     json: Json = False,
@@ -86,7 +94,16 @@ def launch(
         engine_args=engine_arg or (),
         env=env or (),
     )
-    wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
+    wish = make_deployment(
+        spec,
+        name=chosen,
+        replicas=replicas,
+        policy=policy,
+        labels=label or (),
+        placement=placement,
+        priority=priority,
+        shares=share,
+    )
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
         applied, made = run(_launch(session, wish, screen, must_wait=not no_wait, timeout_s=timeout_s))

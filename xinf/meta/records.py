@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 from xinf.core.errors import Conflict, NotFound
 from xinf.core.ids import LeaseId, Revision
 from xinf.core.records import (
+    CORDONS,
     DEPLOYMENTS,
+    EVENTS,
     KEYS,
     NODES,
     REPLICAS,
+    CordonRecord,
     DeploymentRecord,
+    EventRecord,
     KeyRecord,
     NodeRecord,
     R,
@@ -35,6 +39,8 @@ PREFIXES: dict[type[Record], str] = {
     DeploymentRecord: DEPLOYMENTS,
     ReplicaRecord: REPLICAS,
     KeyRecord: KEYS,
+    CordonRecord: CORDONS,
+    EventRecord: EVENTS,
 }
 MAX_UPDATE_TRIES = 32
 
