@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.scheduler.worlds import Simulation, deployment, holder, node, world
-from xinf.core.ids import DeploymentName
+from xinf.core.ids import DeploymentName, ReplicaId
 from xinf.core.records import Phase, ReplicaRecord
 from xinf.scheduler import (
     Action,
     Binding,
     Claims,
     Create,
+    Fleet,
     Place,
+    Placement,
     Refusal,
     Rules,
     Stop,
     View,
     World,
+    place,
     plan,
     plan_deployment,
 )
 from xinf.scheduler.claims import Draft
 from xinf.scheduler.place import Search
 from xinf.scheduler.preempt import find_eviction
+from xinf.scheduler.value import Value, value_of
 
 
 def stopped_by(actions: list[Action]) -> dict[str, str]:
@@ -178,3 +187,54 @@ def test_reason_of_a_node_that_is_full_is_kept_for_events() -> None:
     (made,) = (a for a in plan(start, 1.0, Rules()) if isinstance(a, Create) and a.deployment == "high")
     assert made.binding is Binding.TAKEN
     assert Claims(start.replicas.values()).on(next(iter(start.nodes))).n_replicas == 1
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> World:
+    """Two or three nodes with shared and exclusive engines of several priorities on them."""
+    priorities = {f"d{i}": draw(st.integers(0, 3)) for i in range(4)}
+    nodes, held = [], []
+    for name in draw(st.sampled_from(["a", "ab", "abc"])):
+        nodes.append(node(name, n_cuda=2, memory=24, cpu_memory=32))
+        for number in range(draw(st.integers(0, 5))):
+            of = draw(st.sampled_from(sorted(priorities)))
+            uuid = f"GPU-{name}-{draw(st.integers(0, 1))}"
+            gib, shares = draw(st.sampled_from([(None, False), (3, True), (9, True)]))
+            phase = draw(st.sampled_from([Phase.LOADING, Phase.READY]))
+            made = holder(name, uuid, name=of, number=number, gib=gib, shares=shares, phase=phase)
+            held.append(msgspec.structs.replace(made, id=ReplicaId(f"{of}-{name}{number}")))
+    wish = deployment(
+        "high",
+        priority=2,
+        device="cuda",
+        gib=draw(st.sampled_from([None, 12, 20])),
+        shares=draw(st.booleans()),
+        tensor_parallel_size=draw(st.integers(1, 2)),
+    )
+    return world([wish, *(deployment(name, priority=p) for name, p in priorities.items())], nodes, held)
+
+
+@given(start=fleets())
+@settings(max_examples=300, deadline=None)
+def test_nobody_goes_who_could_be_spared(start: World) -> None:
+    """Against trying every set on every node."""
+    view = View(start)
+    wish = view.deployments[DeploymentName("high")]
+    search = Search(wish, view.fleet, Draft(view.claims), view.rules)
+    if not isinstance(search.find(), Refusal):
+        return
+    best: list[tuple[Value, ...]] = []
+    for name in start.nodes:
+        on_node = [r for r in start.replicas.values() if r.node == name]
+        lower = [r for r in on_node if start.deployments[r.deployment].priority < wish.priority]
+        for size in range(1, len(lower) + 1):
+            for gone in combinations(lower, size):
+                rest = Claims(r for r in on_node if r not in gone)
+                if isinstance(place(wish, Fleet([start.nodes[name]]), rest, view.rules), Placement):
+                    values = (value_of(r, start.deployments[r.deployment].priority) for r in gone)
+                    best.append(tuple(sorted(values, reverse=True)))
+    found = find_eviction(search, view)
+    if found is None:
+        assert best == []
+    else:
+        assert tuple(value_of(r, start.deployments[r.deployment].priority) for r in found.victims) == min(best)
