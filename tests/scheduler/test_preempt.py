@@ -153,18 +153,19 @@ def test_place_that_is_being_cleared_is_kept_from_lower_ones() -> None:
 
 def test_nobody_is_stopped_for_what_becomes_free_by_itself() -> None:
     going = holder("a", "GPU-a-0", name="gone", target="stop", phase=Phase.DRAINING)
-    start = full(going, holder("a", "GPU-a-1", name="x"), priorities={"x": 0})
-    start = world([d for d in start.deployments.values() if d.name != "gone"], start.nodes.values(), [going, *list(start.replicas.values())[1:]])  # fmt: skip # noqa: E501
+    start = full(holder("a", "GPU-a-1", name="x"), going)
+    del start.deployments[DeploymentName("gone")]  # type: ignore[attr-defined]  # a dict of ours
     assert stopped_by(plan(start, 1.0)) == {}
 
 
 def test_surge_of_an_update_stops_nobody() -> None:
-    simulation = Simulation(world([deployment("high", device="cuda", priority=1), deployment("low", device="cuda")], [node(n_cuda=2)]))  # fmt: skip # noqa: E501
+    high = deployment("high", device="cuda", priority=1, replicas=2)
+    simulation = Simulation(world([high, deployment("low", device="cuda")], [node(n_cuda=3)]))
     simulation.settle()
-    simulation.set_deployment(deployment("high", device="cuda", priority=1, generation=2))
+    simulation.set_deployment(msgspec.structs.replace(high, generation=2))
     simulation.settle()
     assert simulation.n_preempted == 0
-    assert [r.generation for r in simulation.ready("high")] == [2]
+    assert [r.generation for r in simulation.ready("high")] == [2, 2]
     assert len(simulation.ready("low")) == 1
 
 
