@@ -17,6 +17,7 @@ from tests.agent.conftest import Bench, process_of, until_dead
 from xinf.agent.memory import StartMemory
 from xinf.agent.process import is_alive
 from xinf.core.errors import Conflict
+from xinf.core.ids import ReplicaId
 from xinf.core.records import MemoryNeed, NodeRecord, Phase, ReplicaRecord
 from xinf.core.shim import ShimSpec, read_file
 
@@ -275,6 +276,20 @@ async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
     spec = read_file(bench.directory("m-1").spec_path, ShimSpec)
     assert spec is not None
     assert (spec.memory_share, spec.weights_bytes) == (0.25, 7)
+
+
+async def test_engines_that_both_share_have_a_device_together(bench: Bench) -> None:
+    await bench.start_agent()
+    await bench.place("m-1", card=0)
+    first = await bench.until_phase("m-1", Phase.READY)
+    await bench.records.update(ReplicaRecord, "m-1", lambda r: msgspec.structs.replace(r, shares=True))
+    second = msgspec.structs.replace(
+        first, id=ReplicaId("m-2"), phase=Phase.PLACED, shares=True, pid=None, pid_start_ticks=None, address=None
+    )
+    await bench.records.create(ReplicaRecord, second.id, second)
+    beside = await bench.until_phase("m-2", Phase.READY)
+    assert is_alive(process_of(first))
+    assert beside.device_uuids == first.device_uuids
 
 
 async def test_lost_lease_is_taken_again(bench: Bench) -> None:

@@ -77,8 +77,8 @@ class _Held:
         self.draining: asyncio.Task[None] | None = None
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
-        self.shares = False  # its devices, with others that do
         self.memory = StartMemory()  # of its devices, before the start
+        self.shares = False  # whether another that shares may be on its devices
 
 
 class Agent:

@@ -19,14 +19,18 @@ from xinf.cli.options import (
     EngineEnv,
     Force,
     Json,
+    Labels,
     MaxModelLen,
     Name,
+    PlacementOption,
     Policy,
+    Priority,
     Quantization,
     Replicas,
     ServedNames,
     Server,
     Settings,
+    Share,
     TensorParallelSize,
     Timeout,
     TrustRemoteCode,
@@ -58,6 +62,10 @@ def launch(
     env: EngineEnv = None,
     policy: Policy = "auto",
     force: Force = False,
+    label: Labels = None,
+    placement: PlacementOption = "spread",
+    priority: Priority = 0,
+    share: Share = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only write the deployment.")] = False,
     timeout: Timeout = None,
     json: Json = False,
@@ -89,7 +97,16 @@ def launch(
         engine_args=engine_arg or (),
         env=env or (),
     )
-    wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
+    wish = make_deployment(
+        spec,
+        name=chosen,
+        replicas=replicas,
+        policy=policy,
+        labels=label or (),
+        placement=placement,
+        priority=priority,
+        shares=share,
+    )
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
         applied, made = run(

@@ -5,6 +5,8 @@
     replicas/<id>        ReplicaRecord     made and aimed by the scheduler, moved through its phases by the agent
     keys/<id>            KeyRecord         API keys, hashed
     measured/<digest>    MeasuredRecord    what a load really took; written by the agent when a replica is ready
+    cordons/<node>       CordonRecord      a node that takes no new replicas; written by the command line
+    events/<time>-<id>   EventRecord       what happened, for people; the oldest are removed by the scheduler
 
 Life of a replica (`phase`), and who moves it:
 
@@ -35,6 +37,8 @@ DEPLOYMENTS = "deployments/"
 REPLICAS = "replicas/"
 KEYS = "keys/"
 MEASURED = "measured/"
+CORDONS = "cordons/"
+EVENTS = "events/"
 
 ArgValue = str | int | float | bool
 
@@ -63,6 +67,13 @@ class RoutingPolicy(StrEnum):
     PREFIX = "prefix"
 
 
+class PlacementPolicy(StrEnum):
+    """Which of the places that fit a replica gets."""
+
+    SPREAD = "spread"  # away from its siblings, on devices and nodes that do least
+    PACK = "pack"  # where least is left over, so that large places stay free
+
+
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A Python environment on a node that can run engine shims."""
 
@@ -84,6 +95,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
     foreign_bytes: dict[str, int] = {}
     labels: dict[str, str] = {}
+    models: tuple[str, ...] = ()  # hub ids and directories that were on its disk when its agent started
     version: str = ""
     agent_pid: int = 0
     started_s: float = 0.0
@@ -137,6 +149,9 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     owner: str | None = None  # an `xinf up` that removes it when it ends
     need: MemoryNeed | None = None  # None: nobody could tell; then the engine's own check is the only one
     priority: int = 0  # a higher one may take the devices of a lower one, which waits; equal ones never
+    labels: dict[str, str] = {}  # a node must have all of them
+    placement: PlacementPolicy = PlacementPolicy.SPREAD
+    shares: bool = False  # its replicas may share a device with others that may, each within its `need`
     schema: int = SCHEMA_VERSION
 
 
@@ -218,8 +233,30 @@ class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     schema: int = SCHEMA_VERSION
 
 
-Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord
-R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord)
+class CordonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """No new replicas for this node, whatever its agent reports."""
+
+    node: NodeName
+    is_draining: bool = False  # those that are there move to other nodes
+    reason: str = ""
+    at_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened to a replica, a device or a node."""
+
+    at_s: float  # the last time
+    kind: str  # "placed", "not_placed", "preempted", "moved", "ready", "failed", "node_joined", ..., or a DeviceEvent's
+    object: str  # id of a replica, selector of a device, name of a node
+    message: str
+    node: NodeName | None = None
+    count: int = 1  # how often it happened, in a row
+    schema: int = SCHEMA_VERSION
+
+
+Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord | CordonRecord | EventRecord
+R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord, CordonRecord, EventRecord)
 
 
 def encode_record(record: Record) -> bytes:

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 from xinf.core.errors import Conflict, NotFound
 from xinf.core.ids import LeaseId, Revision
 from xinf.core.records import (
+    CORDONS,
     DEPLOYMENTS,
+    EVENTS,
     KEYS,
     MEASURED,
     NODES,
     REPLICAS,
+    CordonRecord,
     DeploymentRecord,
+    EventRecord,
     KeyRecord,
     MeasuredRecord,
     NodeRecord,
@@ -38,6 +42,8 @@ PREFIXES: dict[type[Record], str] = {
     ReplicaRecord: REPLICAS,
     KeyRecord: KEYS,
     MeasuredRecord: MEASURED,
+    CordonRecord: CORDONS,
+    EventRecord: EVENTS,
 }
 MAX_UPDATE_TRIES = 32
 
