@@ -16,19 +16,20 @@ import msgspec
 from xinf.registry.facts import Quantization
 from xinf.registry.safetensors import DTYPE_BITS, Tensor
 
-# Ends of names of what belongs to the packing. Sources: vLLM 0.32, `model_executor/layers/quantization/*.py`;
+# Last parts of names of what belongs to the packing. Sources: vLLM 0.32, `model_executor/layers/quantization/*.py`;
 # bitsandbytes 0.48, `functional.py`; transformers 5.19, `integrations/mxfp4.py`.
-_PACKING = re.compile(
-    r"(?:^|\.|_)(?:scales|qzeros|g_idx|weight_scale|weight_scale_inv|weight_scale_2|weight_global_scale"
-    r"|input_global_scale|input_scale|output_scale|activation_scale|[qkv]_scale|kv_scale|prob_scale|weight_zero_point"
-    r"|input_zero_point|weight_shape|weight_g_idx|proj_scale(?:_inv)?|absmax|quant_map|quant_state\.\w+|SCB|weight_format)$"
-)
-_BUFFER = re.compile(r"(?:^|\.)(?:inv_freq|masked_bias|position_ids)$")
-_PACKED = re.compile(r"(?:^|\.|_)(?:qweight|weight_packed|blocks)$")
-_LAYER = re.compile(
-    r"(?:^|^model\.|^language_model\.|^model\.language_model\.|^language_model\.model\.)layers\.(\d+)\."
-)
-_EXPERT = re.compile(r"(?:^|\.)experts\.")
+_PACKING = (
+    "scales", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale",
+    "input_global_scale", "input_scale", "output_scale", "activation_scale", "q_scale", "k_scale", "v_scale",
+    "kv_scale", "prob_scale", "weight_zero_point", "input_zero_point", "weight_shape", "weight_g_idx", "absmax",
+    "quant_map", "SCB", "weight_format", "proj_scale", "proj_scale_inv",
+)  # fmt: skip
+_PACKING_NAMES, _PACKING_ENDS = frozenset(_PACKING), tuple(f"_{name}" for name in _PACKING)
+_BUFFERS = frozenset({"inv_freq", "masked_bias", "position_ids"})
+_PACKED_NAMES, _PACKED_ENDS = frozenset({"qweight", "weight_packed", "blocks"}), ("_qweight", "_blocks")
+_LAYER = re.compile(r"(?:model\.|language_model\.){0,3}layers\.(\d+)\.")
+_EXPERTS = "experts."
+_SHARED_EXPERTS = "shared_experts."
 _WORD_BITS = frozenset({"U8", "I8", "I32", "U32"})
 
 
@@ -56,7 +57,7 @@ def add_up(tensors: Iterable[Tensor], quantization: Quantization | None, n_layer
             is_known = False
             continue
         n_parameters += count
-        n_expert += count if _EXPERT.search(tensor.name) else 0
+        n_expert += count if _EXPERTS in tensor.name and _SHARED_EXPERTS not in tensor.name else 0
     return StoredWeights(
         n_parameters=n_parameters if is_known else None,
         n_expert_parameters=n_expert,
@@ -69,22 +70,22 @@ def add_up(tensors: Iterable[Tensor], quantization: Quantization | None, n_layer
 def _is_draft(name: str, n_layers: int | None) -> bool:
     if name.startswith(("mtp.", "model.mtp.")):
         return True
-    match = _LAYER.search(name)
+    match = None if n_layers is None else _LAYER.match(name)
     return match is not None and n_layers is not None and int(match[1]) >= n_layers
 
 
 def _parameters(tensor: Tensor, quantization: Quantization | None) -> int | None:
     """Weights in one tensor; None if they are packed and nobody says how."""
-    if _BUFFER.search(tensor.name):
+    last = tensor.name.rpartition(".")[2]
+    if last in _BUFFERS:
         return 0
     if quantization is None:
-        return None if tensor.name.endswith((".qweight", ".weight_packed")) else tensor.n_elements
-    if _PACKING.search(tensor.name):
+        return None if last in ("qweight", "weight_packed") else tensor.n_elements
+    if last in _PACKING_NAMES or last.endswith(_PACKING_ENDS) or ".quant_state." in tensor.name:
         return 0
-    is_packed = _PACKED.search(tensor.name) is not None or (
-        # bitsandbytes and modelopt keep the name of the weight, and two of them in a byte.
-        tensor.name.endswith("weight") and tensor.dtype == "U8" and quantization.bits == 4
-    )
+    is_packed = last in _PACKED_NAMES or last.endswith(_PACKED_ENDS)
+    # bitsandbytes and modelopt keep the name of the weight, and two of them in a byte.
+    is_packed = is_packed or (last == "weight" and tensor.dtype == "U8" and quantization.bits == 4)
     if not is_packed:
         return tensor.n_elements
     if quantization.bits is None or tensor.dtype not in _WORD_BITS:
