@@ -32,7 +32,7 @@ async def test_hung_driver_costs_its_own_vendor_only(make_tree: Callable[..., Pa
 async def test_hung_reader_is_replaced(make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path) -> None:
     environ = {**nvml_environ("hang_once"), "FAKE_NVML_MARK": str(tmp_path / "mark")}
     async with ReadingStream(
-        interval_s=0.05, deadline_s=2, vendors=[Vendor.NVIDIA], root=make_tree(CARD), environ=environ
+        interval_s=0.05, deadline_s=4, vendors=[Vendor.NVIDIA], root=make_tree(CARD), environ=environ
     ) as stream:
         readings = aiter(stream)
         late, good = await anext(readings), await anext(readings)

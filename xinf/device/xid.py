@@ -8,8 +8,8 @@ that action alone:
     RESTART_APP, and what the catalogue says follows another error   APPLICATION   a process was at fault or its victim
     IGNORE, with a hint for whoever looks after the machine          NOTICE        told, nothing more
 
-Codes that the catalogue calls unused and those that are not listed here are told and mark nothing: since R555 the
-driver sends 154 after every error that asks for an action, and the action itself can be read (nvidia_metrics.py).
+Codes that the catalogue calls unused and those that are not listed here are told and mark nothing: newer drivers send
+154 after an error that asks for an action, and the action itself can be read (nvidia_metrics.py).
 """
 
 from __future__ import annotations

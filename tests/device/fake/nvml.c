@@ -7,7 +7,7 @@
  * Scenarios: 5090, 2xb200 (NVLink), 2x5090 (no NVLink: a P2P status that says so), mig, lost (the second of two cards
  * fell off the bus), gb10 (unified memory: 0 bytes), sick (ECC, hot, a row to be remapped, two processes), reset (the
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
- * hang_sample (in every metric), crash.
+ * remap_failed, hang_sample (in every metric), crash.
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
@@ -208,6 +208,7 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
     *version = 13020;
     return OK;
 }
+nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
     (void)device;
     if (!is_b200()) return NOT_SUPPORTED;
