@@ -28,6 +28,7 @@ from xinf.registry import (
     read_model,
     runtime_bytes,
 )
+from xinf.registry.loaded_weights import table_bytes
 
 CARD_24 = card(24)
 
@@ -337,5 +338,8 @@ def test_every_known_model_has_a_plan(path: Path, tmp_path: Path) -> None:
     stored = facts.weight_bytes // 2 if facts.dtype == "float32" else facts.weight_bytes
     assert plan.weights_bytes == pytest.approx(stored, rel=0.01)
     assert 128 << 20 < plan.overhead_bytes < 8 * GIB
+    if (tied := config.get("tie_word_embeddings")) is not None:
+        tables = table_bytes(facts, options()) / ((facts.vocabulary_size or 1) * (facts.hidden_size or 1) * 2)
+        assert tables == (1 if tied and not facts.n_experts else 2)
     split = plan_memory(facts, options(tensor_parallel_size=2)) if not (facts.n_heads or 1) % 2 else plan
     assert split.weights_bytes <= plan.weights_bytes

@@ -68,15 +68,30 @@ def _loaded_bytes(facts: ModelFacts, options: LoadOptions) -> float | None:
     packed = PACKED_BYTES.get(options.quantization or "")
     if packed is None:
         return float(loaded)
-    # Tables of the vocabulary stay as they are; a model that shares one for both ends counts as if it had two.
-    tables = min(loaded, 2.0 * (facts.vocabulary_size or 0) * (facts.hidden_size or 0) * width)
+    tables = min(float(loaded), table_bytes(facts, options))
     return tables + (loaded - tables) / width * packed
 
 
+def table_bytes(facts: ModelFacts, options: LoadOptions) -> int:
+    """Bytes of the tables of the vocabulary, which are never packed: one for each end, or one for both."""
+    return _n_tables(facts) * (facts.vocabulary_size or 0) * (facts.hidden_size or 0) * element_bytes(facts, options)
+
+
 def _padding_bytes(facts: ModelFacts, options: LoadOptions) -> int:
-    """Rows that the tables of the vocabulary are filled up with; of both ends, though some models share one."""
+    """Rows that the tables are filled up with."""
     rows = -(facts.vocabulary_size or 0) % _PADDED_ROWS
-    return 2 * rows * (facts.hidden_size or 0) * element_bytes(facts, options)
+    return _n_tables(facts) * rows * (facts.hidden_size or 0) * element_bytes(facts, options)
+
+
+def _n_tables(facts: ModelFacts) -> int:
+    """1 where both ends share a table, as far as it shows in what the layers of a dense model leave of the count."""
+    hidden, columns, table = facts.hidden_size, facts.intermediate_size, (facts.vocabulary_size or 0)
+    is_uniform = not facts.n_experts and not any(layers.state_bytes for layers in facts.kv)
+    if not (is_uniform and facts.n_parameters and hidden and columns and table and facts.n_layers):
+        return 2
+    attention = 2 * hidden * (facts.head_size or 0) * ((facts.n_heads or 0) + (facts.n_kv_heads or 0))
+    rest = facts.n_parameters - facts.n_layers * (attention + 3 * hidden * columns)
+    return 1 if rest < 1.5 * table * hidden else 2
 
 
 def _repeated_bytes(facts: ModelFacts, options: LoadOptions) -> tuple[float, float, float]:
