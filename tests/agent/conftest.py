@@ -20,7 +20,7 @@ from xinf.agent.process import ProcessId, group_members, is_alive, kill_group
 from xinf.core.config import Config, load
 from xinf.core.device import Device, Vendor
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import ArgValue, EngineEnvironment, EngineSpec, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import ArgValue, EngineEnvironment, EngineSpec, MemoryNeed, NodeRecord, Phase, ReplicaRecord
 from xinf.meta import LmdbStore, Mirror, Records, Store
 
 WAIT_S = 30.0
@@ -81,7 +81,16 @@ class Bench:
                 await self.running
             self.agent = None
 
-    async def place(self, name: str, *, engine: str = "stand-in", card: int | None = None, **args: ArgValue) -> None:
+    async def place(
+        self,
+        name: str,
+        *,
+        engine: str = "stand-in",
+        card: int | None = None,
+        shares: bool = False,
+        need: MemoryNeed | None = None,
+        **args: ArgValue,
+    ) -> None:
         """Be the scheduler: a replica placed on this node."""
         record = ReplicaRecord(
             id=ReplicaId(name),
@@ -91,6 +100,8 @@ class Bench:
             node=self.node.name,
             devices=("cpu",) if card is None else (f"cuda:{card}",),
             device_uuids=() if card is None else (f"GPU-test-{card}",),
+            need=need,
+            shares=shares,
             phase=Phase.PLACED,
             phase_since_s={Phase.PLACED: time.time()},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -13,9 +14,12 @@ import msgspec
 import pytest
 
 from tests.agent.conftest import Bench, process_of, until_dead
+from xinf.agent.memory import StartMemory
 from xinf.agent.process import is_alive
 from xinf.core.errors import Conflict
-from xinf.core.records import NodeRecord, Phase, ReplicaRecord
+from xinf.core.ids import ReplicaId
+from xinf.core.records import MemoryNeed, NodeRecord, Phase, ReplicaRecord
+from xinf.core.shim import ShimSpec, read_file
 
 
 async def test_placed_replica_becomes_ready_with_its_timings(bench: Bench) -> None:
@@ -247,6 +251,45 @@ async def test_one_engine_at_a_time_has_a_device(bench: Bench) -> None:
     assert ended_s is not None
     assert second.phase_since_s[Phase.STARTING] >= ended_s.at_s
     assert bench.members(first) == ()
+
+
+async def test_engines_that_share_a_card_start_one_after_the_other(bench: Bench) -> None:
+    await bench.start_agent()
+    for name in ("m-1", "m-2", "m-3"):
+        await bench.place(name, card=0, shares=True)
+    ready = [await bench.until_phase(name, Phase.READY) for name in ("m-1", "m-2", "m-3")]
+    ready.sort(key=lambda record: record.phase_since_s[Phase.STARTING])
+    for before, after in itertools.pairwise(ready):
+        assert after.phase_since_s[Phase.STARTING] >= before.phase_since_s[Phase.READY]
+
+
+async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(*_: object) -> StartMemory:
+        return StartMemory(share=0.25)
+
+    monkeypatch.setattr("xinf.agent.agent.read_start_memory", read)
+    await bench.start_agent()
+    await bench.place("m-1", card=0, need=MemoryNeed(weights_bytes=7, kv_bytes=1, overhead_bytes=1))
+    await bench.until_phase("m-1", Phase.READY)
+    spec = read_file(bench.directory("m-1").spec_path, ShimSpec)
+    assert spec is not None
+    assert (spec.memory_share, spec.weights_bytes) == (0.25, 7)
+
+
+async def test_engines_that_both_share_have_a_device_together(bench: Bench) -> None:
+    await bench.start_agent()
+    await bench.place("m-1", card=0)
+    first = await bench.until_phase("m-1", Phase.READY)
+    await bench.records.update(ReplicaRecord, "m-1", lambda r: msgspec.structs.replace(r, shares=True))
+    second = msgspec.structs.replace(
+        first, id=ReplicaId("m-2"), phase=Phase.PLACED, shares=True, pid=None, pid_start_ticks=None, address=None
+    )
+    await bench.records.create(ReplicaRecord, second.id, second)
+    beside = await bench.until_phase("m-2", Phase.READY)
+    assert is_alive(process_of(first))
+    assert beside.device_uuids == first.device_uuids
 
 
 async def test_lost_lease_is_taken_again(bench: Bench) -> None:

@@ -14,6 +14,7 @@ def test_micro_benchmarks_run(checkout: Path) -> None:
         "bench_index.py",
         "bench_blocks.py",
         "bench_router.py",
+        "bench_place.py",
         "bench_cli_import.py",
         "bench_devices.py",
     ]

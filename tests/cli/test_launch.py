@@ -201,3 +201,24 @@ def test_scale_changes_the_count_only(control: Control, xinf: Callable[..., Resu
     done = xinf("scale", "other", "3")
     assert done.exit_code == 1
     assert "these exist: demo" in done.stderr
+
+
+def test_launch_says_where_it_may_run(control: Control, xinf: Callable[..., Result]) -> None:
+    done = xinf(
+        *(*LAUNCH, "--no-wait", "--label", "zone=a", "--label", "disk=ssd"),
+        *("--placement", "pack", "--priority", "7", "--share"),
+    )
+    assert done.exit_code == 0, done.output
+    found = deployment(control)
+    assert found.labels == {"zone": "a", "disk": "ssd"}
+    assert (found.placement, found.priority, found.shares) == ("pack", 7, True)
+    assert "adjusted" not in done.stdout
+    again = xinf(*LAUNCH, "--no-wait")
+    assert again.exit_code == 0
+    assert (deployment(control).labels, deployment(control).generation) == ({}, 1), "no engine is replaced for it"
+
+
+def test_launch_refuses_another_way_to_place(control: Control, xinf: Callable[..., Result]) -> None:
+    done = xinf(*LAUNCH, "--no-wait", "--placement", "random")
+    assert done.exit_code == 1
+    assert "placement 'random' is not known: use spread or pack" in done.stderr

@@ -10,7 +10,7 @@ from typer.testing import Result
 from tests.cli.conftest import Control
 from tests.cli.records import DEPLOYMENT, FAILED, NODE, READY, changed
 from xinf.cli.ps import Everything, deployment_rows, notes
-from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import DeploymentRecord, MemoryNeed, NodeRecord, Phase, PlacementPolicy, ReplicaRecord
 
 
 def everything(*replicas: ReplicaRecord, nodes: tuple[NodeRecord, ...] = (NODE,)) -> Everything:
@@ -71,7 +71,7 @@ def test_ps_prints_a_table(control: Control, xinf: Callable[..., Result]) -> Non
 def test_ps_json_has_all_records_with_all_fields(control: Control, xinf_json: Callable[..., Any]) -> None:
     fill(control, READY)
     found = xinf_json("ps")
-    assert set(found) == {"deployments", "replicas", "nodes", "caches"}
+    assert set(found) == {"deployments", "replicas", "nodes", "cordons", "caches"}
     assert found["replicas"][0]["restarts"] == 0  # a default is written too
     assert found["replicas"][0]["phase"] == "ready"
 
@@ -109,3 +109,25 @@ def test_describe_of_nothing_names_what_exists(control: Control, xinf: Callable[
     assert done.stdout == ""
     assert "there is no deployment 'other'" in done.stderr
     assert "these exist: demo" in done.stderr
+
+
+def test_describe_shows_the_wish_for_a_place_and_what_came_of_it(control: Control, xinf: Callable[..., Result]) -> None:
+    need = MemoryNeed(weights_bytes=14 << 30, kv_bytes=2 << 30, overhead_bytes=1 << 29)
+    wish = changed(DEPLOYMENT, labels={"zone": "a"}, priority=3, need=need, shares=True, placement=PlacementPolicy.PACK)
+    note = "; ".join(f"n{i}: cuda:0 needs 16.5 GiB, 1{i} GiB free" for i in range(5))
+    waiting = changed(READY, phase=Phase.PENDING, node=None, devices=(), placement_note=note, shares=True)
+    control.run(control.records.create(DeploymentRecord, wish.name, wish))
+    control.run(control.records.create(ReplicaRecord, waiting.id, waiting))
+    lines = xinf("describe", "demo").stdout.splitlines()
+    assert "  placement   pack, may share devices" in lines
+    assert "  priority    3" in lines
+    assert "  labels      zone=a" in lines
+    assert "  memory      16.5 GiB a device (weights 14 GiB, KV cache 2 GiB, overhead 512 MiB), estimated" in lines
+    shown = lines[lines.index("demo-aaaaa") :]
+    start = next(i for i, line in enumerate(shown) if "placement" in line)
+    wrapped = [
+        shown[start].removeprefix("  placement   "),
+        *(s.strip() for s in shown[start + 1 :] if s[:14].isspace()),
+    ]
+    assert " ".join(wrapped) == note
+    assert len(wrapped) > 1

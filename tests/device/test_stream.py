@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from xinf.core.device import Vendor
-from xinf.device import Reading, ReadingStream
+from xinf.device import Reading, ReadingStream, read_once
 
 CARD = ("0000:1b:00.0", "0x10de", "0x030200", 1)
 Environ = Callable[[str], Mapping[str, str]]
@@ -85,3 +85,18 @@ def children_of_this_process() -> list[int]:
             if b"xinf.device" in command:
                 found.append(int(pid))
     return found
+
+
+async def test_one_reading_of_each_vendor_is_enough(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    found = await read_once(
+        (Vendor.NVIDIA, Vendor.CPU), root=make_tree(CARD), environ=nvml_environ("5090"), deadline_s=30
+    )
+    assert {reading.vendor for reading in found} == {Vendor.NVIDIA, Vendor.CPU}
+    assert all(reading.samples for reading in found)
+
+
+async def test_driver_that_hangs_is_left_out(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    found = await read_once(
+        (Vendor.NVIDIA, Vendor.CPU), root=make_tree(CARD), environ=nvml_environ("hang_sample"), deadline_s=1
+    )
+    assert [reading.vendor for reading in found] == [Vendor.CPU]

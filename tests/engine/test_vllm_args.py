@@ -6,7 +6,7 @@ import pytest
 
 from xinf.core.errors import EngineStartFailed
 from xinf.core.records import ArgValue, EngineSpec
-from xinf.engine.vllm_args import ModelFamily, choose_arguments, command_line
+from xinf.engine.vllm_args import ModelFamily, choose_arguments, command_line, memory_arguments
 
 NOBODY = ModelFamily()
 QWEN = ModelFamily(model_type="qwen2", chat_template="... <tool_call> ...")
@@ -118,3 +118,12 @@ def test_command_line_is_what_the_parser_reads(arguments: dict[str, ArgValue], l
 
 def test_model_is_served_under_its_own_name_without_others() -> None:
     assert command_line(spec(), {}, options=OPTIONS, lists=()) == ["--model", "m", "--served-model-name", "m"]
+
+
+def test_share_of_the_memory_is_what_is_free_unless_the_user_says() -> None:
+    more = memory_arguments(0.4213)
+    assert choose_arguments(spec(), is_cpu=False, family=NOBODY, more=more)["gpu-memory-utilization"] == 0.4213
+    given = spec(engine_args={"gpu_memory_utilization": 0.8})
+    found = choose_arguments(given, is_cpu=False, family=NOBODY, more=more)
+    assert found["gpu-memory-utilization"] == 0.8
+    assert memory_arguments(None) == {}

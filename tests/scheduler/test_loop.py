@@ -10,11 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.scheduler.worlds import deployment, node
+from tests.scheduler.worlds import deployment, node, with_health
 from xinf.core.config import Config, load
-from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
-from xinf.meta import LmdbStore, Mirror, Records
+from xinf.core.device import Health
+from xinf.core.ids import NodeName
+from xinf.core.records import CordonRecord, DeploymentRecord, EventRecord, NodeRecord, Phase, ReplicaRecord
+from xinf.meta import LmdbStore, Mirror, Records, record_event
 from xinf.scheduler import SchedulerLoop
+from xinf.scheduler.chronicle import Chronicle
 
 
 @pytest.fixture
@@ -137,3 +140,120 @@ async def test_report_of_an_agent_is_not_overwritten(control: Control) -> None:
     await asyncio.gather(report(), control.records.delete(DeploymentRecord, "m"))
     (found,) = await control.until(lambda rs: rs[0].target == "stop" and rs[0].phase is Phase.READY)
     assert found.pid == 7
+
+
+async def events(control: Control, n: int) -> list[tuple[str, str, int]]:
+    """Wait for so many events and give them in order of time."""
+    mirror = Mirror(control.records.store, "events/", EventRecord)
+    await mirror.start()
+    try:
+        await mirror.wait(lambda items: len(items) >= n, 20)
+    finally:
+        await mirror.stop()
+    return [(record.kind, record.object, record.count) for _, (record, _) in sorted(mirror.items.items())]
+
+
+async def test_events_say_what_happened(control: Control) -> None:
+    control.start()
+    await control.wish(deployment(device="cuda"))
+    (waiting,) = await control.until(lambda rs: len(rs) == 1)
+    await control.add_node(node(n_cuda=1))
+    await control.until(lambda rs: rs[0].phase is Phase.PLACED)
+    await control.move(Phase.READY)
+    told = await events(control, 4)
+    assert sorted(told) == sorted(
+        [
+            ("not_placed", waiting.id, 1),
+            ("node_joined", "a", 1),
+            ("placed", waiting.id, 1),
+            ("ready", waiting.id, 1),
+        ]
+    )
+
+
+async def test_replica_of_a_device_that_fails_moves(control: Control) -> None:
+    control.start()
+    await control.add_node(node(n_cuda=2))
+    await control.wish(deployment(device="cuda"))
+    (first,) = await control.until(lambda rs: [r.phase for r in rs] == [Phase.PLACED])
+    await control.move(Phase.READY)
+    await control.add_node(with_health(node(n_cuda=2), "GPU-a-0", Health.FAULTY))
+    await control.until(lambda rs: len(rs) == 2 and all(r.node for r in rs))
+    await control.move(Phase.READY)
+    (stopping,) = [r for r in await control.until(lambda rs: any(r.target == "stop" for r in rs)) if r.target == "stop"]
+    assert stopping.id == first.id
+    await control.records.update(ReplicaRecord, first.id, lambda r: msgspec.structs.replace(r, phase=Phase.STOPPED))
+    (last,) = await control.until(lambda rs: len(rs) == 1)
+    assert last.device_uuids == ("GPU-a-1",)
+    assert "moved" in {kind for kind, _, _ in await events(control, 6)}
+
+
+async def test_cordon_is_heard_and_lifted(control: Control) -> None:
+    await control.add_node(node(n_cuda=1))
+    await control.records.put(CordonRecord, "a", CordonRecord(node=NodeName("a"), reason="rain"))
+    control.start()
+    await control.wish(deployment(device="cuda"))
+    (waiting,) = await control.until(lambda rs: len(rs) == 1)
+    assert waiting.placement_note == "a is cordoned: rain"
+    await control.records.delete(CordonRecord, "a")
+    await control.until(lambda rs: rs[0].phase is Phase.PLACED)
+
+
+async def test_preempted_replica_waits_until_the_other_is_gone(control: Control) -> None:
+    control.start()
+    await control.add_node(node(n_cuda=1))
+    await control.wish(deployment("low", device="cuda"))
+    (low,) = await control.until(lambda rs: [r.phase for r in rs] == [Phase.PLACED])
+    await control.wish(deployment("high", device="cuda", priority=1))
+    await control.until(lambda rs: any(r.id == low.id and r.target == "stop" for r in rs))
+    await control.records.update(ReplicaRecord, low.id, lambda r: msgspec.structs.replace(r, phase=Phase.STOPPED))
+    found = await control.until(lambda rs: low.id not in {r.id for r in rs} and any(r.node for r in rs))
+    assert {r.deployment: r.phase for r in found} == {"high": Phase.PLACED, "low": Phase.PENDING}
+
+
+async def test_lower_one_gets_the_place_that_was_kept_in_vain(control: Control) -> None:
+    """A place was kept for one that then found another: those who waited for it are asked again."""
+    control.start()
+    await control.add_node(node("a", n_cuda=1))
+    await control.wish(deployment("holder", device="cuda", priority=9))
+    (held,) = await control.until(lambda rs: [r.phase for r in rs] == [Phase.PLACED])
+    await control.wish(deployment("high", device="cuda", priority=5))
+    await control.wish(deployment("low", device="cuda"))
+    await control.until(lambda rs: len(rs) == 3)
+    await control.add_node(node("b", n_cuda=2))
+    found = await control.until(lambda rs: all(r.phase is Phase.PLACED for r in rs))
+    assert {r.node for r in found if r.id != held.id} == {"b"}
+
+
+async def test_events_are_bounded(store: LmdbStore, config: Config) -> None:
+    settings = msgspec.structs.replace(config.control, events_kept=5)
+    for number in range(20):
+        record = EventRecord(at_s=float(number), kind="xid", object="cuda:0", message=str(number))
+        await record_event(store, record)
+    control = Control(store, msgspec.structs.replace(config, control=settings))
+    await control.replicas.start()
+    control.start()
+    mirror = Mirror(store, "events/", EventRecord)
+    await mirror.start()
+    await mirror.wait(lambda items: len(items) == 5, 20)
+    assert sorted(record.at_s for record, _ in mirror.items.values()) == [15.0, 16.0, 17.0, 18.0, 19.0]
+    await mirror.stop()
+    await control.stop()
+    await control.replicas.stop()
+
+
+async def test_event_that_repeats_is_counted(store: LmdbStore) -> None:
+    chronicle = Chronicle(store, n_kept=100)
+    for at_s in (1.0, 2.0, 3.0):
+        chronicle.add(EventRecord(at_s=at_s, kind="failed", object="m-1", message="killed", node=NodeName("a")))
+    chronicle.add(EventRecord(at_s=4.0, kind="ready", object="m-1", message="serves", node=NodeName("a")))
+    chronicle.add(None)
+    writing = asyncio.create_task(chronicle.run())
+    mirror = Mirror(store, "events/", EventRecord)
+    await mirror.start()
+    await mirror.wait(lambda items: any(record.kind == "ready" for record, _ in items.values()), 20)
+    found = [record for _, (record, _) in sorted(mirror.items.items())]
+    assert [(r.kind, r.count, r.at_s) for r in found] == [("failed", 3, 3.0), ("ready", 1, 4.0)]
+    await mirror.stop()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)

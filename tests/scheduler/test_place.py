@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from tests.scheduler.worlds import CPU_ENVIRONMENT, CUDA_ENVIRONMENT, SIM_ENVIRONMENT, deployment, node
-from xinf.core.device import Device, Health, Vendor
-from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import EngineSpec, NodeRecord, Phase, ReplicaRecord
-from xinf.scheduler import Placement, Refusal, place
-from xinf.scheduler.place import claims_of
+from tests.scheduler.worlds import (
+    CPU_ENVIRONMENT,
+    CUDA_ENVIRONMENT,
+    SIM_ENVIRONMENT,
+    deployment,
+    holder,
+    node,
+    with_health,
+)
+from xinf.core.device import Device, Distance, Health, Topology, Vendor
+from xinf.core.ids import NodeName
+from xinf.core.records import (
+    CordonRecord,
+    DeploymentRecord,
+    EngineEnvironment,
+    EngineSpec,
+    NodeRecord,
+    Phase,
+    ReplicaRecord,
+)
+from xinf.scheduler import Binding, Claims, Fleet, Placement, Refusal, Rules, could_fit, place
 
 
-def put(spec: EngineSpec, *nodes: NodeRecord, held: tuple[ReplicaRecord, ...] = ()) -> Placement | Refusal:
-    return place(spec, {n.name: n for n in nodes}, claims_of(held), deployment=DeploymentName("m"))
+def put(
+    wish: EngineSpec | DeploymentRecord,
+    *nodes: NodeRecord,
+    held: tuple[ReplicaRecord, ...] = (),
+    cordons: tuple[CordonRecord, ...] = (),
+    rules: Rules | None = None,
+) -> Placement | Refusal:
+    made = wish if isinstance(wish, DeploymentRecord) else msgspec.structs.replace(deployment(), spec=wish)
+    fleet = Fleet(nodes, {cordon.node: cordon for cordon in cordons})
+    return place(made, fleet, Claims(held), rules or Rules())
 
 
-def holder(node_name: str, *uuids: str, name: str = "other", phase: Phase = Phase.READY) -> ReplicaRecord:
-    return ReplicaRecord(
-        id=ReplicaId(f"{name}-1"),
-        deployment=DeploymentName(name),
-        generation=1,
-        spec=deployment().spec,
-        node=NodeName(node_name),
-        device_uuids=uuids,
-        phase=phase,
-    )
+def chosen(found: Placement | Refusal) -> tuple[str, tuple[str, ...]]:
+    assert isinstance(found, Placement), found
+    return (found.node, found.devices)
+
+
+def refused(found: Placement | Refusal) -> tuple[Binding | None, str]:
+    assert isinstance(found, Refusal), found
+    return (found.binding, found.note)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +94,12 @@ def test_selector_chooses_devices(device: str, size: int, devices: tuple[str, ..
     ],
 )
 def test_refusal_says_which_constraint_bound(spec: EngineSpec, the_node: NodeRecord, words: str) -> None:
-    assert put(spec, the_node) == Refusal(note=words)
+    assert refused(put(spec, the_node))[1] == words
 
 
 def test_refusal_names_the_holder() -> None:
     found = put(EngineSpec(model="m", device="cuda"), node(n_cuda=1), held=(holder("a", "GPU-a-0"),))
-    assert found == Refusal(note="1 cuda needed on a, 0 of 1 free (cuda:0 has other-1)")
+    assert refused(found) == (Binding.TAKEN, "1 cuda needed on a, 0 of 1 free (cuda:0 has other-1)")
 
 
 def test_no_node_is_told_what_to_start() -> None:
@@ -140,3 +162,183 @@ def test_engine_that_runs_anywhere_takes_an_accelerator_only_when_told(device: s
     found = put(spec, node(n_cuda=1, environments=[SIM_ENVIRONMENT]))
     assert isinstance(found, Placement)
     assert found.devices == (chosen,)
+
+
+def test_memory_that_does_not_suffice_is_named_with_the_values() -> None:
+    found = put(deployment(gib=17.9), node(n_cuda=1, memory=24, foreign={"GPU-a-0": 9}))
+    assert refused(found) == (Binding.MEMORY, "a: cuda:0 needs 17.9 GiB, 15 GiB free (9 GiB used by others)")
+
+
+def test_memory_counts_what_others_use_and_nothing_else_on_an_idle_device() -> None:
+    assert chosen(put(deployment(gib=24), node(n_cuda=1, memory=24))) == ("a", ("cuda:0",))
+    assert isinstance(put(deployment(gib=24), node(n_cuda=1, memory=24, foreign={"GPU-a-0": 1})), Refusal)
+
+
+def test_device_of_unknown_memory_is_taken_for_large_enough() -> None:
+    assert chosen(put(deployment(gib=500), node(n_cuda=1))) == ("a", ("cuda:0",))
+
+
+def test_of_several_devices_the_one_that_binds_is_named() -> None:
+    crowded = node(n_cuda=3, memory=24, foreign={"GPU-a-0": 20, "GPU-a-1": 10, "GPU-a-2": 2})
+    found = put(deployment(gib=16, tensor_parallel_size=2), crowded)
+    assert refused(found) == (Binding.MEMORY, "a: cuda:1 needs 16 GiB, 14 GiB free (10 GiB used by others)")
+    assert chosen(put(deployment(gib=14, tensor_parallel_size=2), crowded)) == ("a", ("cuda:1", "cuda:2"))
+
+
+def test_devices_are_shared_only_by_those_who_all_share_and_say_what_they_need() -> None:
+    the_node = node(n_cuda=1, memory=24)
+    sharing = holder("a", "GPU-a-0", gib=8, shares=True)
+    assert chosen(put(deployment(gib=8, shares=True), the_node, held=(sharing,))) == ("a", ("cuda:0",))
+    for other in (
+        deployment(gib=8),
+        deployment(shares=True),
+    ):
+        assert isinstance(put(other, the_node, held=(sharing,)), Refusal)
+    for held in (holder("a", "GPU-a-0", gib=8), holder("a", "GPU-a-0", shares=True)):
+        assert isinstance(put(deployment(gib=8, shares=True), the_node, held=(held,)), Refusal)
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(15.5, True), (15.6, False)])
+def test_sums_on_a_shared_device_leave_the_headroom(gib: float, fits: bool) -> None:
+    sharing = holder("a", "GPU-a-0", gib=8, shares=True)
+    found = put(deployment(gib=gib, shares=True), node(n_cuda=1, memory=24), held=(sharing,))
+    assert isinstance(found, Placement) is fits
+    if not fits:
+        words = "a: cuda:0 needs 15.6 GiB, 15.5 GiB free (8 GiB held by other-1)"
+        assert refused(found) == (Binding.MEMORY, words)
+
+
+def test_memory_of_the_processor_is_accounted() -> None:
+    held = (holder("a", devices=("cpu",), gib=20), holder("a", devices=("cpu",), name="silent"))
+    the_node = node(cpu_memory=32)
+    assert chosen(put(deployment(device="cpu", gib=11), the_node, held=held)) == ("a", ("cpu",))
+    binding, note = refused(put(deployment(device="cpu", gib=12), the_node, held=held))
+    assert binding is Binding.MEMORY
+    assert note == "a: cpu needs 12 GiB, 11.5 GiB free (20 GiB held by other-1, silent-1)"
+
+
+def test_all_ranks_of_an_engine_on_the_processor_count() -> None:
+    assert isinstance(put(deployment(device="cpu", gib=10, tensor_parallel_size=3), node(cpu_memory=32)), Placement)
+    assert isinstance(put(deployment(device="cpu", gib=10, tensor_parallel_size=4), node(cpu_memory=32)), Refusal)
+
+
+def test_node_must_have_the_labels() -> None:
+    wish = deployment(device="cpu", labels={"zone": "b"})
+    found = put(wish, node("a", labels={"zone": "a"}), node("b", labels={"zone": "b", "disk": "ssd"}))
+    assert chosen(found)[0] == "b"
+    found = put(wish, node("a", labels={"zone": "a"}))
+    assert refused(found) == (Binding.LABEL, "a lacks the label zone=b; it is zone=a")
+    assert refused(put(wish, node("a"))) == (Binding.LABEL, "a lacks the label zone=b; it has no zone")
+
+
+def test_auto_looks_for_accelerators_where_the_labels_are() -> None:
+    found = put(deployment(labels={"zone": "b"}), node("a", n_cuda=1), node("b", labels={"zone": "b"}))
+    assert chosen(found) == ("b", ("cpu",))
+
+
+def test_cordoned_node_is_said_to_be_so_where_it_would_do() -> None:
+    cordon = CordonRecord(node=NodeName("a"), reason="new driver")
+    found = put(deployment(device="cuda"), node(n_cuda=1), cordons=(cordon,))
+    assert refused(found) == (Binding.CORDON, "a is cordoned: new driver")
+    assert refused(put(deployment(device="rocm"), node(n_cuda=1), cordons=(cordon,)))[0] is Binding.DEVICE
+
+
+def test_what_the_device_cannot_do_is_asked_once_per_kind_of_device() -> None:
+    asked: list[str] = []
+
+    def judge(spec: EngineSpec, device: Device, environment: EngineEnvironment) -> str | None:
+        asked.append(device.uuid)
+        return f"{environment.name} has no FP8 on {device.name}"
+
+    found = put(deployment(device="cuda"), node("a", n_cuda=8), node("b", n_cuda=8), rules=Rules(judge=judge))
+    binding, note = refused(found)
+    assert binding is Binding.CAPABILITY
+    assert note.startswith("a: cuda:0 cannot run it: vllm-cuda has no FP8 on card; b: ")
+    assert len(asked) == 1
+
+
+def test_one_environment_that_can_do_it_is_enough() -> None:
+    new = EngineEnvironment(name="new", python="/n", engines=("vllm",), device_kinds=("cuda",), version="2")
+    found = put(
+        deployment(device="cuda"),
+        node(n_cuda=1, environments=[CUDA_ENVIRONMENT, new]),
+        rules=Rules(judge=lambda _, __, environment: None if environment.version == "2" else "too old"),
+    )
+    assert chosen(found) == ("a", ("cuda:0",))
+
+
+def test_degraded_device_takes_nothing_new_and_a_warned_one_comes_last() -> None:
+    the_node = with_health(node(n_cuda=2), "GPU-a-0", Health.DEGRADED, "too hot")
+    assert chosen(put(deployment(), the_node)) == ("a", ("cuda:1",))
+    binding, note = refused(put(deployment(device="cuda:0"), the_node))
+    assert (binding, note) == (Binding.HEALTH, "cuda:0 on a cannot be used: too hot")
+    hot = msgspec.structs.replace(the_node.devices[0], health=Health.OK, reason="a row is to be remapped")
+    warned = msgspec.structs.replace(the_node, devices=(hot, *the_node.devices[1:]))
+    assert chosen(put(deployment(), warned)) == ("a", ("cuda:1",))
+    assert chosen(put(deployment(tensor_parallel_size=2), warned)) == ("a", ("cuda:0", "cuda:1"))
+
+
+def test_spread_takes_the_emptiest_and_pack_the_fullest() -> None:
+    nodes = (node("a", n_cuda=2, memory=24), node("b", n_cuda=2, memory=24))
+    held = (holder("b", "GPU-b-0", gib=8, shares=True, phase=Phase.LOADING),)
+    assert chosen(put(deployment(gib=8, shares=True), *nodes, held=held)) == ("a", ("cuda:0",))
+    packed = put(deployment(gib=8, shares=True, placement="pack"), *nodes, held=held)
+    assert chosen(packed) == ("b", ("cuda:0",))
+    alone = put(deployment(placement="pack"), *nodes, held=held)
+    assert chosen(alone) == ("b", ("cuda:1",)), "the node with the fewest idle devices"
+
+
+def test_tightest_device_is_taken_among_equals() -> None:
+    nodes = (node("a", n_cuda=1, memory=80), node("b", n_cuda=1, memory=24))
+    for placement in ("spread", "pack"):
+        assert chosen(put(deployment(gib=16, placement=placement), *nodes)) == ("b", ("cuda:0",))
+
+
+def test_node_that_has_the_files_is_preferred_among_equals() -> None:
+    nodes = (node("a", n_cuda=1), node("b", n_cuda=1, models=("org/m",)), node("c", n_cuda=2))
+    assert chosen(put(deployment(), *nodes))[0] == "b"
+    loaded = holder("c", "GPU-c-0", name="twin")
+    assert chosen(put(deployment(), nodes[0], nodes[2], held=(loaded,)))[0] == "c", "a twin runs it there"
+
+
+def test_tensor_parallel_takes_devices_that_are_linked() -> None:
+    names = [f"GPU-a-{i}" for i in range(4)]
+    near = {(names[1], names[3]): Distance.LINK}
+    pairs = tuple((a, b, near.get((a, b), Distance.SYS)) for i, a in enumerate(names) for b in names[i + 1 :])
+    found = put(deployment(tensor_parallel_size=2), node(n_cuda=4, topology=Topology(pairs=pairs)))
+    assert chosen(found) == ("a", ("cuda:1", "cuda:3"))
+    assert isinstance(found, Placement)
+    assert found.note == "a has cuda:1, cuda:3 free, LINK between them"
+
+
+def test_node_whose_devices_are_linked_is_preferred() -> None:
+    linked = Topology(pairs=(("GPU-b-0", "GPU-b-1", Distance.LINK),))
+    apart = Topology(pairs=(("GPU-a-0", "GPU-a-1", Distance.SYS),))
+    nodes = (node("a", n_cuda=2, topology=apart), node("b", n_cuda=2, topology=linked), node("c", n_cuda=2))
+    assert chosen(put(deployment(tensor_parallel_size=2), *nodes))[0] == "b"
+    assert chosen(put(deployment(tensor_parallel_size=2), nodes[0], nodes[2]))[0] == "a", "what is known first"
+
+
+def test_note_says_what_is_needed_of_what() -> None:
+    found = put(deployment(gib=17.9), node(n_cuda=1, memory=24))
+    assert isinstance(found, Placement)
+    assert found.note == "a has cuda:0 free: 17.9 GiB of 24 GiB"
+
+
+def test_explanation_of_a_thousand_nodes_tells_the_nearest_and_counts_the_rest() -> None:
+    nodes = [node(f"n{i:03d}", n_cuda=1, memory=16, foreign={f"GPU-n{i:03d}-0": i % 7}) for i in range(600)]
+    nodes += [node(f"x{i:03d}") for i in range(400)]
+    held = tuple(holder(n.name, f"GPU-{n.name}-0", name=f"h{i}") for i, n in enumerate(nodes[300:600]))
+    binding, note = refused(put(deployment(device="cuda", gib=20), *nodes, held=held))
+    assert binding is Binding.MEMORY
+    assert len(note) <= 2500
+    assert note.startswith("n000: cuda:0 needs 20 GiB, 16 GiB free; n007: ")
+    assert note.endswith(
+        "of 995 more nodes 295 have too little memory free, 300 have too few that are free, 400 have no such device"
+    )
+
+
+def test_could_fit_looks_past_everything_that_may_go_away() -> None:
+    the_node = with_health(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 20}), "GPU-a-0", Health.DEGRADED)
+    assert isinstance(could_fit(deployment(gib=20), {the_node.name: the_node}), Placement)
+    assert refused(could_fit(deployment(gib=25), {the_node.name: the_node}))[0] is Binding.MEMORY

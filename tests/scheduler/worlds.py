@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from xinf.core.device import Device, Health, Vendor
+from xinf.core.device import Device, Health, Topology, Vendor
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
 from xinf.core.records import (
+    CordonRecord,
     DeploymentRecord,
     EngineEnvironment,
     EngineSpec,
+    MemoryNeed,
     NodeRecord,
     Phase,
+    PlacementPolicy,
     ReplicaRecord,
 )
-from xinf.scheduler import Action, Create, Delete, Note, Place, Stop, World, plan
-from xinf.scheduler.plan import create, placed
+from xinf.scheduler import Action, Create, Delete, Note, Place, Rules, Stop, World, plan
+from xinf.scheduler.actions import create, placed, stopped
 
+GIB = 1 << 30
 CPU_ENVIRONMENT = EngineEnvironment(name="vllm-cpu", python="/e/cpu", engines=("vllm",), device_kinds=("cpu",))
 CUDA_ENVIRONMENT = EngineEnvironment(name="vllm-cuda", python="/e/cuda", engines=("vllm",), device_kinds=("cuda",))
 SIM_ENVIRONMENT = EngineEnvironment(name="builtin", python="/e/own", engines=("sim",), device_kinds=())
@@ -31,49 +35,135 @@ def node(
     n_cuda: int = 0,
     environments: Iterable[EngineEnvironment] = (CPU_ENVIRONMENT, CUDA_ENVIRONMENT),
     health: Health = Health.OK,
+    memory: int | None = None,
+    cpu_memory: int | None = None,
+    foreign: Mapping[str, int] | None = None,
+    labels: Mapping[str, str] | None = None,
+    topology: Topology | None = None,
+    models: tuple[str, ...] = (),
 ) -> NodeRecord:
+    """`memory`: GiB of each card; `foreign`: GiB by UUID."""
     cards = tuple(
         Device(
             vendor=Vendor.NVIDIA,
             index=i,
             uuid=f"GPU-{name}-{i}",
             name="card",
+            memory_bytes=None if memory is None else memory * GIB,
             health=health,
             reason=None if health is Health.OK else "the driver is not loaded",
         )
         for i in range(n_cuda)
     )
-    cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu")
-    return NodeRecord(name=NodeName(name), address="", devices=(*cards, cpu), environments=tuple(environments))
+    cpu_bytes = None if cpu_memory is None else cpu_memory * GIB
+    cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=cpu_bytes)
+    return NodeRecord(
+        name=NodeName(name),
+        address="",
+        devices=(*cards, cpu),
+        environments=tuple(environments),
+        topology=topology or Topology(),
+        foreign_bytes={uuid: gib * GIB for uuid, gib in (foreign or {}).items()},
+        labels=dict(labels or {}),
+        models=models,
+    )
+
+
+def with_health(record: NodeRecord, uuid: str, health: Health, reason: str = "Xid 79") -> NodeRecord:
+    """The node with one device in another state."""
+    devices = tuple(
+        msgspec.structs.replace(d, health=health, reason=None if health is Health.OK else reason)
+        if d.uuid == uuid
+        else d
+        for d in record.devices
+    )
+    return msgspec.structs.replace(record, devices=devices)
+
+
+def need(gib: float) -> MemoryNeed:
+    """So much of each device."""
+    return MemoryNeed(weights_bytes=int(gib * GIB), kv_bytes=0, overhead_bytes=0)
 
 
 def deployment(
-    name: str = "m", *, replicas: int = 1, generation: int = 1, device: str = "auto", tensor_parallel_size: int = 1
+    name: str = "m",
+    *,
+    replicas: int = 1,
+    generation: int = 1,
+    device: str = "auto",
+    tensor_parallel_size: int = 1,
+    gib: float | None = None,
+    shares: bool = False,
+    priority: int = 0,
+    labels: Mapping[str, str] | None = None,
+    placement: str = "spread",
+    engine: str = "vllm",
 ) -> DeploymentRecord:
-    spec = EngineSpec(model="org/m", device=device, tensor_parallel_size=tensor_parallel_size)
-    return DeploymentRecord(name=DeploymentName(name), spec=spec, replicas=replicas, generation=generation)
+    spec = EngineSpec(model="org/m", engine=engine, device=device, tensor_parallel_size=tensor_parallel_size)
+    return DeploymentRecord(
+        name=DeploymentName(name),
+        spec=spec,
+        replicas=replicas,
+        generation=generation,
+        need=None if gib is None else need(gib),
+        shares=shares,
+        priority=priority,
+        labels=dict(labels or {}),
+        placement=PlacementPolicy(placement),
+    )
+
+
+def holder(
+    node_name: str,
+    *uuids: str,
+    name: str = "other",
+    phase: Phase = Phase.READY,
+    gib: float | None = None,
+    shares: bool = False,
+    devices: tuple[str, ...] = (),
+    number: int = 1,
+    target: str = "run",
+) -> ReplicaRecord:
+    """A replica that is there already."""
+    return ReplicaRecord(
+        id=ReplicaId(f"{name}-{number}"),
+        deployment=DeploymentName(name),
+        generation=1,
+        spec=deployment().spec,
+        target=target,  # type: ignore[arg-type]
+        node=NodeName(node_name),
+        devices=devices,
+        device_uuids=uuids,
+        need=None if gib is None else need(gib),
+        shares=shares,
+        phase=phase,
+    )
 
 
 def world(
     deployments: Iterable[DeploymentRecord] = (),
     nodes: Iterable[NodeRecord] = (),
     replicas: Iterable[ReplicaRecord] = (),
+    cordons: Iterable[CordonRecord] = (),
 ) -> World:
     return World(
         deployments={d.name: d for d in deployments},
         nodes={n.name: n for n in nodes},
         replicas={r.id: r for r in replicas},
+        cordons={c.node: c for c in cordons},
     )
 
 
 class Simulation:
     """A world that plans are applied to, with agents that move one random replica a step at a time."""
 
-    def __init__(self, start: World, *, seed: int = 0) -> None:
+    def __init__(self, start: World, *, seed: int = 0, rules: Rules | None = None) -> None:
         self.world = start
         self.random = random.Random(seed)
+        self.rules = rules or Rules()
         self.now_s = 1000.0
         self.n_created = 0
+        self.n_preempted = 0
         self.lowest_ready = 10**9  # over all steps, of all replicas together
 
     def edit(self, **changes: object) -> None:
@@ -85,6 +175,9 @@ class Simulation:
     def set_nodes(self, *records: NodeRecord) -> None:
         self.edit(nodes={record.name: record for record in records})
 
+    def set_cordons(self, *records: CordonRecord) -> None:
+        self.edit(cordons={record.node: record for record in records})
+
     def ready(self, name: str = "m") -> list[ReplicaRecord]:
         return [r for r in self.of(name) if r.phase is Phase.READY]
 
@@ -93,7 +186,7 @@ class Simulation:
 
     def plan_once(self) -> list[Action]:
         self.now_s += 1
-        actions = plan(self.world, self.now_s)
+        actions = plan(self.world, self.now_s, self.rules)
         for action in actions:
             self._apply(action)
         self.check_devices()
@@ -122,15 +215,30 @@ class Simulation:
         return True
 
     def check_devices(self) -> None:
-        """No accelerator is held twice, and nobody holds a device that its node does not have."""
-        held: dict[str, ReplicaId] = {}
+        """No accelerator is promised twice, and nobody holds a device that its node does not have."""
+        held: dict[str, list[ReplicaRecord]] = {}
         for replica in self.world.replicas.values():
             if replica.phase is Phase.STOPPED or replica.node not in self.world.nodes:
                 continue
             for uuid in replica.device_uuids:
-                assert uuid not in held, f"{uuid} is held by {held[uuid]} and {replica.id}"
                 assert uuid.startswith(f"GPU-{replica.node}-")
-                held[uuid] = replica.id
+                held.setdefault(uuid, []).append(replica)
+        for uuid, replicas in held.items():
+            if len(replicas) == 1:
+                continue
+            ids = ", ".join(replica.id for replica in replicas)
+            assert all(replica.shares and replica.need for replica in replicas), f"{uuid} is held by {ids}"
+            self._check_memory(uuid, replicas)
+
+    def _check_memory(self, uuid: str, replicas: list[ReplicaRecord]) -> None:
+        host = self.world.nodes[replicas[0].node]  # type: ignore[index]
+        device = next((d for d in host.devices if d.uuid == uuid), None)
+        if device is None:
+            return  # it went away under them
+        assert device.memory_bytes is not None
+        promised = sum(r.need.device_bytes for r in replicas if r.need is not None)
+        room = device.memory_bytes - host.foreign_bytes.get(uuid, 0) - self.rules.headroom_bytes
+        assert promised <= room, f"{uuid}: {promised} bytes are promised, {room} are there"
 
     def _put(self, record: ReplicaRecord) -> None:
         self.edit(replicas={**self.world.replicas, record.id: record})
@@ -143,9 +251,12 @@ class Simulation:
                 id_ = ReplicaId(f"{action.deployment}-{self.n_created:04d}")
                 self._put(create(self.world.deployments[action.deployment], id_, action, self.now_s))
             case Place():
-                self._put(placed(replicas[action.replica], action.placement, self.now_s))
+                before = replicas[action.replica]
+                of = self.world.deployments[before.deployment]
+                self._put(placed(before, action.placement, of, self.now_s))
             case Stop():
-                self._put(msgspec.structs.replace(replicas[action.replica], target="stop"))
+                self.n_preempted += action.cause == "preempted"
+                self._put(stopped(replicas[action.replica], action))
             case Note():
                 self._put(msgspec.structs.replace(replicas[action.replica], placement_note=action.note))
             case Delete():

@@ -40,6 +40,7 @@ from xinf.agent.decide import (
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
+from xinf.agent.memory import StartMemory, measure, read_start_memory
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
 from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
@@ -48,8 +49,8 @@ from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
-from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
-from xinf.core.shim import ShimSpec, ShimStatus
+from xinf.core.records import REPLICAS, MeasuredRecord, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.shim import ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host
 from xinf.meta import KeyQueue, Mirror, Records, Store
 
@@ -76,6 +77,8 @@ class _Held:
         self.draining: asyncio.Task[None] | None = None
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
+        self.memory = StartMemory()  # of its devices, before the start
+        self.shares = False  # whether another that shares may be on its devices
 
 
 class Agent:
@@ -102,6 +105,7 @@ class Agent:
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
         self._held: dict[str, _Held] = {}
+        self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_parking = False
         self._runner: asyncio.Task[None] | None = None
@@ -303,6 +307,7 @@ class Agent:
         """Gather what is seen of a replica now."""
         custody = held.directory.read_custody()
         held.start, held.phase = custody, record.phase if record is not None else None
+        held.shares = record is not None and record.shares
         if custody is None:
             held.stopping = None
             return Facts(may_start=self._may_start(name, record))
@@ -345,15 +350,22 @@ class Agent:
         held.watched_start = custody.start_id
 
     def _may_start(self, name: str, record: ReplicaRecord | None) -> bool:
-        """Whether no other start holds this replica's accelerators, nor is loading onto the same card."""
+        """Whether no other start holds this replica's accelerators, unless both share, nor loads onto the same card.
+
+        An engine that looks at a card while another fills it takes a wrong measure: 170k tokens of cache where there
+        was room for 676k were seen with two that started at once.
+        """
         if record is None:
             return True
         mine = set(record.device_uuids)
         cards = {self._card(uuid) for uuid in mine}
+        for other, uuids in self._starting.items():
+            if other != name and cards & {self._card(uuid) for uuid in uuids}:
+                return False
         for other, held in self._held.items():
             if other == name or held.start is None:
                 continue
-            if mine & set(held.start.device_uuids):
+            if mine & set(held.start.device_uuids) and not (record.shares and held.shares):
                 return False
             is_starting = held.phase in (Phase.PLACED, Phase.FAILED, *STARTING_PHASES)
             if is_starting and cards & {self._card(uuid) for uuid in held.start.device_uuids}:
@@ -397,11 +409,25 @@ class Agent:
             held.written = None
         if record.phase is not found[0].phase:
             _log_phase(record)
+            if record.phase is Phase.READY:
+                self._spawn(self._measure(record, held))
 
     async def _start(self, name: str, held: _Held, now_s: float) -> None:
         """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
         found = self._current(name, held)
         assert found is not None
+        # Nobody else may begin on its devices while they are looked at.
+        self._starting[name] = found[0].device_uuids
+        try:
+            held.memory = await read_start_memory(found[0], self._node, self._root)
+            await self._start_on(name, held, now_s)
+        finally:
+            del self._starting[name]
+
+    async def _start_on(self, name: str, held: _Held, now_s: float) -> None:
+        found = self._current(name, held)
+        if found is None or self._wish(found[0]) is not Wish.RUN:
+            return  # it changed meanwhile, and is looked at again
         record = found[0]
         try:
             custody = self._start_process(record, held, now_s)
@@ -424,7 +450,7 @@ class Agent:
             device_uuids=record.device_uuids,
             oom_kills=read_oom_kills(),
         )
-        held.directory.begin(self._shim_spec(record, custody, held.directory))
+        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory))
         held.directory.write_custody(custody)
         held.stopping = None
         held.child = start_guard(environment, held.directory, environ)
@@ -435,7 +461,9 @@ class Agent:
         held.directory.write_custody(custody)
         return custody
 
-    def _shim_spec(self, record: ReplicaRecord, custody: Custody, directory: ReplicaDirectory) -> ShimSpec:
+    def _shim_spec(
+        self, record: ReplicaRecord, custody: Custody, directory: ReplicaDirectory, memory: StartMemory
+    ) -> ShimSpec:
         return ShimSpec(
             replica=record.id,
             start_id=custody.start_id,
@@ -447,8 +475,28 @@ class Agent:
             watchdog_timeout_s=self._config.engine.watchdog_timeout,
             warmup_timeout_s=self._config.engine.warmup_timeout,
             drain_timeout_s=self._config.agent.drain_timeout,
+            memory_share=memory.share,
+            weights_bytes=None if record.need is None else record.need.weights_bytes,
             log_level=self._config.log_level,
         )
+
+    async def _measure(self, record: ReplicaRecord, held: _Held) -> None:
+        """Keep what a load took, for the plans after it. Nothing depends on it: what fails is logged."""
+        custody = held.directory.read_custody()
+        spec = read_file(held.directory.spec_path, ShimSpec)
+        if custody is None or custody.process is None or spec is None:
+            return
+        start = msgspec.structs.replace(held.memory, share=spec.memory_share)
+        environ = {**os.environ, **record.spec.env}
+        try:
+            path = held.directory.path
+            found = await measure(
+                record, custody.process, path, node=self._node, start=start, environ=environ, root=self._root
+            )
+            if found is not None:
+                await self._records.put(MeasuredRecord, found.fingerprint, found)
+        except (XinfError, OSError) as error:
+            logger.warning("what %s took is not kept: %s", record.id, error)
 
     def _address(self, id_: ReplicaId) -> str:
         """Where the shim is to listen: a socket file, or a port where other hosts are to reach it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xinf
 from xinf.agent.environment import find_environments
+from xinf.agent.models import find_models
 from xinf.core.config import AgentConfig, Config
 from xinf.core.errors import ConfigError
 from xinf.core.ids import NodeName, check_name
@@ -28,6 +29,7 @@ async def describe_node(config: Config) -> NodeRecord:
         topology=host.topology,
         environments=find_environments(engines_dir(settings)),
         labels=parse_labels(settings.labels),
+        models=find_models(config.paths.models_dir, os.environ),
         version=xinf.__version__,
         agent_pid=os.getpid(),
         started_s=time.time(),

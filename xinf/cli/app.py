@@ -13,10 +13,13 @@ from xinf.cli import (
     devices,
     dry_run,
     engine,
+    events,
     key,
     launch,
     logs,
     meta,
+    nodes,
+    plan,
     ps,
     pull,
     route,
@@ -61,14 +64,21 @@ app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf scale qwen2.5-7b-i
 app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf stop qwen2.5-7b-instruct[/b]")(deployments.stop)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf describe qwen2.5-7b-instruct[/b]")(describe.describe)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf logs qwen2.5-7b-instruct -f[/b]")(logs.logs)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf events qwen2.5-7b-instruct --follow[/b]")(events.events)
 app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-instruct -m "hello"[/b]')(chat.chat)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf why req-0-5c2e11-42[/b]")(why.why)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf route --explain request.json[/b]")(dry_run.route)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf plan Qwen/Qwen2.5-7B-Instruct --max-model-len 8192[/b]")(
+    plan.plan
+)
 app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
 app.command(
     rich_help_panel=_LOOK, epilog="Example: [b]xinf simulate --workload chat,agents --pool 7,50 --replicas 64[/b]"
 )(route.simulate)
+app.command(rich_help_panel=_ADMIN, epilog="Example: [b]xinf cordon node-a --reason 'new driver'[/b]")(nodes.cordon)
+app.command(rich_help_panel=_ADMIN, epilog="Example: [b]xinf uncordon node-a[/b]")(nodes.uncordon)
+app.command(rich_help_panel=_ADMIN, epilog="Example: [b]xinf drain node-a[/b]")(nodes.drain)
 app.add_typer(key.app, name="key", rich_help_panel=_ADMIN)
 app.add_typer(meta.app, name="meta", rich_help_panel=_ADMIN)
 app.add_typer(engine.app, name="engine", rich_help_panel=_ADMIN)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xinf.cli.known import find_known
 from xinf.cli.table import print_json, print_table
-from xinf.cli.verdict import Judged, find_facts, judge_devices
+from xinf.cli.verdict import Judged, judge_devices
 from xinf.cli.wish import find_model
 from xinf.core.config import Config
 from xinf.core.device import Health, Support
@@ -32,7 +33,7 @@ def print_compat(
 ) -> None:
     """Print one line per device. Raises: UnknownModel, InvalidRequest."""
     spec = EngineSpec(model=find_model(config, model, engine), engine=engine, dtype=dtype, quantization=quantization)
-    facts = find_facts(config, spec)
+    facts = find_known(config, spec).facts
     judged = judge_devices(spec, facts, nodes)
     if json:
         print_json([_fields(each) for each in judged])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
@@ -9,10 +10,11 @@ from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
 from xinf.cli.table import print_json
 from xinf.core.errors import NotFound
-from xinf.core.records import DeploymentRecord, EngineSpec, ReplicaFailure, ReplicaRecord
-from xinf.core.units import format_seconds
+from xinf.core.records import DeploymentRecord, EngineSpec, MemoryNeed, ReplicaFailure, ReplicaRecord
+from xinf.core.units import format_bytes, format_seconds
 
 _LOG_LINES = 15
+_NOTE_COLUMNS = 100
 
 
 def describe(
@@ -55,11 +57,26 @@ def deployment_lines(deployment: DeploymentRecord, now_s: float) -> list[str]:
         f"  replicas    {deployment.replicas}",
         f"  generation  {deployment.generation}",
         f"  policy      {deployment.policy}",
+        f"  placement   {deployment.placement}{', may share devices' * deployment.shares}",
         f"  age         {format_seconds(max(0.0, now_s - deployment.created_s))}",
     ]
     if deployment.owner is not None:
         lines.append(f"  owner       xinf {deployment.owner}, which removes it when it ends")
+    if deployment.priority:
+        lines.append(f"  priority    {deployment.priority}")
+    if deployment.labels:
+        lines.append(f"  labels      {' '.join(f'{key}={value}' for key, value in deployment.labels.items())}")
+    if deployment.need is not None:
+        lines.append(f"  memory      {need_text(deployment.need)}")
     return lines + _spec_lines(spec)
+
+
+def need_text(need: MemoryNeed) -> str:
+    """What each device must have, and of what: `17.9 GiB a device (...), estimated`."""
+    parts = {"weights": need.weights_bytes, "KV cache": need.kv_bytes, "overhead": need.overhead_bytes}
+    of = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts.items())
+    how = "measured" if need.is_measured else "estimated"
+    return f"{format_bytes(need.device_bytes)} a device ({of}), {how}"
 
 
 def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
@@ -71,8 +88,8 @@ def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
         f"  phase       {replica.phase}{' (to be stopped)' * (replica.target == 'stop')}",
         f"  generation  {replica.generation}",
         f"  node        {replica.node or 'none'}",
-        f"  devices     {', '.join(replica.devices) or 'none'}",
-        f"  placement   {replica.placement_note or '-'}",
+        f"  devices     {', '.join(replica.devices) or 'none'}{' (shared)' * replica.shares}",
+        *_note_lines(replica.placement_note or "-"),
         f"  restarts    {replica.restarts}",
     ]
     if timings := describe_timings(replica):
@@ -88,6 +105,12 @@ def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
     if replica.failure is not None:
         lines += _failure_lines(replica.failure, replica.retry_at_s, now_s)
     return lines
+
+
+def _note_lines(note: str) -> list[str]:
+    """Why it is where it is, or is nowhere; as many lines as that takes, a word is never cut."""
+    lines = textwrap.wrap(note, _NOTE_COLUMNS, break_long_words=False, break_on_hyphens=False) or ["-"]
+    return [f"  placement   {lines[0]}", *(f"              {line}" for line in lines[1:])]
 
 
 def _spec_lines(spec: EngineSpec) -> list[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xinf.cli.failure import INTERRUPTED
+from xinf.cli.known import Known, find_known
+from xinf.cli.need import add_need
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -16,15 +18,20 @@ from xinf.cli.options import (
     Engine,
     EngineArgs,
     EngineEnv,
+    Force,
     Json,
+    Labels,
     MaxModelLen,
     Name,
+    PlacementOption,
     Policy,
+    Priority,
     Quantization,
     Replicas,
     ServedNames,
     Server,
     Settings,
+    Share,
     TensorParallelSize,
     Timeout,
     TrustRemoteCode,
@@ -32,13 +39,12 @@ from xinf.cli.options import (
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
-from xinf.cli.verdict import check_wish, find_facts
+from xinf.cli.verdict import check_wish
 from xinf.cli.wish import choose_name, make_deployment, make_spec
 from xinf.core.records import DeploymentRecord, ReplicaRecord
 from xinf.core.units import parse_seconds
 
 if TYPE_CHECKING:
-    from xinf.registry import ModelFacts
     from xinf.serve import Applied
 
 
@@ -57,6 +63,11 @@ def launch(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
+    force: Force = False,
+    label: Labels = None,
+    placement: PlacementOption = "spread",
+    priority: Priority = 0,
+    share: Share = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only write the deployment.")] = False,
     timeout: Timeout = None,
     json: Json = False,
@@ -89,11 +100,22 @@ def launch(
         engine_args=engine_arg or (),
         env=env or (),
     )
-    wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
-    facts = find_facts(session.config, spec)
+    wish = make_deployment(
+        spec,
+        name=chosen,
+        replicas=replicas,
+        policy=policy,
+        labels=label or (),
+        placement=placement,
+        priority=priority,
+        shares=share,
+    )
+    known = find_known(session.config, spec)
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
-        applied, made = run(_launch(session, wish, facts, screen, must_wait=not no_wait, timeout_s=timeout_s))
+        applied, made = run(
+            _launch(session, wish, known, screen, must_fit=not force, must_wait=not no_wait, timeout_s=timeout_s)
+        )
     except KeyboardInterrupt:
         screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
         raise typer.Exit(INTERRUPTED) from None
@@ -106,23 +128,28 @@ def launch(
 async def _launch(
     session: Session,
     wish: DeploymentRecord,
-    facts: ModelFacts | None,
+    known: Known,
     screen: Screen,
     *,
+    must_fit: bool,
     must_wait: bool,
     timeout_s: float | None,
 ) -> tuple[Applied, list[ReplicaRecord]]:
-    from xinf.core.records import NodeRecord
+    from xinf.core.records import MeasuredRecord, NodeRecord
     from xinf.meta import Records
     from xinf.serve import Follower, apply_deployment
 
     async with session.store() as store:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
-        check_wish(wish.spec, facts, nodes, screen.line)
+        check_wish(wish.spec, known.facts, nodes, screen.line)
         since_s = time.time()
+        measured = [record for record, _ in await records.list(MeasuredRecord)]
+        wish, told = add_need(wish, known, nodes, measured, must_fit=must_fit)
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
+        if told is not None:
+            screen.line(told)
         if not must_wait:
             if not nodes:
                 screen.line("no worker is connected: start one with `xinf worker`")

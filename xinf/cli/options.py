@@ -11,6 +11,7 @@ from xinf.cli.names import complete_deployments
 
 _WHERE = "Which installation"
 _ENGINE = "Engine"
+_PLACE = "Where it runs"
 
 ConfigFile = Annotated[
     Path | None,
@@ -93,9 +94,39 @@ EngineEnv = Annotated[
         "--env", metavar="KEY=VALUE", help="Environment variable of the engine; repeatable.", rich_help_panel=_ENGINE
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Deploy it even if its memory fits no device.", rich_help_panel=_ENGINE),
+]
 Policy = Annotated[
     str,
     typer.Option("--policy", help="auto, least_load, round_robin, session or prefix.", rich_help_panel=_ENGINE),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="Only on nodes with this label; repeatable.", rich_help_panel=_PLACE
+    ),
+]
+PlacementOption = Annotated[
+    str,
+    typer.Option(
+        "--placement",
+        help="spread: away from each other; pack: where least is left over.",
+        rich_help_panel=_PLACE,
+    ),
+]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority", help="May stop engines of a lower priority where there is no room.", rich_help_panel=_PLACE
+    ),
+]
+Share = Annotated[
+    bool,
+    typer.Option(
+        "--share", help="May share devices with others that may, each within its memory plan.", rich_help_panel=_PLACE
+    ),
 ]
 Timeout = Annotated[
     str | None, typer.Option("--timeout", help="Give up waiting after this time: 90s, 10m.", show_default="wait on")

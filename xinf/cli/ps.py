@@ -14,7 +14,7 @@ from xinf.cli.caches import Views, cache_text, read_caches
 from xinf.cli.options import ConfigFile, DataDir, Json, Server
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import CordonRecord, DeploymentRecord, NodeRecord, Phase, ReplicaRecord
 from xinf.core.units import format_seconds
 
 _DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "DEVICE", "PHASE", "RESTARTS", "AGE")
@@ -27,6 +27,7 @@ class Everything(msgspec.Struct, frozen=True, kw_only=True):
     deployments: tuple[DeploymentRecord, ...]
     replicas: tuple[ReplicaRecord, ...]
     nodes: tuple[NodeRecord, ...]
+    cordons: tuple[CordonRecord, ...] = ()
 
 
 class Listed(Everything, frozen=True, kw_only=True):
@@ -75,6 +76,7 @@ async def read_everything(session: Session) -> Everything:
             deployments=tuple(record for record, _ in await records.list(DeploymentRecord)),
             replicas=tuple(record for record, _ in await records.list(ReplicaRecord)),
             nodes=tuple(record for record, _ in await records.list(NodeRecord)),
+            cordons=tuple(record for record, _ in await records.list(CordonRecord)),
         )
 
 
@@ -124,6 +126,10 @@ def notes(found: Everything, now_s: float) -> list[str]:
     lines = []
     if not found.nodes:
         lines.append("no worker is connected: start one with `xinf worker`")
+    for cordon in found.cordons:
+        what = "is being drained" if cordon.is_draining else "takes no new replicas"
+        why = f" ({cordon.reason})" if cordon.reason else ""
+        lines.append(f"node {cordon.node} {what}{why}: `xinf uncordon {cordon.node}` opens it again")
     for replica in found.replicas:
         failure = replica.failure
         if replica.phase is Phase.FAILED and failure is not None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from xinf.cli.devices import this_host
+from xinf.cli.known import SIMULATED, find_known
+from xinf.cli.need import add_need, read_measured
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -15,6 +16,7 @@ from xinf.cli.options import (
     Engine,
     EngineArgs,
     EngineEnv,
+    Force,
     Front,
     MaxModelLen,
     Name,
@@ -28,9 +30,10 @@ from xinf.cli.options import (
     TrustRemoteCode,
 )
 from xinf.cli.screen import Screen
-from xinf.cli.session import open_session, run
-from xinf.cli.verdict import SIMULATED, check_wish, find_facts
+from xinf.cli.session import Session, open_session, run
+from xinf.cli.verdict import check_wish
 from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.records import DeploymentRecord
 from xinf.core.units import parse_seconds
 
 
@@ -51,6 +54,7 @@ def up(
     engine_arg: EngineArgs = None,
     env: EngineEnv = None,
     policy: Policy = "auto",
+    force: Force = False,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
     front: Front = None,
@@ -105,9 +109,21 @@ def up(
     wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
     screen = Screen()
     if spec.engine != SIMULATED:
-        check_wish(spec, find_facts(session.config, spec), (this_host(session),), screen.line)
+        wish = _plan_here(session, wish, screen, must_fit=not force)
     timeout_s = parse_seconds(timeout) if timeout else None
     try:
         run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))
     finally:
         screen.close()
+
+
+def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must_fit: bool) -> DeploymentRecord:
+    """Judge and plan a wish on the only node that there will be. Raises: PlacementFailed."""
+    from xinf.agent import describe_node
+
+    node, known = run(describe_node(session.config)), find_known(session.config, wish.spec)
+    check_wish(wish.spec, known.facts, (node,), screen.line)
+    wish, told = add_need(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
+    if told is not None:
+        screen.line(told)
+    return wish

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from xinf.core.config import Config
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Support, Vendor, is_selected
-from xinf.core.errors import PlacementFailed, XinfError
+from xinf.core.errors import PlacementFailed
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord
 
 if TYPE_CHECKING:
     from xinf.registry import ModelFacts, Verdict
 
 AUTO = "auto"
-SIMULATED = "sim"
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,18 +28,6 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def where(self) -> str:
         return f"{self.device.selector} on {self.node}" if self.node else self.device.selector
-
-
-def find_facts(config: Config, spec: EngineSpec) -> ModelFacts | None:
-    """What is known of the model, from this host or the headers at its hub; None: nothing, or the engine needs none."""
-    from xinf.registry import read_model
-
-    if spec.engine == SIMULATED:
-        return None
-    try:
-        return read_model(spec.model, environ={**os.environ, **spec.env}, config=config.registry)
-    except XinfError:
-        return None  # one file, a private model, no network: the engine will say
 
 
 def judge_devices(spec: EngineSpec, facts: ModelFacts | None, nodes: Sequence[NodeRecord]) -> list[Judged]:

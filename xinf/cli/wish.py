@@ -9,7 +9,7 @@ from xinf.core.config import Config
 from xinf.core.device import check_selector
 from xinf.core.errors import InvalidRequest
 from xinf.core.ids import DeploymentName, check_name, name_from_model
-from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, RoutingPolicy
+from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
 ENGINES = ("vllm", "sim")
 
@@ -51,11 +51,33 @@ def make_spec(
     )
 
 
-def make_deployment(spec: EngineSpec, *, name: DeploymentName, replicas: int, policy: str) -> DeploymentRecord:
+def make_deployment(
+    spec: EngineSpec,
+    *,
+    name: DeploymentName,
+    replicas: int,
+    policy: str,
+    labels: Sequence[str] = (),
+    placement: str = PlacementPolicy.SPREAD,
+    priority: int = 0,
+    shares: bool = False,
+) -> DeploymentRecord:
     """The wish itself. Raises: InvalidRequest."""
     if policy not in tuple(RoutingPolicy):
         raise InvalidRequest(f"policy {policy!r} is not known: use {', '.join(RoutingPolicy)}", param="policy")
-    return DeploymentRecord(name=name, spec=spec, replicas=replicas, policy=RoutingPolicy(policy))
+    if placement not in tuple(PlacementPolicy):
+        known = " or ".join(PlacementPolicy)
+        raise InvalidRequest(f"placement {placement!r} is not known: use {known}", param="placement")
+    return DeploymentRecord(
+        name=name,
+        spec=spec,
+        replicas=replicas,
+        policy=RoutingPolicy(policy),
+        labels=dict(_pairs("--label", labels)),
+        placement=PlacementPolicy(placement),
+        priority=priority,
+        shares=shares,
+    )
 
 
 def choose_name(name: str | None, model: str) -> DeploymentName:

@@ -67,6 +67,8 @@ class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: str
     resync_interval: Seconds
+    share_headroom: Bytes
+    events_kept: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

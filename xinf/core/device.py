@@ -56,11 +56,12 @@ class Support(StrEnum):
 
 
 class Health(StrEnum):
-    """Whether new work may go to the device."""
+    """Whether new work may go to the device, and whether what is there may stay."""
 
     OK = "ok"
+    DEGRADED = "degraded"  # too hot, a driver about to be replaced: engines stay, new ones go elsewhere
     NO_DRIVER = "no_driver"
-    FAULTY = "faulty"
+    FAULTY = "faulty"  # its engines move
 
 
 class Distance(IntEnum):

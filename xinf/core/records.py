@@ -4,6 +4,9 @@
     deployments/<name>   DeploymentRecord  the wish; written by the command line
     replicas/<id>        ReplicaRecord     made and aimed by the scheduler, moved through its phases by the agent
     keys/<id>            KeyRecord         API keys, hashed
+    measured/<digest>    MeasuredRecord    what a load really took; written by the agent when a replica is ready
+    cordons/<node>       CordonRecord      a node that takes no new replicas; written by the command line
+    events/<time>-<id>   EventRecord       what happened, for people; the oldest are removed by the scheduler
 
 Life of a replica (`phase`), and who moves it:
 
@@ -33,6 +36,9 @@ NODES = "nodes/"
 DEPLOYMENTS = "deployments/"
 REPLICAS = "replicas/"
 KEYS = "keys/"
+MEASURED = "measured/"
+CORDONS = "cordons/"
+EVENTS = "events/"
 
 ArgValue = str | int | float | bool
 
@@ -61,6 +67,13 @@ class RoutingPolicy(StrEnum):
     PREFIX = "prefix"
 
 
+class PlacementPolicy(StrEnum):
+    """Which of the places that fit a replica gets."""
+
+    SPREAD = "spread"  # away from its siblings, on devices and nodes that do least
+    PACK = "pack"  # where least is left over, so that large places stay free
+
+
 class EngineEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A Python environment on a node that can run engine shims."""
 
@@ -82,6 +95,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
     foreign_bytes: dict[str, int] = {}
     labels: dict[str, str] = {}
+    models: tuple[str, ...] = ()  # hub ids and directories that were on its disk when its agent started
     version: str = ""
     agent_pid: int = 0
     started_s: float = 0.0
@@ -135,6 +149,9 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     owner: str | None = None  # an `xinf up` that removes it when it ends
     need: MemoryNeed | None = None  # None: nobody could tell; then the engine's own check is the only one
     priority: int = 0  # a higher one may take the devices of a lower one, which waits; equal ones never
+    labels: dict[str, str] = {}  # a node must have all of them
+    placement: PlacementPolicy = PlacementPolicy.SPREAD
+    shares: bool = False  # its replicas may share a device with others that may, each within its `need`
     schema: int = SCHEMA_VERSION
 
 
@@ -161,6 +178,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     devices: tuple[str, ...] = ()  # selectors on that node: ("cuda:0",)
     device_uuids: tuple[str, ...] = ()
     placement_note: str | None = None  # why it is (not) placed where it is
+    need: MemoryNeed | None = None  # as the deployment said when this was made
+    shares: bool = False  # its devices may have others on them; its engine must keep to `need`
     phase: Phase = Phase.PENDING
     phase_since_s: dict[str, float] = {}  # phase -> wall-clock second it was first entered in this start
     address: str | None = None  # gRPC target of the shim: "unix:/run/.../x.sock", "10.0.0.2:7001"
@@ -189,8 +208,55 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     schema: int = SCHEMA_VERSION
 
 
-Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord
-R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord)
+class MeasuredRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one load took of each of its devices: the next plan of the same load starts from it.
+
+    Which loads are the same says the fingerprint (xinf/registry/fingerprint.py); what it repeats of that is for people.
+    """
+
+    fingerprint: str
+    model: str
+    engine: str
+    engine_version: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    arch: str | None = None  # of the devices
+    device_bytes: int  # of the fullest device once ready, the KV pool included
+    kv_bytes: int  # of that the KV pool
+    fixed_bytes: int  # what it needs however small the pool is; with `has_peak` at its busiest moment
+    has_peak: bool = False  # the engine profiled its largest step, and `fixed_bytes` has room for it
+    kv_blocks: int
+    block_tokens: int
+    start_s: float | None = None  # seconds from start to ready
+    at_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+class CordonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """No new replicas for this node, whatever its agent reports."""
+
+    node: NodeName
+    is_draining: bool = False  # those that are there move to other nodes
+    reason: str = ""
+    at_s: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened to a replica, a device or a node."""
+
+    at_s: float  # the last time
+    kind: str  # "placed", "not_placed", "preempted", "moved", "ready", "failed", "node_joined", ..., or a DeviceEvent's
+    object: str  # id of a replica, selector of a device, name of a node
+    message: str
+    node: NodeName | None = None
+    count: int = 1  # how often it happened, in a row
+    schema: int = SCHEMA_VERSION
+
+
+Record = NodeRecord | DeploymentRecord | ReplicaRecord | KeyRecord | MeasuredRecord | CordonRecord | EventRecord
+R = TypeVar("R", NodeRecord, DeploymentRecord, ReplicaRecord, KeyRecord, MeasuredRecord, CordonRecord, EventRecord)
 
 
 def encode_record(record: Record) -> bytes:

@@ -40,6 +40,8 @@ class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
     warmup_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     max_message_bytes: int = 40 << 20
+    memory_share: float | None = None  # of each accelerator, that the engine is to take; None: as it likes
+    weights_bytes: int | None = None  # that it will load, as planned
     log_level: str = "info"
 
     @property

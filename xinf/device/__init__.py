@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xinf.device.pci import PciFunction, find_pci_functions
     from xinf.device.probe import IN_PROCESS, PROBES, EventProbe, LinkProbe, Probe, ProcessProbe
     from xinf.device.reading import DeviceProcess, Inventory, Reading
-    from xinf.device.stream import ReadingStream
+    from xinf.device.stream import ReadingStream, read_once
     from xinf.device.topology import overlay, read_topology
 
 _HOME = {
@@ -39,6 +39,7 @@ _HOME = {
     "overlay": "topology",
     "read_host": "inventory",
     "read_inventory": "inventory",
+    "read_once": "stream",
     "read_topology": "topology",
 }
 
@@ -67,5 +68,6 @@ __all__ = [
     "overlay",
     "read_host",
     "read_inventory",
+    "read_once",
     "read_topology",
 ]

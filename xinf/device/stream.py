@@ -136,6 +136,29 @@ class ReadingStream:
             self._processes.discard(process)
 
 
+async def read_once(
+    vendors: Iterable[Vendor],
+    *,
+    deadline_s: float = DEADLINE_S,
+    root: Path = Path("/"),
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Reading, ...]:
+    """Read each of these vendors once, now; one that does not answer by the deadline is left out."""
+    wanted = set(vendors)
+    found: dict[Vendor, Reading] = {}
+    stream = ReadingStream(interval_s=deadline_s, deadline_s=deadline_s, vendors=wanted, root=root, environ=environ)
+    try:
+        async with asyncio.timeout(deadline_s), stream:
+            while wanted - found.keys():
+                async for reading in stream:
+                    if not reading.events:
+                        found[reading.vendor] = reading
+                        break
+    except TimeoutError:
+        pass
+    return tuple(found.values())
+
+
 class _Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How one child ended: after how many readings, and whether it said why itself."""
 
@@ -151,7 +174,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         except ProcessLookupError:
             pass
     try:
-        await asyncio.wait_for(process.wait(), _KILL_GRACE_S)
+        # Not wait_for: in Python 3.11 it may swallow a cancellation that comes as the process ends.
+        async with asyncio.timeout(_KILL_GRACE_S):
+            await process.wait()
     except TimeoutError:
         pass  # stuck in the kernel; it ends when the driver lets go
 

@@ -116,9 +116,8 @@ class VllmAdapter:
         progress("reading the model's configuration")
         _check_path(self._spec.engine.model)
         family = _read_family(self._spec)
-        arguments = vllm_args.choose_arguments(
-            self._spec.engine, is_cpu=self._is_cpu, family=family, more=event_arguments(self._scratch.path)
-        )
+        more = event_arguments(self._scratch.path) | vllm_args.memory_arguments(self._spec.memory_share)
+        arguments = vllm_args.choose_arguments(self._spec.engine, is_cpu=self._is_cpu, family=family, more=more)
         self._args = vllm_args.parse(self._spec.engine, arguments)
         context = UsageContext.OPENAI_API_SERVER
         config = AsyncEngineArgs.from_cli_args(self._args).create_engine_config(context)
@@ -143,7 +142,9 @@ class VllmAdapter:
     def _fit_to_cpu(self, config: Any) -> None:
         is_sized = config.cache_config.kv_cache_memory_bytes is not None or os.environ.get("VLLM_CPU_KVCACHE_SPACE")
         if not is_sized:
-            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, vllm_cpu.free_memory_bytes())
+            # The weights are not loaded yet, and will be beside the cache.
+            free_bytes = vllm_cpu.free_memory_bytes() - (self._spec.weights_bytes or 0)
+            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, max(0, free_bytes))
 
     async def open(self) -> EngineDescription:
         import vllm

@@ -97,6 +97,11 @@ def choose_arguments(
     return kept | given
 
 
+def memory_arguments(share: float | None) -> dict[str, ArgValue]:
+    """Limit the engine to a share of its devices: what is free, not what vLLM takes of all that there is (0.92)."""
+    return {} if share is None else {"gpu-memory-utilization": share}
+
+
 def is_about(name: str, options: Collection[str]) -> bool:
     """Whether an argument sets one of the options: itself, its negation, or a part of it (`option.key`)."""
     return name.partition(".")[0].removeprefix("no-") in {option.removeprefix("no-") for option in options}

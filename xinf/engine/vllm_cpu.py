@@ -6,12 +6,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-# Of the memory that is free: other replicas, the weights and the gateway want some too.
-_KV_SHARE = 0.25
-# Enough context for this many requests of full length, or for this many tokens, whichever is more.
-_FULL_REQUESTS = 8
-_MIN_KV_TOKENS = 32768
-_MIN_KV_BYTES = 16 << 20
+from xinf.core.cpu_cache import size_cpu_cache
 
 
 def set_variables(environ: MutableMapping[str, str]) -> None:
@@ -31,11 +26,12 @@ def kv_cache_bytes(config: Any, free_bytes: int) -> int:
     width = model.get_num_kv_heads(parallel) * model.get_head_size()
     token_bytes = int(2 * model.get_num_layers(parallel) * width * model.dtype.itemsize)
     max_model_len = int(model.max_model_len)
-    n_tokens = max(_MIN_KV_TOKENS, _FULL_REQUESTS * max_model_len)
-    share = int(free_bytes * _KV_SHARE)
-    # One request of full length must fit, or vLLM refuses to start: it may take more than its share for that.
-    one_request = token_bytes * (max_model_len + int(config.cache_config.block_size))
-    return max(min(n_tokens * token_bytes, max(share, one_request)), _MIN_KV_BYTES)
+    return size_cpu_cache(
+        token_bytes=token_bytes,
+        sequence_bytes=token_bytes * (max_model_len + int(config.cache_config.block_size)),
+        max_model_len=max_model_len,
+        free_bytes=free_bytes,
+    )
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:

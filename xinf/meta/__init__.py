@@ -2,8 +2,8 @@
 
 Owns the contract (`Store`), its LMDB backend (`LmdbStore`), its gRPC server and client (`MetaServer`, `MetaClient`) and
 what is built on the contract alone: typed records (`Records`), a local copy of a prefix (`Mirror`), the work queue of
-level-triggered loops (`KeyQueue`) and how the control process is found (`connect`). Knows nothing of what the records
-mean.
+level-triggered loops (`KeyQueue`), what happened (`record_event`) and how the control process is found (`connect`).
+Knows nothing of what the records mean.
 
 Names are loaded on first use: a gateway does not load LMDB, and a command that only needs the errors loads nothing.
 """
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WatchBatch,
     )
     from xinf.meta.discovery import Discovery, connect, read_discovery, remove_discovery, write_discovery
+    from xinf.meta.events import record_event, trim_events
     from xinf.meta.key_queue import KeyQueue
     from xinf.meta.lmdb_store import LmdbStore
     from xinf.meta.mirror import Mirror
@@ -65,6 +66,7 @@ _MODULES = {
         "WatchBatch",
     ),
     "discovery": ("Discovery", "connect", "read_discovery", "remove_discovery", "write_discovery"),
+    "events": ("record_event", "trim_events"),
     "key_queue": ("KeyQueue",),
     "lmdb_store": ("LmdbStore",),
     "mirror": ("Mirror",),
@@ -110,6 +112,8 @@ __all__ = [
     "check_directory",
     "connect",
     "read_discovery",
+    "record_event",
     "remove_discovery",
+    "trim_events",
     "write_discovery",
 ]

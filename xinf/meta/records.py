@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 from xinf.core.errors import Conflict, NotFound
 from xinf.core.ids import LeaseId, Revision
 from xinf.core.records import (
+    CORDONS,
     DEPLOYMENTS,
+    EVENTS,
     KEYS,
+    MEASURED,
     NODES,
     REPLICAS,
+    CordonRecord,
     DeploymentRecord,
+    EventRecord,
     KeyRecord,
+    MeasuredRecord,
     NodeRecord,
     R,
     Record,
@@ -35,6 +41,9 @@ PREFIXES: dict[type[Record], str] = {
     DeploymentRecord: DEPLOYMENTS,
     ReplicaRecord: REPLICAS,
     KeyRecord: KEYS,
+    MeasuredRecord: MEASURED,
+    CordonRecord: CORDONS,
+    EventRecord: EVENTS,
 }
 MAX_UPDATE_TRIES = 32
 

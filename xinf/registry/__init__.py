@@ -12,6 +12,7 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 `none`.
 """
 
+from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.download import Download, Progress, download_model
 from xinf.registry.facts import (
@@ -21,35 +22,61 @@ from xinf.registry.facts import (
     kv_bytes_per_sequence,
     kv_bytes_per_token,
 )
+from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
+from xinf.registry.load import LoadOptions, choose_options
+from xinf.registry.memory import (
+    MAX_SHARE,
+    MemoryFit,
+    MemoryPlan,
+    fit_memory,
+    kv_token_bytes,
+    memory_share,
+    plan_memory,
+    runtime_bytes,
+)
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
 
 __all__ = [
+    "MAX_SHARE",
     "SCRIPTED",
     "Compatibility",
     "Download",
     "KvLayers",
+    "LoadOptions",
+    "MemoryFit",
+    "MemoryPlan",
     "ModelFacts",
     "ModelSource",
     "Need",
     "Progress",
     "Quantization",
+    "Room",
     "Verdict",
+    "advise",
     "capabilities",
+    "choose_options",
     "download_model",
+    "fingerprint",
+    "fit_memory",
+    "identify_model",
     "judge",
     "judge_spec",
     "kv_bytes_per_sequence",
     "kv_bytes_per_token",
+    "kv_token_bytes",
+    "memory_share",
     "need_of",
+    "plan_memory",
     "read_compatibility",
     "read_facts",
     "read_model",
     "refusal_of",
     "resolve_model",
+    "runtime_bytes",
     "shipped",
     "write_scripted_model",
 ]

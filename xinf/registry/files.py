@@ -81,9 +81,10 @@ def _sizes(directory: Path) -> dict[str, int | None]:
     """Raises: UnknownModel if the directory cannot be listed."""
     sizes: dict[str, int | None] = {}
     try:
-        for entry in os.scandir(directory):
-            if entry.is_dir():
-                sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
+        with os.scandir(directory) as entries:
+            directories = [entry for entry in entries if entry.is_dir()]
+        for entry in directories:
+            sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
         sizes |= _files(directory)
     except OSError as error:
         raise UnknownModel(f"{directory} cannot be read: {error}", param="model") from error
@@ -92,4 +93,5 @@ def _sizes(directory: Path) -> dict[str, int | None]:
 
 def _files(directory: Path) -> dict[str, int | None]:
     # A broken link (a cache that lost its blob) has no size and is no file.
-    return {entry.name: entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()}
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}

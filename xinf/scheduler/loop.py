@@ -1,7 +1,8 @@
 """Keeps planning: the level-triggered loop that applies what `plan` decides.
 
-Events only say which deployment to look at; what is done follows from the records as they are. After each write the
-loop waits until its own mirrors show it, so that a plan never acts twice on one shortage.
+Changes only say which deployment to look at; what is done follows from the records as they are. After each write the
+loop waits until its own mirrors show it, so that a plan never acts twice on one shortage. The view that plans look
+things up in follows the mirrors record by record.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import msgspec
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, DeadlineExceeded, Unavailable
-from xinf.core.ids import DeploymentName, NodeName, ReplicaId, new_replica_id
+from xinf.core.ids import DeploymentName, NodeName, ReplicaId, Revision, new_replica_id
 from xinf.core.records import (
+    CORDONS,
     DEPLOYMENTS,
     NODES,
     REPLICAS,
+    CordonRecord,
     DeploymentRecord,
     NodeRecord,
     ReplicaRecord,
@@ -26,7 +29,11 @@ from xinf.core.records import (
 )
 from xinf.meta import Compare, KeyQueue, Mirror, Put, Store
 from xinf.meta import Delete as DeleteKey
-from xinf.scheduler.plan import Action, Create, Delete, Note, Place, Stop, World, create, placed, plan_deployment
+from xinf.scheduler.actions import Action, Create, Delete, Note, Place, Stop, create, placed, stopped
+from xinf.scheduler.chronicle import Chronicle
+from xinf.scheduler.plan import plan_deployment
+from xinf.scheduler.view import View
+from xinf.scheduler.world import Judge, Rules, World
 
 logger = logging.getLogger(__name__)
 
@@ -36,28 +43,35 @@ _CATCH_UP_TIMEOUT_S = 10.0
 class SchedulerLoop:
     """Runs in the control process, one at a time per store."""
 
-    def __init__(self, store: Store, config: Config, *, clock: Clock | None = None) -> None:
+    def __init__(self, store: Store, config: Config, *, clock: Clock | None = None, judge: Judge | None = None) -> None:
+        """`judge`: says what a device cannot do; None: nobody is asked."""
         self._store = store
         self._clock = clock or SystemClock()
         self._resync_interval_s = config.control.resync_interval
         self._deployments = Mirror(store, DEPLOYMENTS, DeploymentRecord)
         self._replicas = Mirror(store, REPLICAS, ReplicaRecord)
         self._nodes = Mirror(store, NODES, NodeRecord)
+        self._cordons = Mirror(store, CORDONS, CordonRecord)
         self._queue = KeyQueue(clock=self._clock)
+        rules = Rules(headroom_bytes=config.control.share_headroom, judge=judge)
+        self._view = View(World(deployments={}, replicas={}, nodes={}), rules)
+        self._chronicle = Chronicle(store, n_kept=config.control.events_kept)
 
     async def run(self) -> None:
         """Plan and apply until cancelled."""
-        mirrors = (self._deployments, self._replicas, self._nodes)
+        mirrors = (self._deployments, self._replicas, self._nodes, self._cordons)
         try:
             for mirror in mirrors:
                 await mirror.start()
-            self._deployments.listen(self._queue.add)
+            self._deployments.listen(self._on_deployment)
             self._replicas.listen(self._on_replica)
-            self._nodes.listen(lambda _: self._add_all())
-            self._add_all()
+            self._nodes.listen(self._on_node)
+            self._cordons.listen(self._on_cordon)
+            self._take_all()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._resync())
                 tasks.create_task(self._work())
+                tasks.create_task(self._chronicle.run())
         finally:
             for mirror in mirrors:
                 await mirror.stop()
@@ -66,6 +80,7 @@ class SchedulerLoop:
         while True:
             await asyncio.sleep(self._resync_interval_s)
             self._add_all()
+            self._chronicle.trim()
 
     async def _work(self) -> None:
         while True:
@@ -85,47 +100,61 @@ class SchedulerLoop:
 
     async def _handle(self, name: DeploymentName) -> None:
         now_s = self._clock.now_s()
-        for action in plan_deployment(name, self._world(), now_s):
-            await self._apply(name, action, now_s)
+        planned_for = self._deployments.items.get(name)
+        for action in plan_deployment(name, self._view, now_s):
+            await self._apply(action, planned_for, now_s)
 
-    def _world(self) -> World:
-        return World(
-            deployments={DeploymentName(name): record for name, (record, _) in self._deployments.items.items()},
-            replicas={ReplicaId(name): record for name, (record, _) in self._replicas.items.items()},
-            nodes={NodeName(name): record for name, (record, _) in self._nodes.items.items()},
-        )
+    def _take_all(self) -> None:
+        """Start with everything that the mirrors show; what changes from now on is heard."""
+        journal = self._chronicle.journal
+        for name, (deployment, _) in self._deployments.items.items():
+            self._view.set_deployment(DeploymentName(name), deployment)
+        for cordon, _ in self._cordons.items.values():
+            self._view.set_cordon(cordon.node, cordon)
+            journal.know_cordon(cordon)
+        for name, (node, _) in self._nodes.items.items():
+            self._view.set_node(NodeName(name), node)
+            journal.know_node(NodeName(name))
+        for replica, _ in self._replicas.items.values():
+            self._view.set_replica(replica.id, replica)
+            journal.know_replica(replica)
+        self._add_all()
 
-    async def _apply(self, name: DeploymentName, action: Action, now_s: float) -> None:
+    async def _apply(self, action: Action, planned_for: tuple[DeploymentRecord, Revision] | None, now_s: float) -> None:
         """Write one action, if what it was decided on still holds, and wait until the mirror shows it."""
         if isinstance(action, Create):
-            await self._create(name, action, now_s)
+            assert planned_for is not None, "nothing is made for a deployment that is not there"
+            await self._create(action, planned_for, now_s)
             return
         found = self._replicas.items.get(action.replica)
         if found is None:
-            raise Conflict(f"replica {action.replica} went away while {name} was planned")
+            raise Conflict(f"replica {action.replica} went away while it was planned for")
         record, revision = found
         compare = Compare(REPLICAS + record.id, revision)
         match action:
             case Delete():
                 await self._commit([compare], DeleteKey(compare.key))
             case Place():
-                await self._commit([compare], _put(placed(record, action.placement, now_s)))
+                assert planned_for is not None, "nothing is placed for a deployment that is not there"
+                deployment, of_deployment = planned_for
+                record = placed(record, action.placement, deployment, now_s)
+                await self._commit([compare, Compare(DEPLOYMENTS + deployment.name, of_deployment)], _put(record))
             case Stop():
-                await self._commit([compare], _put(msgspec.structs.replace(record, target="stop")))
+                record = stopped(record, action)
+                await self._commit([compare], _put(record))
             case Note():
-                await self._commit([compare], _put(msgspec.structs.replace(record, placement_note=action.note)))
-        self._log(action, record.id)
+                record = msgspec.structs.replace(record, placement_note=action.note)
+                await self._commit([compare], _put(record))
+        self._tell(action, record, now_s)
 
-    async def _create(self, name: DeploymentName, action: Create, now_s: float) -> None:
-        found = self._deployments.items.get(name)
-        if found is None:
-            raise Conflict(f"deployment {name} was deleted while it was planned")
-        deployment, revision = found
-        record = create(deployment, new_replica_id(name), action, now_s)
-        # The deployment is compared too: a replica of a generation that is no longer wished for is never made.
-        compares = [Compare(DEPLOYMENTS + name, revision), Compare(REPLICAS + record.id, None)]
+    async def _create(self, action: Create, planned_for: tuple[DeploymentRecord, Revision], now_s: float) -> None:
+        deployment, revision = planned_for
+        record = create(deployment, new_replica_id(deployment.name), action, now_s)
+        # The deployment is compared too: a replica of a generation that is no longer wished for is never made, and none
+        # gets a place that was found for another need.
+        compares = [Compare(DEPLOYMENTS + deployment.name, revision), Compare(REPLICAS + record.id, None)]
         await self._commit(compares, _put(record))
-        self._log(action, record.id)
+        self._tell(action, record, now_s)
 
     async def _commit(self, compares: list[Compare], op: Put | DeleteKey) -> None:
         writing = asyncio.ensure_future(self._store.txn(compares, [op]))
@@ -139,22 +168,56 @@ class SchedulerLoop:
             raise Conflict(f"{op.key} changed while it was planned for")
         await self._replicas.wait(lambda _: self._replicas.revision >= result.revision, _CATCH_UP_TIMEOUT_S)
 
+    def _on_deployment(self, name: str) -> None:
+        before = self._view.deployments.get(DeploymentName(name))
+        now = self._deployments.get(name)
+        self._view.set_deployment(DeploymentName(name), now)
+        if before is not None and (now is None or now.priority != before.priority):
+            self._add_all()  # places may have been kept for it
+        self._queue.add(name)
+
     def _on_replica(self, id_: str) -> None:
-        if record := self._replicas.get(id_):
-            self._queue.add(record.deployment)
-        else:
+        record = self._replicas.get(id_)
+        had_waited = self._view.claims.is_pending(ReplicaId(id_))
+        self._view.set_replica(ReplicaId(id_), record)
+        self._chronicle.add(self._chronicle.journal.on_replica(ReplicaId(id_), record, self._clock.now_s()))
+        if record is None:
             self._add_all()  # its devices may be what others wait for
+            return
+        self._queue.add(record.deployment)
+        if had_waited and record.node is not None:
+            self._add_waiting_below(record)
+
+    def _add_waiting_below(self, record: ReplicaRecord) -> None:
+        """It has a place: the one that was kept for it meanwhile may be another's."""
+        priority = self._view.priority_of(record)
+        for waiting in self._view.claims.pending:
+            own = self._view.priority_of(waiting)
+            if priority is not None and own is not None and own < priority:
+                self._queue.add(waiting.deployment)
+
+    def _on_node(self, name: str) -> None:
+        record = self._nodes.get(name)
+        self._view.set_node(NodeName(name), record)
+        self._chronicle.add(self._chronicle.journal.on_node(NodeName(name), record, self._clock.now_s()))
+        self._add_all()
+
+    def _on_cordon(self, name: str) -> None:
+        record = self._cordons.get(name)
+        self._view.set_cordon(NodeName(name), record)
+        self._chronicle.add(self._chronicle.journal.on_cordon(NodeName(name), record, self._clock.now_s()))
+        self._add_all()
 
     def _add_all(self) -> None:
-        for name in self._deployments.items:
+        for name in (*self._view.deployments, *self._view.claims.deployments):
             self._queue.add(name)
-        for record, _ in self._replicas.items.values():
-            self._queue.add(record.deployment)
 
-    def _log(self, action: Action, id_: ReplicaId) -> None:
+    def _tell(self, action: Action, replica: ReplicaRecord, now_s: float) -> None:
+        """Log what was done, and write down what people should know of it."""
         kind = type(action).__name__.lower()
         reason = action.note if isinstance(action, Note) else action.reason
-        logger.info("%s %s: %s", kind, id_, reason, extra={"kv": {"action": kind, "replica": id_}})
+        logger.info("%s %s: %s", kind, replica.id, reason, extra={"kv": {"action": kind, "replica": replica.id}})
+        self._chronicle.add(self._chronicle.journal.on_action(action, replica, now_s))
 
 
 def _put(record: ReplicaRecord) -> Put:

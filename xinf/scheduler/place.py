@@ -1,173 +1,157 @@
-"""Where one replica can run: pure matching of an engine spec against nodes, with reasons for every node refused.
+"""Where one more replica of a deployment runs: every node is filtered, what fits is scored, the best is bound.
 
-    selector ──▶ devices of the node that it means ──▶ healthy ──▶ engine environment for that kind ──▶ not taken
+    fleet ─▶ filter.py ─┬─▶ offer ─▶ score.py ─▶ the least key: Placement
+                        └─▶ miss  ─▶ explain.py ─▶ note: why not there
 
-Accelerators are exclusive: a replica holds as many as its tensor parallel size, all of one node and one kind. The
-processor is shared. `auto` means an accelerator if any node has one that the engine is built for, taken or not, and
+`auto` means an accelerator if any node with the right labels has one that the engine is built for, taken or not, and
 the processor otherwise: a replica never lands on a slow device because the fast one is busy for a moment.
 
-Cost: O(nodes x devices x environments) per call, O(1) lookups of what is taken.
+| operation, N nodes of D devices | cost |
+|---|---|
+| the first Search.find | O(N x D) |
+| each further one | O(N), a comparison a node, and O(D) for each node that changed since |
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
-from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, Device, Health, Vendor, is_selected
-from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import EngineSpec, NodeRecord, Phase, ReplicaRecord
-
-_KIND_ORDER = {kind: order for order, kind in enumerate(DEVICE_KINDS)}
-AUTO = "auto"
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A place that fits."""
-
-    node: NodeName
-    devices: tuple[str, ...]
-    device_uuids: tuple[str, ...]
-    note: str
+from xinf.core.device import Health, Vendor
+from xinf.core.ids import NodeName
+from xinf.core.records import DeploymentRecord, NodeRecord, ReplicaRecord
+from xinf.core.units import format_bytes
+from xinf.scheduler.actions import Placement, Refusal
+from xinf.scheduler.claims import Claims, Draft, Tally
+from xinf.scheduler.explain import NO_NODES, explain
+from xinf.scheduler.filter import Filter
+from xinf.scheduler.host import AUTO, Fleet, Host
+from xinf.scheduler.score import Key, score
+from xinf.scheduler.verdict import Miss, Offer, Verdict
+from xinf.scheduler.world import Rules
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """No place fits; `note` says for each node which constraint bound, with the values."""
+class Search:
+    """Places for one deployment on a draft of claims. Change the draft through the search: it remembers verdicts."""
 
-    note: str
+    def __init__(self, deployment: DeploymentRecord, fleet: Fleet, draft: Draft, rules: Rules) -> None:
+        self.deployment = deployment
+        self.fleet = fleet
+        self.draft = draft
+        self._rules = rules
+        self._filter = Filter(deployment, rules)
+        self._kinds = self._kinds_wanted()
+        self._offers: dict[NodeName, tuple[Key, Offer]] = {}
+        self._misses: dict[NodeName, Miss] = {}
+        self._stale: set[NodeName] = set(fleet.hosts)
+
+    def find(self) -> Placement | Refusal:
+        """The best place now."""
+        self._refresh()
+        if not self.fleet.hosts:
+            return Refusal(note=NO_NODES)
+        misses = list(self._misses.values())
+        if not self._offers:
+            binding = min(misses, key=lambda miss: miss.rank).binding
+            return Refusal(note="; ".join(explain(misses)), binding=binding)
+        _, offer = min(self._offers.values(), key=lambda found: found[0])
+        return bind(offer, self.deployment, misses)
+
+    def misses(self) -> Mapping[NodeName, Miss]:
+        """The nodes that have no place now, and why."""
+        self._refresh()
+        return self._misses
+
+    def examine(self, host: Host, held: Tally) -> Verdict:
+        """What a node of the fleet would be if this much were held of it."""
+        return self._filter.examine(host, held, self._kinds)
+
+    def add(self, replica: ReplicaRecord) -> None:
+        """As if this replica, which has a place, were there."""
+        self.draft.add(replica)
+        self._touch(replica)
+
+    def remove(self, replica: ReplicaRecord) -> None:
+        """As if it were gone."""
+        self.draft.remove(replica)
+        self._touch(replica)
+
+    def fork(self) -> Search:
+        """A search that starts with what this one knows; neither changes the other."""
+        self._refresh()
+        forked = Search.__new__(Search)
+        forked.deployment, forked.fleet, forked._rules = self.deployment, self.fleet, self._rules
+        forked.draft = self.draft.fork()
+        forked._filter, forked._kinds = self._filter, self._kinds
+        forked._offers, forked._misses = dict(self._offers), dict(self._misses)
+        forked._stale = set()
+        return forked
+
+    def _touch(self, replica: ReplicaRecord) -> None:
+        if replica.node in self.fleet.hosts:
+            self._stale.add(replica.node)
+
+    def _refresh(self) -> None:
+        """Look at the nodes that were not looked at, or changed since."""
+        for name in self._stale:
+            host, tally = self.fleet.hosts[name], self.draft.on(name)
+            found = self._filter.examine(host, tally, self._kinds)
+            if isinstance(found, Offer):
+                self._offers[name] = (score(found, self.deployment, host, tally), found)
+                self._misses.pop(name, None)
+            else:
+                self._misses[name] = found
+                self._offers.pop(name, None)
+        self._stale.clear()
+
+    def _kinds_wanted(self) -> frozenset[str]:
+        """Which device kinds `auto` means here and now."""
+        if self.deployment.spec.device != AUTO:
+            return frozenset()
+        engine = self.deployment.spec.engine
+        kinds: set[str] = set()
+        for host in self.fleet.hosts.values():
+            if self._filter.is_labelled(host):
+                kinds |= host.accelerators_for(engine)
+        return frozenset(kinds or {"cpu"})
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """What replicas hold: accelerators by UUID, and how many replicas each node has."""
-
-    holder: Mapping[str, ReplicaId]  # accelerator UUID -> who has it
-    n_on_node: Mapping[NodeName, int]
-    n_of_deployment: Mapping[tuple[NodeName, DeploymentName], int]
+def place(deployment: DeploymentRecord, fleet: Fleet, claims: Claims, rules: Rules) -> Placement | Refusal:
+    """Find the best place for one more replica of `deployment`."""
+    return Search(deployment, fleet, Draft(claims), rules).find()
 
 
-def claims_of(replicas: Iterable[ReplicaRecord]) -> Claims:
-    """Count what is held. A replica holds its devices until it is stopped, also while it fails and waits to restart."""
-    holder: dict[str, ReplicaId] = {}
-    n_on_node: dict[NodeName, int] = {}
-    n_of_deployment: dict[tuple[NodeName, DeploymentName], int] = {}
-    for replica in replicas:
-        if replica.node is None or replica.phase is Phase.STOPPED:
-            continue
-        holder.update(dict.fromkeys(replica.device_uuids, replica.id))
-        n_on_node[replica.node] = n_on_node.get(replica.node, 0) + 1
-        key = (replica.node, replica.deployment)
-        n_of_deployment[key] = n_of_deployment.get(key, 0) + 1
-    return Claims(holder=holder, n_on_node=n_on_node, n_of_deployment=n_of_deployment)
-
-
-def place(
-    spec: EngineSpec, nodes: Mapping[NodeName, NodeRecord], claims: Claims, *, deployment: DeploymentName
+def could_fit(
+    deployment: DeploymentRecord, nodes: Mapping[NodeName, NodeRecord], rules: Rules | None = None
 ) -> Placement | Refusal:
-    """Find the best place for one more replica of `deployment`.
-
-    Best: the kind that comes first, then the node with the fewest replicas of this deployment, then the fewest of any,
-    then by name.
-    """
-    if not nodes:
-        return Refusal(note="no node is registered; start `xinf worker` on one")
-    kinds = _kinds_wanted(spec, nodes)
-    fits: list[tuple[int, int, int, NodeName, list[Device]]] = []
-    reasons: list[str] = []
-    for name, node in sorted(nodes.items()):
-        found = _place_on_node(spec, node, claims.holder, kinds)
-        if isinstance(found, str):
-            reasons.append(found)
-            continue
-        kind = _KIND_ORDER[KIND_OF_VENDOR[found[0].vendor]]
-        mine = claims.n_of_deployment.get((name, deployment), 0)
-        fits.append((kind, mine, claims.n_on_node.get(name, 0), name, found))
-    if not fits:
-        return Refusal(note="; ".join(reasons))
-    *_, name, devices = min(fits, key=lambda fit: fit[:4])
-    selectors = tuple(device.selector for device in devices)
-    return Placement(
-        node=name,
-        devices=selectors,
-        device_uuids=tuple(device.uuid for device in devices if device.vendor is not Vendor.CPU),
-        note="; ".join([f"{name} has {', '.join(selectors)} free", *reasons]),
-    )
+    """Whether a replica would fit if all that passes had passed: other engines and programs, cordons, heat."""
+    return place(deployment, Fleet(map(_at_rest, nodes.values())), Claims(), rules or Rules())
 
 
-def _kinds_wanted(spec: EngineSpec, nodes: Mapping[NodeName, NodeRecord]) -> Collection[str] | None:
-    """Which device kinds `auto` means here and now; None when the selector names devices itself."""
-    if spec.device != AUTO:
-        return None
-    accelerators = {
-        KIND_OF_VENDOR[device.vendor]
-        for node in nodes.values()
-        for device in _whole_devices(node)
-        if device.health is Health.OK and _is_built_for(node, spec.engine, KIND_OF_VENDOR[device.vendor])
-    }
-    return accelerators - {"cpu"} or {"cpu"}
-
-
-def _place_on_node(
-    spec: EngineSpec, node: NodeRecord, holder: Mapping[str, ReplicaId], kinds: Collection[str] | None
-) -> list[Device] | str:
-    """Choose devices of one node, or say why none will do."""
-    parts = spec.device.split(",")
-    devices = _whole_devices(node)
-    if kinds is not None:
-        meant = [device for device in devices if KIND_OF_VENDOR[device.vendor] in kinds]
-    else:
-        meant = [device for device in devices if any(is_selected(device, part) for part in parts)]
-    what = " or ".join(sorted(kinds)) if kinds is not None else spec.device
-    if not meant:
-        has = ", ".join(device.selector for device in devices) or "none"
-        return f"{node.name} has no device {what}; it has {has}"
-    healthy = [device for device in meant if device.health is Health.OK]
-    if not healthy:
-        return f"{meant[0].selector} on {node.name} cannot be used: {meant[0].reason or meant[0].health}"
-    with_engine = [device for device in healthy if _has_environment(node, spec.engine, device)]
-    if not with_engine:
-        has = ", ".join(environment.name for environment in node.environments) or "none"
-        kind = KIND_OF_VENDOR[healthy[0].vendor]
-        return f"{node.name} has no environment for {spec.engine} on {kind}; it has {has}"
-    return _choose(spec, node, with_engine, holder)
-
-
-def _choose(
-    spec: EngineSpec, node: NodeRecord, devices: list[Device], holder: Mapping[str, ReplicaId]
-) -> list[Device] | str:
-    """Take the devices of the kind that comes first and has enough that are free, lowest index first."""
-    reasons: list[str] = []
-    for kind in sorted({KIND_OF_VENDOR[device.vendor] for device in devices}, key=_KIND_ORDER.__getitem__):
-        of_kind = [device for device in devices if KIND_OF_VENDOR[device.vendor] == kind]
-        if kind == "cpu":
-            return of_kind[:1]  # shared, and one device however many processes the engine makes of it
-        free = [device for device in of_kind if device.uuid not in holder]
-        if len(free) >= spec.tensor_parallel_size:
-            return sorted(free, key=lambda device: device.index)[: spec.tensor_parallel_size]
-        reason = f"{spec.tensor_parallel_size} {kind} needed on {node.name}, {len(free)} of {len(of_kind)} free"
-        taken = [f"{device.selector} has {holder[device.uuid]}" for device in of_kind if device.uuid in holder]
-        reasons.append(f"{reason} ({', '.join(taken)})" if taken else reason)
-    return "; ".join(reasons)
-
-
-def _whole_devices(node: NodeRecord) -> list[Device]:
-    """Devices that can be given away: a card that is split into MIG instances cannot, its instances can."""
-    split = {device.parent for device in node.devices if device.parent is not None}
-    return [
-        device
+def _at_rest(node: NodeRecord) -> NodeRecord:
+    cooled = tuple(
+        msgspec.structs.replace(device, health=Health.OK) if device.health is Health.DEGRADED else device
         for device in node.devices
-        if device.uuid not in split and not (device.extra.get("mig") == "enabled" and device.parent is None)
-    ]
+    )
+    return msgspec.structs.replace(node, devices=cooled, foreign_bytes={})
 
 
-def _is_built_for(node: NodeRecord, engine: str, kind: str) -> bool:
-    """Whether an environment names this kind; one that runs anywhere (`sim`) has no use for an accelerator."""
-    return any(engine in environment.engines and kind in environment.device_kinds for environment in node.environments)
-
-
-def _has_environment(node: NodeRecord, engine: str, device: Device) -> bool:
-    kind = KIND_OF_VENDOR[device.vendor]
-    return any(
-        engine in environment.engines and (not environment.device_kinds or kind in environment.device_kinds)
-        for environment in node.environments
+def bind(offer: Offer, deployment: DeploymentRecord, misses: list[Miss]) -> Placement:
+    """Turn an offer into a place, with the reasons for it and against the nodes that had none."""
+    selectors = tuple(device.selector for device in offer.devices)
+    note = f"{offer.node} has {', '.join(selectors)} free"
+    if deployment.need is not None and offer.spare_bytes is not None:
+        size = deployment.spec.tensor_parallel_size if offer.kind == "cpu" else 1
+        need = deployment.need.device_bytes * size
+        note += f": {format_bytes(need)} of {format_bytes(need + offer.spare_bytes)}"
+    if offer.n_sharers and offer.kind != "cpu":
+        note += f", shared with {offer.n_sharers}"
+    if offer.distance is not None:
+        note += f", {offer.distance.name} between them"
+    return Placement(
+        node=offer.node,
+        devices=selectors,
+        device_uuids=tuple(device.uuid for device in offer.devices if device.vendor is not Vendor.CPU),
+        note="; ".join([note, *explain(misses)]),
     )

@@ -4,161 +4,149 @@ Of one deployment with n wished replicas, each replica is in one of these sets:
 
     current   wished to run, of the deployment's generation, its node present (or not placed yet)
     lost      the same, but its node's lease is over; its engine may serve on, so it counts for nothing and is kept
-    old       wished to run, of an earlier generation
+    old       wished to run, of an earlier generation, or in a place that it has to leave (leave.py)
     stopping  aimed at stop; holds its devices until its agent says stopped, then it is deleted
 
-    create    while current < n and current + old < n + 1                 (one more than n during an update: the surge)
+    create    while current < n and current + old < n + 1       (one more than n while old ones are replaced: the surge)
     stop      old: those not ready at once, a ready one when n others are ready; or when only its devices would let the
               next one start (an update in place, on a host without a free accelerator)
     stop      surplus current: the least useful first
+    stop      others' of a lower priority (preempt.py), when fewer than n have places, the next has none now, nor will
+              have one when everything that is stopping has stopped
     delete    stopped; lost: when n current are ready; stopping on a node that is away: its agent ends what has no
               record as soon as it is back
 
-Repeating plan and apply reaches a fixpoint: tests/scheduler/test_plan.py walks random worlds to it.
-Cost: O(replicas log replicas + creations x placement).
+Repeating plan and apply reaches a fixpoint: tests/scheduler/test_plan.py and test_preempt.py walk random worlds to it.
+Cost: O(replicas of the deployment x log + placements, see place.py); what others hold is looked up, not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 
 import msgspec
 
-from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import DeploymentRecord, NodeRecord, Phase, ReplicaRecord
-from xinf.scheduler.place import Placement, Refusal, claims_of, place
+from xinf.core.ids import DeploymentName, ReplicaId
+from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
+from xinf.scheduler.actions import (
+    Action,
+    Create,
+    Delete,
+    Note,
+    Place,
+    Placement,
+    Refusal,
+    Stop,
+    StopCause,
+    create,
+    placed,
+    stopped,
+)
+from xinf.scheduler.leave import reason_to_leave
+from xinf.scheduler.preempt import find_eviction
+from xinf.scheduler.prospect import Prospect
+from xinf.scheduler.value import usefulness
+from xinf.scheduler.view import View
+from xinf.scheduler.world import Rules, World
 
-# How far a replica is on its way to being useful; what is stopped first when there are too many.
-_USEFULNESS = {
-    Phase.STOPPED: 0,
-    Phase.PENDING: 1,
-    Phase.FAILED: 2,
-    Phase.PLACED: 3,
-    Phase.STARTING: 4,
-    Phase.LOADING: 5,
-    Phase.WARMING: 6,
-    Phase.DRAINING: 6,
-    Phase.READY: 7,
-}
-
-
-class World(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a plan is made from. `nodes` are those whose agents are present."""
-
-    deployments: Mapping[DeploymentName, DeploymentRecord]
-    replicas: Mapping[ReplicaId, ReplicaRecord]
-    nodes: Mapping[NodeName, NodeRecord]
-
-
-class Create(msgspec.Struct, frozen=True, kw_only=True):
-    """Make a replica of the deployment as it is now, placed at once if a place is given."""
-
-    deployment: DeploymentName
-    placement: Placement | None
-    reason: str
+_SHOWN = 4  # replicas that somebody waits for
+_STILL_THERE = "it moves when another is ready to take its place"
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Give a pending replica its place."""
+def plan(world: World, now_s: float, rules: Rules | None = None) -> list[Action]:
+    """Plan for every deployment in turn, the highest priority first, each on what the ones before leave over.
 
-    replica: ReplicaId
-    placement: Placement
-    reason: str
-
-
-class Stop(msgspec.Struct, frozen=True, kw_only=True):
-    """Aim a replica at stop; its agent drains it."""
-
-    replica: ReplicaId
-    reason: str
-
-
-class Delete(msgspec.Struct, frozen=True, kw_only=True):
-    """Remove the record."""
-
-    replica: ReplicaId
-    reason: str
-
-
-class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """Write down why a replica has no place."""
-
-    replica: ReplicaId
-    note: str
-    reason: str = "no place"
-
-
-Action = Create | Place | Stop | Delete | Note
-
-
-def plan(world: World, now_s: float) -> list[Action]:
-    """Plan for every deployment in turn, each on what the ones before leave over.
-
-    Two creations of one plan never get the same accelerator.
+    Two creations of one plan never get the same room.
     """
+    view = View(world, rules)
+    replicas = dict(world.replicas)
     names = set(world.deployments) | {replica.deployment for replica in world.replicas.values()}
     actions: list[Action] = []
-    for name in sorted(names):
-        made = plan_deployment(name, world, now_s)
-        actions += made
-        world = _assume(world, made, name, now_s)
+
+    def order(name: DeploymentName) -> tuple[int, str]:
+        deployment = world.deployments.get(name)
+        return (-deployment.priority if deployment is not None else 0, name)
+
+    for name in sorted(names, key=order):
+        for action in plan_deployment(name, view, now_s):
+            actions.append(action)
+            _assume(action, len(actions), replicas, view, now_s)
     return actions
 
 
-def plan_deployment(name: DeploymentName, world: World, now_s: float) -> list[Action]:
+def plan_deployment(name: DeploymentName, view: View, now_s: float) -> list[Action]:
     """Plan for one deployment, also for one that was deleted and has replicas left."""
-    mine = sorted((r for r in world.replicas.values() if r.deployment == name), key=lambda r: (r.created_s, r.id))
-    deployment = world.deployments.get(name)
+    mine = sorted(view.claims.of(name), key=lambda r: (r.created_s, r.id))
+    deployment = view.deployments.get(name)
     actions: list[Action] = []
     running: list[ReplicaRecord] = []
     for replica in mine:
         if replica.target == "run" and deployment is not None:
             running.append(replica)
         else:
-            actions += _end(replica, world, "the deployment was deleted")
+            actions += _end(replica, view, "the deployment was deleted", "deleted")
     if deployment is not None:
-        actions += _Deployment(deployment, running, world, now_s).plan()
+        actions += _Deployment(deployment, running, view, now_s).plan()
     return actions
 
 
 class _Deployment:
     """One deployment's planning: what runs for it, and the moves that bring it closer to the wish."""
 
-    def __init__(self, deployment: DeploymentRecord, running: list[ReplicaRecord], world: World, now_s: float) -> None:
+    def __init__(self, deployment: DeploymentRecord, running: list[ReplicaRecord], view: View, now_s: float) -> None:
         self.deployment = deployment
-        self.world = world
+        self.view = view
         self.now_s = now_s
-        self.old = [r for r in running if r.generation != deployment.generation]
-        of_generation = [r for r in running if r.generation == deployment.generation]
-        self.lost = [r for r in of_generation if r.node is not None and r.node not in world.nodes]
-        self.current = [r for r in of_generation if r.node is None or r.node in world.nodes]
+        self.leaving = {r.id: why for r in running if (why := reason_to_leave(r, view.fleet)) is not None}
+        self.old: list[ReplicaRecord] = []
+        self.lost: list[ReplicaRecord] = []
+        self.current: list[ReplicaRecord] = []
+        for replica in running:
+            self._set_of(replica).append(replica)
+        # Of the generation: those that have a place, or will have one when others have stopped.
+        self.n_secured = sum(r.node is not None for r in self.current)
+        self.has_secured = False  # one of them was given it by this plan
+        self.ended: list[ReplicaRecord] = []  # by this plan, so that their places become free
+        self.n_planned = 0
+        self.prospect = Prospect(deployment, view, now_s)
 
-    def plan(self) -> list[Action]:
-        surplus = self._stop_surplus()
-        placed = self._place_pending()
-        stopped = self._stop_old()
-        created = self._create_missing([*placed, *surplus, *stopped])
-        return [*self._delete_lost(), *surplus, *stopped, *placed, *created]
+    def _set_of(self, replica: ReplicaRecord) -> list[ReplicaRecord]:
+        if replica.generation != self.deployment.generation or replica.id in self.leaving:
+            return self.old
+        return self.current if replica.node is None or self.view.is_present(replica) else self.lost
 
     @property
     def n_ready(self) -> int:
         return sum(replica.phase is Phase.READY for replica in self.current)
+
+    def plan(self) -> list[Action]:
+        surplus = self._stop_surplus()
+        placed_ = self._place_pending()
+        stopped_ = self._stop_old()
+        created = self._create_missing()
+        return [*self._delete_lost(), *surplus, *stopped_, *placed_, *created, *self._note_stay()]
 
     def _stop_surplus(self) -> list[Action]:
         """Stop what is too much, the least useful first; of equally useful ones the youngest."""
         n_surplus = len(self.current) - self.deployment.replicas
         if n_surplus <= 0:
             return []
-        order = sorted(self.current, key=lambda r: (_USEFULNESS[r.phase], -r.created_s, r.id))
-        self.current = [r for r in self.current if r not in order[:n_surplus]]
+        order = sorted(self.current, key=lambda r: (usefulness(r), -r.created_s, r.id))
+        ended = order[:n_surplus]
+        self._forget(ended)
         reason = f"{self.deployment.replicas} replicas are wished for"
-        return [action for replica in order[:n_surplus] for action in _end(replica, self.world, reason)]
+        return [action for replica in ended for action in _end(replica, self.view, reason, "surplus")]
+
+    def _forget(self, ended: list[ReplicaRecord]) -> None:
+        ids = {r.id for r in ended}
+        self.current = [r for r in self.current if r.id not in ids]
+        self.n_secured -= sum(r.node is not None for r in ended)
 
     def _delete_lost(self) -> list[Action]:
         """Give up lost replicas for which there is a ready one; the others may still serve."""
         n_kept = max(0, self.deployment.replicas - self.n_ready)
         # The ready ones are the likeliest to serve on, so they are kept longest.
-        order = sorted(self.lost, key=lambda r: (-_USEFULNESS[r.phase], r.created_s, r.id))
+        order = sorted(self.lost, key=lambda r: (-usefulness(r), r.created_s, r.id))
         return [Delete(replica=r.id, reason=f"node {r.node} is away and replaced") for r in order[n_kept:]]
 
     def _place_pending(self) -> list[Action]:
@@ -166,114 +154,174 @@ class _Deployment:
         for replica in self.current:
             if replica.node is not None:
                 continue
-            found = self._find_place(actions)
+            found = self.prospect.now.find()
             if isinstance(found, Placement):
                 actions.append(Place(replica=replica.id, placement=found, reason=found.note))
-            elif found.note != replica.placement_note:
-                actions.append(Note(replica=replica.id, note=found.note))
+                self.prospect.take(placed(replica, found, self.deployment, self.now_s))
+                self._secure()
+                continue
+            note, stops = self._wait(replica, found)
+            actions += stops
+            if note != replica.placement_note:
+                actions.append(Note(replica=replica.id, note=note, binding=found.binding))
         return actions
 
+    def _secure(self) -> None:
+        self.n_secured += 1
+        self.has_secured = True
+
+    def _wait(self, replica: ReplicaRecord, refusal: Refusal) -> tuple[str, list[Stop]]:
+        """What a replica without a place waits for: others that stop already, or that it makes stop."""
+        later = self.prospect.later
+        found = later.find()
+        stops: list[Stop] = []
+        if isinstance(found, Refusal):
+            # One more than n while old ones are replaced is no reason to stop others.
+            is_short = self.n_secured + len(self.old) < self.deployment.replicas
+            eviction = find_eviction(later, self.view) if is_short else None
+            if eviction is None:
+                return refusal.note, []
+            stops = [self._preempt(victim) for victim in eviction.victims]
+            for victim in eviction.victims:
+                later.remove(victim)
+            found = later.find()
+            assert isinstance(found, Placement), "that is why they go"
+        later.add(placed(replica, found, self.deployment, self.now_s))
+        self._secure()
+        going = [stop.replica for stop in stops] or self._stopping_at(found)
+        return f"waits for {_listed(going)} on {found.node} to stop; {refusal.note}" if going else refusal.note, stops
+
+    def _preempt(self, victim: ReplicaRecord) -> Stop:
+        over = f"priority {self.deployment.priority} over {self.view.priority_of(victim)}"
+        return Stop(replica=victim.id, reason=f"preempted by {self.deployment.name}: {over}", cause="preempted")
+
+    def _stopping_at(self, placement: Placement) -> list[ReplicaId]:
+        """Who stops and holds something of a place; on the processor, all who stop there."""
+        wanted = set(placement.device_uuids)
+        return sorted(
+            r.id
+            for r in (*self.view.claims.stopping, *self.ended)
+            if r.node == placement.node and (not wanted or wanted & set(r.device_uuids))
+        )
+
     def _stop_old(self) -> list[Action]:
-        """Retire an earlier generation without going below n ready replicas, if the devices allow that."""
+        """Retire what is old without going below n ready replicas, if the devices allow that."""
         n = self.deployment.replicas
-        present = [r for r in self.old if r.node is None or r.node in self.world.nodes]
-        away = [r for r in self.old if r not in present]
+        present = [r for r in self.old if r.node is None or self.view.is_present(r)]
+        away = [r for r in self.old if r.node is not None and not self.view.is_present(r)]
         idle = [r for r in present if r.phase is not Phase.READY]
         ready = [r for r in present if r.phase is Phase.READY]
-        reason = f"generation {self.deployment.generation} replaces it"
         n_dispensable = max(0, min(len(ready), self.n_ready + len(ready) - n))
         ended = [*idle, *ready[:n_dispensable]]
+        suffix = ""
         if not ended and ready and self._is_blocked_by(ready[0]):
             ended = ready[:1]
-            reason += ", on the same devices"
-        actions = [action for replica in ended for action in _end(replica, self.world, reason)]
+            suffix = ", on the same devices"
+        actions = [
+            action
+            for replica in ended
+            for action in _end(replica, self.view, self._why_old(replica) + suffix, self._cause_old(replica))
+        ]
         if self.n_ready >= n:
             actions += [Delete(replica=r.id, reason=f"node {r.node} is away and its replica replaced") for r in away]
-        self.old = [r for r in ready if r not in ended]
+        # What these hold will be free: nobody else has to go for what fits there.
+        self.ended = [r for r in ended if self.view.is_present(r)]
+        self.prospect.expect_gone(self.ended)
+        self.old = [r for r in ready if r.id not in {r.id for r in ended}]
         return actions
+
+    def _why_old(self, replica: ReplicaRecord) -> str:
+        if replica.generation != self.deployment.generation:
+            return f"generation {self.deployment.generation} replaces it"
+        return self.leaving[replica.id]
+
+    def _cause_old(self, replica: ReplicaRecord) -> StopCause:
+        return "replaced" if replica.generation != self.deployment.generation else "moved"
 
     def _is_blocked_by(self, old: ReplicaRecord) -> bool:
         """Whether the next replica has no place now, none is on its way, and the devices of `old` would give it one."""
-        on_the_way = [r for r in self.current if r.node is not None and r.phase is not Phase.READY]
-        stopping = [
-            r
-            for r in self.world.replicas.values()
-            if r.deployment == self.deployment.name and r.target == "stop" and r.phase is not Phase.STOPPED
-        ]
-        if on_the_way or any(r.node in self.world.nodes for r in stopping):
+        if self.has_secured or any(r.node is not None and r.phase is not Phase.READY for r in self.current):
             return False
-        if isinstance(self._find_place([]), Placement):
+        if any(r.deployment == self.deployment.name and self.view.is_present(r) for r in self.view.claims.stopping):
             return False
-        return isinstance(self._find_place([], without=old), Placement)
+        if isinstance(self.prospect.now.find(), Placement):
+            return False
+        return isinstance(self.prospect.find_without(old), Placement)
 
-    def _create_missing(self, actions: list[Action]) -> list[Action]:
+    def _create_missing(self) -> list[Action]:
         """Fill up to n. For a replica that is only lost, a replacement is made when there is a place for it."""
         n = self.deployment.replicas
         n_missing = n - len(self.current)
         n_allowed = n + 1 - len(self.current) - len(self.old) if self.old else n_missing
-        created: list[Action] = []
+        actions: list[Action] = []
         for number in range(max(0, min(n_missing, n_allowed))):
-            found = self._find_place([*actions, *created])
-            replaces_lost = number >= n_missing - len(self.lost)
-            if isinstance(found, Refusal) and replaces_lost:
+            found = self.prospect.now.find()
+            if isinstance(found, Placement):
+                made = Create(deployment=self.deployment.name, placement=found, reason=found.note)
+                self.prospect.take(self._planned(made))
+                self._secure()
+                actions.append(made)
+                continue
+            waiting = Create(deployment=self.deployment.name, placement=None, reason=found.note, binding=found.binding)
+            note, stops = self._wait(self._planned(waiting), found)
+            if not stops and number >= n_missing - len(self.lost):
                 break
-            placement = found if isinstance(found, Placement) else None
-            created.append(Create(deployment=self.deployment.name, placement=placement, reason=found.note))
-        return created
+            # It is there before they go, so that what they leave is kept for it.
+            actions += [msgspec.structs.replace(waiting, reason=note), *stops]
+        return actions
 
-    def _find_place(self, actions: Iterable[Action], *, without: ReplicaRecord | None = None) -> Placement | Refusal:
-        """Look for a place as if `actions` were done and `without` were gone."""
-        world = _assume(self.world, actions, self.deployment.name, self.now_s)
-        replicas = [r for r in world.replicas.values() if without is None or r.id != without.id]
-        claims = claims_of(replicas)
-        return place(self.deployment.spec, self.world.nodes, claims, deployment=self.deployment.name)
+    def _planned(self, action: Create) -> ReplicaRecord:
+        """What will be created, under a name that no replica has."""
+        self.n_planned += 1
+        return create(self.deployment, ReplicaId(f"{self.deployment.name}/{self.n_planned}"), action, self.now_s)
+
+    def _note_stay(self) -> list[Action]:
+        """Say of what serves on in a place that it has to leave why it is still there, and when it may stay."""
+        notes: list[Action] = []
+        for replica in self.old:
+            why = self.leaving.get(replica.id)
+            note = f"{why}; {_STILL_THERE}"
+            if why is not None and note != replica.placement_note:
+                notes.append(Note(replica=replica.id, note=note, kind="moving"))
+        for replica in self.current:
+            if replica.node is not None and (replica.placement_note or "").endswith(_STILL_THERE):
+                note = f"{replica.node} has {', '.join(replica.devices)} again"
+                notes.append(Note(replica=replica.id, note=note, kind="stays"))
+        return notes
 
 
-def _end(replica: ReplicaRecord, world: World, reason: str) -> list[Action]:
+def _end(replica: ReplicaRecord, view: View, reason: str, cause: StopCause) -> list[Action]:
     """Bring one replica closer to its end."""
     if replica.node is None or replica.phase is Phase.STOPPED:
         return [Delete(replica=replica.id, reason=reason)]
-    if replica.node not in world.nodes:
+    if not view.is_present(replica):
         return [Delete(replica=replica.id, reason=f"{reason}; node {replica.node} is away and ends it when it is back")]
     if replica.target == "stop":
         return []
-    return [Stop(replica=replica.id, reason=reason)]
+    return [Stop(replica=replica.id, reason=reason, cause=cause)]
 
 
-def _assume(world: World, actions: Iterable[Action], name: DeploymentName, now_s: float) -> World:
-    """The world with placements of `actions` in it, so that the next decision does not give the same device again."""
-    replicas = dict(world.replicas)
-    for number, action in enumerate(actions):
-        if isinstance(action, Place):
-            replicas[action.replica] = placed(replicas[action.replica], action.placement, now_s)
-        elif isinstance(action, Create) and action.placement is not None:
-            made = create(world.deployments[name], ReplicaId(f"{name}/planned-{number}"), action, now_s)
-            replicas[made.id] = made
-    return World(deployments=world.deployments, replicas=replicas, nodes=world.nodes)
+def _assume(action: Action, number: int, replicas: dict[ReplicaId, ReplicaRecord], view: View, now_s: float) -> None:
+    """Show an action's outcome to the plans that follow, so that they do not give the same room again."""
+    match action:
+        case Create():
+            id_ = ReplicaId(f"{action.deployment}/planned-{number}")
+            record = create(view.deployments[action.deployment], id_, action, now_s)
+        case Place():
+            before = replicas[action.replica]
+            record = placed(before, action.placement, view.deployments[before.deployment], now_s)
+        case Stop():
+            record = stopped(replicas[action.replica], action)
+        case Delete():
+            del replicas[action.replica]
+            view.set_replica(action.replica, None)
+            return
+        case Note():
+            return
+    replicas[record.id] = record
+    view.set_replica(record.id, record)
 
 
-def create(deployment: DeploymentRecord, id_: ReplicaId, action: Create, now_s: float) -> ReplicaRecord:
-    """Make the record of a new replica."""
-    record = ReplicaRecord(
-        id=id_,
-        deployment=deployment.name,
-        generation=deployment.generation,
-        spec=deployment.spec,
-        placement_note=action.reason,
-        phase_since_s={Phase.PENDING: now_s},
-        created_s=now_s,
-    )
-    return record if action.placement is None else placed(record, action.placement, now_s)
-
-
-def placed(replica: ReplicaRecord, placement: Placement, now_s: float) -> ReplicaRecord:
-    """The record with its place in it."""
-    return msgspec.structs.replace(
-        replica,
-        node=placement.node,
-        devices=placement.devices,
-        device_uuids=placement.device_uuids,
-        placement_note=placement.note,
-        phase=Phase.PLACED,
-        phase_since_s={**replica.phase_since_s, Phase.PLACED: now_s},
-    )
+def _listed(ids: Sequence[ReplicaId]) -> str:
+    more = len(ids) - _SHOWN
+    return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

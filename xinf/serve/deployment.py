@@ -35,7 +35,7 @@ async def apply_deployment(records: Records, wish: DeploymentRecord, now_s: floa
                 await records.create(DeploymentRecord, wish.name, made)
                 return Applied(outcome="created", record=made)
             applied = merge(found[0], wish)
-            if applied.outcome != "unchanged":
+            if applied.record != found[0]:
                 await records.replace(DeploymentRecord, wish.name, applied.record, found[1])
             return applied
         except Conflict:
@@ -47,12 +47,20 @@ def merge(present: DeploymentRecord, wish: DeploymentRecord) -> Applied:
     """What a deployment becomes when it is wished for again."""
     # What an `up` left may be taken over by whoever wishes for it; what somebody launched stays theirs.
     owner = wish.owner if present.owner is not None else None
+    # What could not be planned this time is as it was planned before, if it is the same.
+    need = present.need if wish.need is None and wish.spec == present.spec else wish.need
     merged = msgspec.structs.replace(
-        wish, generation=present.generation, created_s=present.created_s, owner=owner, schema=present.schema
+        wish,
+        generation=present.generation,
+        created_s=present.created_s,
+        owner=owner,
+        need=need,
+        schema=present.schema,
     )
     if merged.spec != present.spec:
         return Applied(outcome="updated", record=msgspec.structs.replace(merged, generation=present.generation + 1))
-    return Applied(outcome="unchanged" if merged == present else "adjusted", record=merged)
+    is_same = msgspec.structs.replace(merged, need=present.need) == present
+    return Applied(outcome="unchanged" if is_same else "adjusted", record=merged)
 
 
 async def remove_deployment(records: Records, name: str) -> None:

@@ -21,13 +21,12 @@ from itertools import pairwise
 import msgspec
 
 from xinf.core.errors import DeadlineExceeded, EngineStartFailed, NotFound, PlacementFailed
-from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.ids import NodeName, ReplicaId
 from xinf.core.records import (
     DEPLOYMENTS,
     NODES,
     REPLICAS,
     DeploymentRecord,
-    EngineSpec,
     NodeRecord,
     Phase,
     ReplicaFailure,
@@ -35,14 +34,12 @@ from xinf.core.records import (
 )
 from xinf.core.units import format_seconds
 from xinf.meta import Mirror, Store
-from xinf.scheduler import Refusal, claims_of, place
+from xinf.scheduler import NO_NODES, Refusal, could_fit
 
 PHASE_NAMES: dict[Phase, str] = {Phase.WARMING: "warming up"}
 _SHOWN = (Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY)
 LOG_LINES = 20
 TICK_S = 0.5
-_NO_NODES = place(EngineSpec(model=""), {}, claims_of(()), deployment=DeploymentName(""))
-assert isinstance(_NO_NODES, Refusal)
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +123,7 @@ class Progress:
             reason = "no worker is connected: start one with `xinf worker`"
         elif pending is not None:
             # The note was written for the nodes of a moment ago; whether anything could ever fit is asked now.
-            found = place(self._deployment.spec, nodes, claims_of(()), deployment=self._deployment.name)
+            found = could_fit(self._deployment, nodes)
             if isinstance(found, Refusal):
                 raise PlacementFailed(
                     f"{self._deployment.name} cannot be placed: {found.note}",
@@ -135,7 +132,7 @@ class Progress:
                     deployment=self._deployment.name,
                 )
             # One from before the first worker came is answered by the next plan.
-            is_outdated = pending.placement_note == _NO_NODES.note
+            is_outdated = pending.placement_note == NO_NODES
             reason = None if is_outdated else pending.placement_note
         if reason is None or reason == self._waiting_for:
             return []

