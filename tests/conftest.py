@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from xinf.core.device import Vendor
+from xinf.device import PROBES
+
 pytest_plugins = ["tests.engine_fixtures"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,3 +29,24 @@ def short_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="xi", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a device of a vendor where the host shows none: a skipped test is not a passed one."""
+    for item in items:
+        for marker in item.iter_markers("device"):
+            vendor = Vendor(marker.args[0])
+            if not PROBES[vendor].is_present(Path("/")):
+                item.add_marker(pytest.mark.skip(reason=f"live: none: this host shows no device of {vendor}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which vendors' devices were really there, if any test wanted one."""
+    markers = (item.get_closest_marker("device") for item in terminalreporter._session.items)
+    wanted = sorted({str(marker.args[0]) for marker in markers if marker is not None})
+    if not wanted:
+        return
+    present = [vendor for vendor in wanted if PROBES[Vendor(vendor)].is_present(Path("/"))]
+    absent = [vendor for vendor in wanted if vendor not in present]
+    missing = f" (not here: {', '.join(absent)})" if absent else ""
+    terminalreporter.write_line(f"live: {', '.join(present) or 'none'}{missing}")

@@ -38,7 +38,14 @@ class Bench:
         self.records = Records(store)
         self.replicas = Mirror(store, "replicas/", ReplicaRecord)
         cards = tuple(
-            Device(vendor=Vendor.NVIDIA, index=i, uuid=f"GPU-test-{i}", name="card that is not there") for i in range(2)
+            Device(
+                vendor=Vendor.NVIDIA,
+                index=i,
+                uuid=f"GPU-test-{i}",
+                name="card that is not there",
+                visible=f"GPU-test-{i}",
+            )
+            for i in range(2)
         )
         cpu = Device(vendor=Vendor.CPU, index=0, uuid="CPU-test", name="cpu")
         environments = (

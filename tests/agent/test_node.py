@@ -13,7 +13,7 @@ from xinf.agent import describe_node, engines_dir
 from xinf.agent.node import node_name, parse_labels
 from xinf.agent.starter import choose_environment, engine_environ, free_endpoint
 from xinf.core.config import load
-from xinf.core.device import Device, Vendor
+from xinf.core.device import VISIBLE_ENV, Device, Health, Vendor
 from xinf.core.errors import ConfigError, EngineStartFailed, InvalidRequest
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaRecord
@@ -25,8 +25,8 @@ NODE = NodeRecord(
     name=NodeName("a"),
     address="",
     devices=(
-        Device(vendor=Vendor.NVIDIA, index=0, uuid="GPU-0", name="card"),
-        Device(vendor=Vendor.NVIDIA, index=1, uuid="GPU-1", name="card"),
+        Device(vendor=Vendor.NVIDIA, index=0, uuid="GPU-0", name="card", visible="GPU-0"),
+        Device(vendor=Vendor.NVIDIA, index=1, uuid="GPU-1", name="card", visible="GPU-1"),
         Device(vendor=Vendor.CPU, index=0, uuid="CPU-0", name="cpu"),
     ),
     environments=(CPU, CUDA),
@@ -105,7 +105,9 @@ def test_engine_environ_hides_other_devices_and_our_settings() -> None:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-0",
     }
-    assert engine_environ(base, CPU, replica(), NODE)["CUDA_VISIBLE_DEVICES"] == ""
+    on_cpu = engine_environ({**base, "HIP_VISIBLE_DEVICES": "0"}, CPU, replica(), NODE)
+    assert (on_cpu["CUDA_VISIBLE_DEVICES"], on_cpu["ROCR_VISIBLE_DEVICES"]) == ("", "")
+    assert "HIP_VISIBLE_DEVICES" not in on_cpu
 
 
 def test_own_interpreter_keeps_its_path() -> None:
@@ -117,3 +119,35 @@ def test_endpoint_names_a_free_port() -> None:
     host, _, port = free_endpoint("127.0.0.1").rpartition(":")
     assert host == "127.0.0.1"
     assert int(port) > 1023
+
+
+def node_of(*devices: Device) -> NodeRecord:
+    return msgspec.structs.replace(NODE, devices=devices)
+
+
+def card(vendor: Vendor, number: int, *, visible: str | None) -> Device:
+    return Device(vendor=vendor, index=number, uuid=f"id-{number}", name="card", visible=visible)
+
+
+@pytest.mark.parametrize("vendor", list(VISIBLE_ENV))
+def test_variables_of_a_vendor_show_its_own_devices_by_identity(vendor: Vendor) -> None:
+    node = node_of(card(vendor, 0, visible="7"), card(vendor, 1, visible="3"), card(vendor, 2, visible="5"))
+    base = {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "MUSA_VISIBLE_DEVICES": "0"}
+    environ = engine_environ(base, CUDA, replica("id-1", "id-0"), node)
+    shown = {key: value for key, value in environ.items() if "VISIBLE" in key or "AFFINITY" in key}
+    assert shown == dict.fromkeys(VISIBLE_ENV[vendor], "3,7")
+
+
+def test_device_without_an_identity_is_refused_among_several() -> None:
+    several = node_of(card(Vendor.ASCEND, 0, visible=None), card(Vendor.ASCEND, 1, visible="1"))
+    with pytest.raises(EngineStartFailed, match=r"cannot be confined to npu:0: .* ASCEND_RT_VISIBLE_DEVICES") as raised:
+        engine_environ({}, CUDA, replica("id-0"), several)
+    assert raised.value.fields["cause"] == "device_unavailable"
+    alone = node_of(card(Vendor.ASCEND, 0, visible=None), card(Vendor.NVIDIA, 1, visible="GPU-1"))
+    assert "ASCEND_RT_VISIBLE_DEVICES" not in engine_environ({}, CUDA, replica("id-0"), alone)
+
+
+def test_device_that_does_not_work_is_refused_with_its_reason() -> None:
+    sick = msgspec.structs.replace(card(Vendor.NVIDIA, 0, visible="x"), health=Health.FAULTY, reason="Xid 79")
+    with pytest.raises(EngineStartFailed, match="cuda:0 on a cannot be used: Xid 79"):
+        choose_environment(replica("id-0"), node_of(sick))

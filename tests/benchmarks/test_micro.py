@@ -16,6 +16,7 @@ def test_micro_benchmarks_run(checkout: Path) -> None:
         "bench_router.py",
         "bench_place.py",
         "bench_cli_import.py",
+        "bench_devices.py",
     ]
     command = [
         sys.executable,

@@ -18,11 +18,11 @@ from xinf.cli.names import complete_deployments
 from xinf.core.errors import Unavailable
 
 COMMANDS = [
-    ("up",), ("serve",), ("worker",), ("sim",), ("launch",), ("ps",), ("scale",), ("stop",), ("describe",), ("logs",),
-    ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"), ("meta", "status"),
-    ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"), ("config", "show"),
-    ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"), ("simulate",), ("why",),
-    ("route",), ("events",), ("cordon",), ("uncordon",), ("drain",),
+    ("up",), ("serve",), ("worker",), ("sim",), ("launch",), ("pull",), ("ps",), ("scale",), ("stop",), ("describe",),
+    ("logs",), ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"),
+    ("meta", "status"), ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"),
+    ("config", "show"), ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"),
+    ("simulate",), ("why",), ("route",), ("events",), ("cordon",), ("uncordon",), ("drain",),
 ]  # fmt: skip
 
 

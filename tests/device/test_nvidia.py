@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xinf.core.device import Device, Health, Vendor
-from xinf.device import SampleStream, read_inventory
+from xinf.core.device import Device, Distance, Health, Vendor
+from xinf.device import Reading, ReadingStream, read_host, read_inventory
 
 CARD = ("0000:1b:00.0", "0x10de", "0x030200", 1)
 SECOND_CARD = ("0000:3b:00.0", "0x10de", "0x030200", -1)
@@ -36,6 +36,7 @@ async def test_rtx_5090_is_sm_120(make_tree: Callable[..., Path], nvml_environ: 
         pci="0000:1b:00.0",
         numa=1,
         dev_nodes=("/dev/nvidia0",),
+        visible="GPU-00000000-0000-0000-0000-000000000000",
         extra={"compute_capability": "12.0", "nvml_architecture": 10},
     )
 
@@ -48,7 +49,8 @@ async def test_b200_is_sm_100_and_cards_are_in_bus_order(make_tree: Callable[...
 
 async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     card, *instances = await nvidia(make_tree(CARD), nvml_environ("mig"))
-    assert card.extra["mig"] == "enabled"
+    assert (card.extra["mig"], card.visible) == ("enabled", None)
+    assert [found.visible for found in instances] == [found.uuid for found in instances]
     assert [(found.index, found.parent, found.memory_bytes, found.extra) for found in instances] == [
         (1, card.uuid, 23552 << 20, {"mig_slot": 0}),
         (2, card.uuid, 23552 << 20, {"mig_slot": 2}),
@@ -95,27 +97,89 @@ async def test_library_is_not_asked_without_a_card(make_tree: Callable[..., Path
     assert await nvidia(make_tree(), nvml_environ("hang")) == []
 
 
+async def test_inventory_asks_for_no_metric(
+    make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path
+) -> None:
+    log = tmp_path / "calls"
+    await nvidia(make_tree(CARD), {**nvml_environ("sick"), "FAKE_NVML_LOG": str(log)})
+    assert not log.exists()
+
+
+async def test_lost_card_is_named_by_the_bus(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    _, lost = await nvidia(make_tree(CARD, SECOND_CARD), nvml_environ("lost"))
+    assert (lost.index, lost.uuid, lost.pci) == (1, "PCI-0000-3b-00.0", "0000:3b:00.0")
+
+
+async def test_card_of_a_virtual_machine_is_not_called_broken(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root = make_tree(CARD, SECOND_CARD)
+    driver = root / "sys/bus/pci/drivers/vfio-pci"
+    driver.mkdir(parents=True)
+    (root / "sys/bus/pci/devices/0000:3b:00.0/driver").symlink_to(driver)
+    _, kept = await nvidia(root, nvml_environ("5090"))
+    assert kept.health is Health.NO_DRIVER
+    assert "vfio-pci has it" in str(kept.reason)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "old", "distance"),
+    [("2xb200", False, Distance.LINK), ("2xb200", True, Distance.LINK), ("2x5090", False, Distance.PHB)],
+)
+async def test_links_of_the_cards_lie_over_the_bus(
+    make_tree: Callable[..., Path], nvml_environ: Environ, scenario: str, old: bool, distance: Distance
+) -> None:
+    """An old driver has no P2P status for NVLink: then the links themselves say where they end."""
+    environ = {**nvml_environ(scenario), **({"FAKE_NVML_OLD": "1"} if old else {})}
+    host = await read_host(root=make_tree(CARD, SECOND_CARD), environ=environ)
+    first, second, _ = host.devices
+    assert host.topology.between(first.uuid, second.uuid) is distance
+
+
+async def read_once(root: Path, environ: Mapping[str, str]) -> Reading:
+    async with ReadingStream(interval_s=0.05, vendors=[Vendor.NVIDIA], root=root, environ=environ) as stream:
+        return await anext(aiter(stream))
+
+
 async def test_sample_reads_what_the_card_does(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
-    stream = SampleStream(interval_s=0.05, root=make_tree(CARD), environ=nvml_environ("5090"))
-    async with stream:
-        batches = stream.__aiter__()
-        first, second = await anext(batches), await anext(batches)
-    assert second[0].t_ns > first[0].t_ns
-    card, cpu = first
+    reading = await read_once(make_tree(CARD), nvml_environ("5090"))
+    (card,) = reading.samples
     assert (card.memory_used_bytes, card.util_pct, card.temp_c, card.power_w) == (512 << 20, 37.0, 53.0, 91.3)
-    assert card.ecc_uncorrected is None  # the library has no such function
-    assert cpu.memory_free_bytes == 65536 * 1024
+    assert card.ecc_uncorrected is None  # a card without ECC
+    assert (card.health, card.reason, reading.fault) == (Health.OK, None, None)
 
 
 async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
-    async with SampleStream(interval_s=1, root=make_tree(CARD), environ=nvml_environ("gb10")) as stream:
-        card = (await anext(stream.__aiter__()))[0]
-    assert (card.memory_used_bytes, card.util_pct, card.power_w) == (None, None, None)
+    (card,) = (await read_once(make_tree(CARD), nvml_environ("gb10"))).samples
+    assert (card.memory_used_bytes, card.util_pct, card.power_w, card.health) == (None, None, None, None)
 
 
-async def test_hung_sampler_is_replaced(make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path) -> None:
-    environ = {**nvml_environ("hang_once"), "FAKE_NVML_MARK": str(tmp_path / "mark")}
-    async with SampleStream(interval_s=0.05, deadline_s=4, root=make_tree(CARD), environ=environ) as stream:
-        samples = await anext(stream.__aiter__())
-    assert len(samples) == 2
-    assert stream.restarts >= 1
+async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    reading = await read_once(make_tree(CARD), nvml_environ("sick"))
+    (card,) = reading.samples
+    assert (card.ecc_uncorrected, card.health) == (3, Health.DEGRADED)
+    assert "too hot" in str(card.reason)
+    assert [(process.pid, process.memory_bytes) for process in reading.processes] == [
+        (4242, 20000 << 20),
+        (4343, None),
+    ]
+
+
+@pytest.mark.parametrize(("scenario", "words"), [("reset", "--gpu-reset"), ("remap_failed", "row remapping failed")])
+async def test_card_that_waits_for_a_repair_takes_no_work(
+    make_tree: Callable[..., Path], nvml_environ: Environ, scenario: str, words: str
+) -> None:
+    (card,) = (await read_once(make_tree(CARD), nvml_environ(scenario))).samples
+    assert card.health is Health.FAULTY
+    assert words in str(card.reason)
+
+
+async def test_instances_are_sampled_for_their_memory(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    _, *instances = (await read_once(make_tree(CARD), nvml_environ("mig"))).samples
+    assert [(found.uuid[:4], found.memory_used_bytes) for found in instances] == [("MIG-", 512 << 20)] * 2
+
+
+async def test_library_that_refuses_says_why(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    reading = await read_once(make_tree(CARD), nvml_environ("mismatch"))
+    assert (reading.samples, reading.misses) == ((), 0)
+    assert "reboot" in str(reading.fault)

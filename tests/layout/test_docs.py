@@ -28,7 +28,7 @@ def pages(checkout: Path) -> list[Path]:
 def test_rendered_pages_say_what_the_code_says(checkout: Path, tmp_path: Path) -> None:
     script = checkout / "docs" / "reference" / "render.py"
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=120)
-    for name in ("cli.md", "metrics.md"):
+    for name in ("cli.md", "metrics.md", "dtypes.md"):
         assert (tmp_path / name).read_text() == (checkout / "docs" / "reference" / name).read_text(), "run `make docs`"
 
 

@@ -29,7 +29,18 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"core", "router", "sim", "_fast"},
 }
 ALLOWED["cli"] = set(ALLOWED) - {"engine"}
-HEAVY = ("torch", "vllm", "grpc", "granian", "numpy", "lmdb", "matplotlib", "xinf.bench")
+HEAVY = (
+    "torch",
+    "vllm",
+    "grpc",
+    "granian",
+    "numpy",
+    "lmdb",
+    "matplotlib",
+    "huggingface_hub",
+    "modelscope_hub",
+    "xinf.bench",
+)
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import msgspec
@@ -43,12 +43,14 @@ from xinf.agent.failure import Evidence
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
 from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
+from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
 from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import ShimSpec, ShimStatus
+from xinf.device import ReadingStream, read_host
 from xinf.meta import KeyQueue, Mirror, Records, Store
 
 logger = logging.getLogger(__name__)
@@ -81,12 +83,22 @@ class Agent:
     """Runs the replicas that the scheduler placed on one node.
 
     `node`: the record that this agent registers; its environments and devices are what replicas are started with.
+    `root`: below it are the /proc and /sys that devices are read from.
     """
 
-    def __init__(self, store: Store, config: Config, node: NodeRecord, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        node: NodeRecord,
+        *,
+        clock: Clock | None = None,
+        root: Path = Path("/"),
+    ) -> None:
         self._config = config
-        self._node = node
+        self._root = root
         self._clock = clock or SystemClock()
+        self._store = store
         self._records = Records(store)
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
@@ -110,6 +122,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._registration.run())
                 tasks.create_task(self._resync())
+                tasks.create_task(self._watch_devices())
                 for _ in range(_N_WORKERS):
                     tasks.create_task(self._work())
         except BaseExceptionGroup as group:
@@ -207,6 +220,29 @@ class Agent:
                 self._prune_directories()
             except OSError as error:
                 logger.warning("old replica directories stay: %s", error)
+
+    @property
+    def _node(self) -> NodeRecord:
+        return self._registration.record
+
+    async def _watch_devices(self) -> None:
+        interval_s = self._config.agent.sample_interval
+        if interval_s == 0:
+            return
+        watcher = DeviceWatcher(
+            self._registration,
+            engines=self._engines_here,
+            list_devices=lambda: read_host(root=self._root),
+            interval_s=interval_s,
+            store=self._store,
+        )
+        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
+            await watcher.run(aiter(readings))
+
+    def _engines_here(self) -> Iterator[EngineUse]:
+        for held in self._held.values():
+            if held.start is not None and held.start.pid is not None:
+                yield EngineUse(leader_pid=held.start.pid, device_uuids=held.start.device_uuids)
 
     def _on_record(self, name: str) -> None:
         found = self._mirror.items.get(name)

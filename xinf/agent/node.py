@@ -15,16 +15,18 @@ from xinf.core.config import AgentConfig, Config
 from xinf.core.errors import ConfigError
 from xinf.core.ids import NodeName, check_name
 from xinf.core.records import NodeRecord
-from xinf.device import read_inventory
+from xinf.device import read_host
 
 
 async def describe_node(config: Config) -> NodeRecord:
     """Probe this host. Takes seconds where a driver is slow. Raises: ConfigError, InvalidRequest for a bad name."""
     settings = config.agent
+    host = await read_host()
     return NodeRecord(
         name=node_name(settings),
         address=settings.address,
-        devices=await read_inventory(),
+        devices=host.devices,
+        topology=host.topology,
         environments=find_environments(engines_dir(settings)),
         labels=parse_labels(settings.labels),
         models=find_models(config.paths.models_dir, os.environ),

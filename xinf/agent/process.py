@@ -83,6 +83,27 @@ def group_members(leader: ProcessId, directory: Path) -> tuple[ProcessId, ...]:
     return tuple(found)
 
 
+def pids_by_group() -> dict[int, list[int]]:
+    """List the processes of every group, in one walk of /proc."""
+    found: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (stat := read_stat(int(entry.name))) and not stat.is_dead:
+            found.setdefault(stat.group, []).append(int(entry.name))
+    return found
+
+
+def read_private_bytes(pid: int) -> int:
+    """Read how much memory a process makes the host use: what is no file's, and what it shares; 0 once it is gone.
+
+    Memory shared by two processes is counted for both: that is a few MiB between the processes of an engine.
+    """
+    try:
+        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
 def find_by_argument(argument: str) -> ProcessId | None:
     """Find the session leader that was started with exactly this argument: a start whose pid was never written down."""
     wanted = os.fsencode(argument)

@@ -13,13 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xinf.agent.custody import ReplicaDirectory
-from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, Device, Vendor
+from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, VISIBLE_ENV, Device, Health, Vendor
 from xinf.core.errors import EngineStartFailed
 from xinf.core.records import EngineEnvironment, NodeRecord, ReplicaRecord
 
 # Not for engines: our own settings, and what would make an engine environment see the packages of another.
 _OWN_PREFIX = "XINF_"
-_FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+_FOREIGN = frozenset(
+    {
+        *("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_DEVICE_ORDER"),
+        *(name for names in VISIBLE_ENV.values() for name in names),
+        # They narrow down, by index, what the variables above have left.
+        *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+    }
+)
+# Set but empty, these hide every device. Others take that for unset. Source: docs/reference/devices.md.
+_EMPTY_HIDES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class EngineProcess(subprocess.Popen[bytes]):
@@ -52,6 +61,7 @@ def device_kind(replica: ReplicaRecord, node: NodeRecord) -> str:
 
     Raises: EngineStartFailed if a device is not there (any more) or does not work.
     """
+    kind: str | None = None
     for uuid in replica.device_uuids:
         device = _find(node.devices, uuid)
         if device is None:
@@ -60,7 +70,15 @@ def device_kind(replica: ReplicaRecord, node: NodeRecord) -> str:
                 remedy="run `xinf devices`; a new launch places it elsewhere",
                 cause="device_unavailable",
             )
-        return KIND_OF_VENDOR[device.vendor]
+        if device.health is not Health.OK:
+            raise EngineStartFailed(
+                f"{device.selector} on {node.name} cannot be used: {device.reason or device.health}",
+                remedy="see to the device; the replica starts again when it is well, or is placed elsewhere",
+                cause="device_unavailable",
+            )
+        kind = kind or KIND_OF_VENDOR[device.vendor]
+    if kind is not None:
+        return kind
     first = (replica.devices or ("cpu",))[0].partition(":")[0]
     return first if first in DEVICE_KINDS else "cpu"
 
@@ -68,7 +86,10 @@ def device_kind(replica: ReplicaRecord, node: NodeRecord) -> str:
 def engine_environ(
     base: Mapping[str, str], environment: EngineEnvironment, replica: ReplicaRecord, node: NodeRecord
 ) -> dict[str, str]:
-    """Make the environment of an engine process: the agent's without our settings, only its own devices visible."""
+    """Make the environment of an engine process: the agent's without our settings, only its own devices visible.
+
+    Raises: EngineStartFailed if the engine cannot be confined to its devices.
+    """
     own_python = environment.python == sys.executable
     environ = {
         key: value
@@ -79,11 +100,36 @@ def engine_environ(
     environ["PATH"] = os.pathsep.join([bin_dir, environ.get("PATH", os.defpath)])
     # The engine appends to a file that people follow: lines must not wait in a buffer.
     environ["PYTHONUNBUFFERED"] = "1"
-    nvidia = [uuid for uuid in replica.device_uuids if _is_nvidia(node.devices, uuid)]
-    # By UUID: an index means something else to NVML (bus order) than to CUDA (fastest first) unless the order is set.
-    environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    environ["CUDA_VISIBLE_DEVICES"] = ",".join(nvidia)
+    environ |= visible_environ(replica, node)
     environ.update(replica.spec.env)
+    return environ
+
+
+def visible_environ(replica: ReplicaRecord, node: NodeRecord) -> dict[str, str]:
+    """Make the variables that show an engine its own devices: by identity, never by an index that somebody counted.
+
+    An engine on the processor is shown none. The other vendors' variables are left unset for one on an accelerator: its
+    libraries cannot use their devices, and some read those variables for their own (HIP and MUSA that of CUDA).
+
+    Raises: EngineStartFailed for a device without such an identity among several.
+    """
+    own = [device for uuid in replica.device_uuids if (device := _find(node.devices, uuid)) is not None]
+    accelerators = [device for device in own if device.vendor in VISIBLE_ENV]
+    if not accelerators:
+        return dict.fromkeys(_EMPTY_HIDES, "") if not own or own[0].vendor is Vendor.CPU else {}
+    vendor = accelerators[0].vendor
+    n_present = sum(device.vendor is vendor for device in node.devices)
+    unnamed = [device.selector for device in accelerators if device.visible is None]
+    if unnamed and n_present > 1:
+        raise EngineStartFailed(
+            f"an engine on {node.name} cannot be confined to {', '.join(unnamed)}: nothing tells what"
+            f" {VISIBLE_ENV[vendor][0]} takes for it, and there are {n_present} devices of its kind",
+            remedy="run `xinf devices`; install the vendor's library and tool, or choose another device",
+            cause="device_unavailable",
+        )
+    environ = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if vendor is Vendor.NVIDIA else {}
+    if not unnamed:
+        environ |= dict.fromkeys(VISIBLE_ENV[vendor], ",".join(str(device.visible) for device in accelerators))
     return environ
 
 
@@ -118,8 +164,3 @@ def free_endpoint(address: str) -> str:
 
 def _find(devices: Sequence[Device], uuid: str) -> Device | None:
     return next((device for device in devices if device.uuid == uuid), None)
-
-
-def _is_nvidia(devices: Sequence[Device], uuid: str) -> bool:
-    device = _find(devices, uuid)
-    return device is not None and device.vendor is Vendor.NVIDIA

@@ -20,6 +20,7 @@ from xinf.cli import (
     meta,
     nodes,
     ps,
+    pull,
     route,
     serve,
     sim,
@@ -54,6 +55,9 @@ app.command(
     rich_help_panel=_DEPLOY,
     epilog="Example: [b]xinf launch --model Qwen/Qwen2.5-7B-Instruct --engine vllm --device cuda:0[/b]",
 )(launch.launch)
+app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf pull Qwen/Qwen2.5-7B-Instruct --revision main[/b]")(
+    pull.pull
+)
 app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf ps[/b]")(ps.ps)
 app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf scale qwen2.5-7b-instruct 2[/b]")(deployments.scale)
 app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf stop qwen2.5-7b-instruct[/b]")(deployments.stop)

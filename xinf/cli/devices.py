@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
 
-from xinf.cli.options import ConfigFile, DataDir, Json, Server
+from xinf.cli.compat import print_compat
+from xinf.cli.options import ConfigFile, DataDir, DtypeOption, Engine, Json, Quantization, Server
 from xinf.cli.ps import read_everything
-from xinf.cli.session import open_session, run
+from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.core.device import Device, Health
+from xinf.core.device import Device, Dtype, Health, Support
+from xinf.core.ids import NodeName
+from xinf.core.records import NodeRecord
 from xinf.core.units import format_bytes
 
-_COLUMNS = ("DEVICE", "NAME", "ARCH", "MEMORY", "DRIVER", "HEALTH", "UUID")
+_COLUMNS = ("DEVICE", "NAME", "ARCH", "MEMORY", "DTYPES", "DRIVER", "HEALTH", "UUID")
+_MARKS = {Support.NATIVE: "", Support.WEIGHT_ONLY: "*", Support.UNKNOWN: "?"}
+_FP8 = (Dtype.FP8_E4M3, Dtype.FP8_E5M2)
 
 
 def devices(
     all_: Annotated[bool, typer.Option("--all", "-a", help="Those of every node, as their workers reported.")] = False,
+    compat: Annotated[
+        str | None, typer.Option("--compat", metavar="MODEL", help="Say which of them can run a model, and how.")
+    ] = None,
+    engine: Engine = "vllm",
+    dtype: DtypeOption = "auto",
+    quantization: Quantization = None,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,
 ) -> None:
-    """List the devices of this host, whether anything runs or not."""
-    if all_ or server:
-        nodes = run(read_everything(open_session(config, data_dir, server))).nodes
-        if json:
-            print_json({node.name: node.devices for node in nodes})
-            return
+    """List the devices of this host, whether anything runs or not, and what they compute in.
+
+    DTYPES: the types its units take; `*` marks those that weights may be stored in and are widened from, `?` those that
+    no source says anything of. With --compat: which devices can run a model, from the tables that came with xinf.
+    """
+    session = open_session(config, data_dir, server)
+    is_remote = bool(all_ or server)
+    nodes = run(read_everything(session)).nodes if is_remote else (this_host(session),)
+    if compat is not None:
+        print_compat(
+            session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
+        )
+        return
+    if json:
+        listed = {node.name: [_fields(device) for device in node.devices] for node in nodes}
+        print_json(listed if is_remote else listed[nodes[0].name])
+        return
+    found = [device for node in nodes for device in node.devices]
+    if is_remote:
         rows = [(node.name, *device_row(device)) for node in nodes for device in node.devices]
         print_table(("NODE", *_COLUMNS), rows)
-        _print_reasons([device for node in nodes for device in node.devices])
-        return
+    else:
+        print_table(_COLUMNS, [device_row(device) for device in found])
+    _print_legend(found)
+    _print_reasons(found)
+
+
+def this_host(session: Session) -> NodeRecord:
+    """What a worker would tell of this host."""
+    from xinf.agent import engines_dir, find_environments
     from xinf.device import read_inventory
 
-    found = run(read_inventory())
-    if json:
-        print_json([{"selector": device.selector, **_fields(device)} for device in found])
-        return
-    print_table(_COLUMNS, [device_row(device) for device in found])
-    _print_reasons(found)
+    return NodeRecord(
+        name=NodeName(""),
+        address="",
+        devices=tuple(run(read_inventory())),
+        environments=find_environments(engines_dir(session.config.agent)),
+    )
 
 
 def device_row(device: Device) -> tuple[str, ...]:
@@ -51,10 +82,38 @@ def device_row(device: Device) -> tuple[str, ...]:
         device.name,
         device.arch or "-",
         format_bytes(device.memory_bytes) if device.memory_bytes is not None else "-",
+        dtypes_cell(_levels(device)),
         device.driver or "-",
         device.health,
         device.uuid,
     )
+
+
+def dtypes_cell(levels: Mapping[Dtype, Support]) -> str:
+    """`fp32 fp16 int8 int4* fp8?`: what is not there is left out, both FP8 are one where they are alike."""
+    if all(level is Support.UNKNOWN for level in levels.values()):
+        return "-"
+    is_fp8_one = levels[_FP8[0]] is levels[_FP8[1]]
+    words = []
+    for dtype, level in levels.items():
+        if level is Support.NONE or (is_fp8_one and dtype is _FP8[1]):
+            continue
+        name = "fp8" if is_fp8_one and dtype is _FP8[0] else dtype.value
+        words.append(name + _MARKS[level])
+    return " ".join(words) or "none"
+
+
+def _levels(device: Device) -> dict[Dtype, Support]:
+    from xinf.registry import capabilities
+
+    return capabilities(device)
+
+
+def _print_legend(found: Iterable[Device]) -> None:
+    cells = " ".join(dtypes_cell(_levels(device)) for device in found)
+    told = [text for mark, text in (("*", "* weights only"), ("?", "? no source says")) if mark in cells]
+    if told:
+        print(f"DTYPES: {', '.join(told)}")
 
 
 def _print_reasons(found: Sequence[Device]) -> None:
@@ -64,4 +123,6 @@ def _print_reasons(found: Sequence[Device]) -> None:
 
 
 def _fields(device: Device) -> dict[str, object]:
-    return {name: getattr(device, name) for name in device.__struct_fields__}
+    fields: dict[str, object] = {name: getattr(device, name) for name in device.__struct_fields__}
+    capabilities = {dtype.value: level.value for dtype, level in _levels(device).items()}
+    return {"selector": device.selector, **fields, "capabilities": capabilities}

@@ -36,11 +36,13 @@ from xinf.cli.options import (
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
+from xinf.cli.verdict import check_wish, find_facts
 from xinf.cli.wish import choose_name, make_deployment, make_spec
 from xinf.core.records import DeploymentRecord, ReplicaRecord
 from xinf.core.units import parse_seconds
 
 if TYPE_CHECKING:
+    from xinf.registry import ModelFacts
     from xinf.serve import Applied
 
 
@@ -74,7 +76,8 @@ def launch(
     """Deploy a model and watch it become ready.
 
     Launching the same again changes nothing; launching it differently replaces its engines without a gap. Ctrl-C ends
-    the watching, not the deployment.
+    the watching, not the deployment. What no connected device can run is refused before anything is written:
+    `xinf devices --compat MODEL` says why.
     """
     session = open_session(config, data_dir, server, settings=settings)
     chosen = choose_name(name, model)
@@ -104,9 +107,10 @@ def launch(
         priority=priority,
         shares=share,
     )
+    facts = find_facts(session.config, spec)
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
-        applied, made = run(_launch(session, wish, screen, must_wait=not no_wait, timeout_s=timeout_s))
+        applied, made = run(_launch(session, wish, facts, screen, must_wait=not no_wait, timeout_s=timeout_s))
     except KeyboardInterrupt:
         screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
         raise typer.Exit(INTERRUPTED) from None
@@ -117,7 +121,13 @@ def launch(
 
 
 async def _launch(
-    session: Session, wish: DeploymentRecord, screen: Screen, *, must_wait: bool, timeout_s: float | None
+    session: Session,
+    wish: DeploymentRecord,
+    facts: ModelFacts | None,
+    screen: Screen,
+    *,
+    must_wait: bool,
+    timeout_s: float | None,
 ) -> tuple[Applied, list[ReplicaRecord]]:
     from xinf.core.records import NodeRecord
     from xinf.meta import Records
@@ -125,11 +135,13 @@ async def _launch(
 
     async with session.store() as store:
         records = Records(store)
+        nodes = [record for record, _ in await records.list(NodeRecord)]
+        check_wish(wish.spec, facts, nodes, screen.line)
         since_s = time.time()
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
         if not must_wait:
-            if not await records.list(NodeRecord):
+            if not nodes:
                 screen.line("no worker is connected: start one with `xinf worker`")
             return applied, []
         async with Follower(store, applied.record, since_s=since_s) as follower:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from xinf.cli.devices import this_host
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -28,6 +29,7 @@ from xinf.cli.options import (
 )
 from xinf.cli.screen import Screen
 from xinf.cli.session import open_session, run
+from xinf.cli.verdict import SIMULATED, check_wish, find_facts
 from xinf.cli.wish import choose_name, make_deployment, make_spec
 from xinf.core.units import parse_seconds
 
@@ -102,6 +104,8 @@ def up(
     )
     wish = make_deployment(spec, name=chosen, replicas=replicas, policy=policy)
     screen = Screen()
+    if spec.engine != SIMULATED:
+        check_wish(spec, find_facts(session.config, spec), (this_host(session),), screen.line)
     timeout_s = parse_seconds(timeout) if timeout else None
     try:
         run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))

@@ -95,7 +95,7 @@ def find_model(config: Config, model: str, engine: str) -> str:
     if engine == "sim" and not Path(model).expanduser().is_dir():
         # It simulates; a name is enough.
         return model
-    return resolve_model(model, models_dir=config.paths.models_dir).location
+    return resolve_model(model, models_dir=config.paths.models_dir, config=config.registry).location
 
 
 def parse_engine_args(texts: Sequence[str]) -> dict[str, ArgValue]:

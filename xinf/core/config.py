@@ -26,6 +26,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 FRONTS = ("granian", "granian-rsgi", "direct")
+HUBS = ("huggingface", "modelscope")
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -89,11 +90,21 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backoff_reset: Seconds
     engines_dir: str
     stop_engines: bool
+    sample_interval: Seconds
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     watchdog_timeout: Seconds
     warmup_timeout: Seconds
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    source: str
+    huggingface_endpoint: str
+    modelscope_endpoint: str
+    offline: bool
+    timeout: Seconds
+    download_workers: Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +118,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store: StoreConfig
     agent: AgentConfig
     engine: EngineConfig
+    registry: RegistryConfig
 
     @property
     def paths(self) -> Paths:
@@ -250,6 +262,8 @@ def _build(values: Mapping[str, object]) -> Config:
         )
     if (front := tree["gateway"]["front"]) not in FRONTS:
         raise ConfigError(f"gateway.front = {front!r} is not one of {', '.join(FRONTS)}", key="gateway.front")
+    if (hub := tree["registry"]["source"]) not in HUBS:
+        raise ConfigError(f"registry.source = {hub!r} is not one of {', '.join(HUBS)}", key="registry.source")
     if bool(tree["gateway"]["tls_cert"]) != bool(tree["gateway"]["tls_key"]):
         raise ConfigError(
             "gateway.tls_cert and gateway.tls_key go together: one of them is empty", key="gateway.tls_cert"

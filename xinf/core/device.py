@@ -59,7 +59,7 @@ class Health(StrEnum):
     """Whether new work may go to the device, and whether what is there may stay."""
 
     OK = "ok"
-    DEGRADED = "degraded"  # too hot, a driver about to be replaced: engines stay, new ones go elsewhere
+    DEGRADED = "degraded"  # slowed down by heat: engines stay, new ones go elsewhere
     NO_DRIVER = "no_driver"
     FAULTY = "faulty"  # its engines move
 
@@ -91,8 +91,8 @@ DEVICE_KINDS: dict[str, Vendor] = {
     "cpu": Vendor.CPU,
 }
 KIND_OF_VENDOR: dict[Vendor, str] = {vendor: kind for kind, vendor in DEVICE_KINDS.items()}
-# Variables that tell an engine which devices are its own; all of them get the same value. Those of MPS and the processor
-# are their engines' business. Source of each: docs/reference/devices.md.
+# Variables that tell an engine which devices are its own; all of them get the same value. Those of MPS and the
+# processor are their engines' business. Source of each: docs/reference/devices.md.
 VISIBLE_ENV: dict[Vendor, tuple[str, ...]] = {
     Vendor.NVIDIA: ("CUDA_VISIBLE_DEVICES",),
     Vendor.AMD: ("ROCR_VISIBLE_DEVICES",),
@@ -121,7 +121,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pci: str | None = None  # "0000:18:00.0": lower case, four-digit domain
     numa: int | None = None
     dev_nodes: tuple[str, ...] = ()
-    # What its VISIBLE_ENV takes for it, told by the vendor's own library or tool; None: an engine cannot be confined to it.
+    # What its VISIBLE_ENV takes for it, told by the vendor's library or tool; None: an engine cannot be confined to it.
     visible: str | None = None
     parent: str | None = None  # uuid of the card that a MIG instance belongs to
     health: Health = Health.OK

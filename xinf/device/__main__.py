@@ -1,39 +1,35 @@
 """The children that ask vendor libraries, in processes that may be lost, and the whole inventory for a person.
 
-python -m xinf.device                               all devices of this host as JSON
-python -m xinf.device inventory VENDOR [ROOT]       one vendor's
-python -m xinf.device sample INTERVAL_S [ROOT]      a line of samples per interval until nobody reads
+python -m xinf.device                                    all devices of this host and how far apart they are, as JSON
+python -m xinf.device inventory VENDOR [ROOT]            one vendor's
+python -m xinf.device read VENDOR INTERVAL_S [ROOT]      a line per interval, and one per event, until nobody reads
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
-import msgspec
-
-from xinf.core.device import Vendor
-from xinf.device.inventory import read_inventory
-from xinf.device.probe import PROBES
-from xinf.device.sampler import write_samples
-
 
 def main(arguments: list[str]) -> None:
-    root = Path(arguments[2]) if len(arguments) > 2 else Path("/")
-    match arguments[:2]:
-        case ["inventory", vendor]:
-            _print(PROBES[Vendor(vendor)].inventory(root))
-        case ["sample", interval_s]:
-            write_samples(float(interval_s), root)
+    match arguments:
+        case ["inventory", vendor, *root] if len(root) < 2:
+            from xinf.device.child import print_inventory
+
+            print_inventory(vendor, Path(*root or "/"))
+        case ["read", vendor, interval_s, *root] if len(root) < 2:
+            from xinf.device.child import print_readings
+
+            print_readings(vendor, float(interval_s), Path(*root or "/"))
         case []:
-            _print(asyncio.run(read_inventory()))
+            import asyncio
+
+            from xinf.device.child import write_line
+            from xinf.device.inventory import read_host
+
+            write_line(asyncio.run(read_host()))
         case _:
             raise SystemExit(__doc__)
-
-
-def _print(content: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The processor as a device: cores this process may use, memory it may fill, instruction sets that engines care about.
 
-Everything is read from /proc and /sys below an injectable root; limits of a cgroup v2 beat what the machine has.
+Everything is read from /proc and /sys below an injectable root; limits of a cgroup v2, the own or one around it, beat
+what the machine has. Version 1 of cgroups is not read: what it limits looks unlimited here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ from xinf.core.device import Device, Sample, Vendor
 # What vLLM's CPU backend and its matrix libraries choose kernels by.
 _ISA = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
-    *("asimd", "bf16", "i8mm", "sve", "sve2"),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
+# /proc/cpuinfo of arm64 names no model. Source of the numbers: util-linux, sys-utils/lscpu-arm.c.
+_ARM_PARTS = {
+    (0x41, 0xD0C): "ARM Neoverse-N1",
+    (0x41, 0xD40): "ARM Neoverse-V1",
+    (0x41, 0xD49): "ARM Neoverse-N2",
+    (0x41, 0xD4F): "ARM Neoverse-V2",
+    (0x48, 0xD01): "HiSilicon Kunpeng-920",
+    (0xC0, 0xAC3): "Ampere-1",
+}
 
 
 class CpuProbe:
@@ -31,8 +41,7 @@ class CpuProbe:
         memory = _meminfo(root).get("MemTotal")
         limit = _read_limit(cgroup, "memory.max")
         bounds = [value for value in (memory, limit) if value is not None]
-        nodes = _numa_nodes(root)
-        extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": max(1, nodes)}
+        extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": max(1, _numa_nodes(root))}
         name, flags = _cpuinfo(root)
         if isa := [flag for flag in _ISA if flag in flags]:
             extra["isa"] = " ".join(isa)
@@ -40,7 +49,7 @@ class CpuProbe:
             vendor=Vendor.CPU,
             index=0,
             uuid=host_uuid(root),
-            name=name or platform.processor() or platform.machine(),
+            name=name or platform.machine(),
             arch=platform.machine(),
             memory_bytes=min(bounds) if bounds else None,
             extra=extra,
@@ -48,15 +57,16 @@ class CpuProbe:
         return (device,)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
-        cgroup = _cgroup_dir(root)
         memory = _meminfo(root)
         total, free = memory.get("MemTotal"), memory.get("MemAvailable")
-        limit, used = _read_limit(cgroup, "memory.max"), _read_limit(cgroup, "memory.current")
-        if limit is not None and used is not None:
+        for directory in _upwards(_cgroup_dir(root)):
+            limit, used = _read_int(directory, "memory.max"), _read_int(directory, "memory.current")
+            if limit is None or used is None:
+                continue
             # Page cache counts into memory.current but is given back under pressure, as MemAvailable knows.
-            used = max(0, used - _inactive_file_bytes(cgroup))
-            free = max(0, limit - used) if free is None else min(free, max(0, limit - used))
+            room = max(0, limit - max(0, used - _inactive_file_bytes(directory)))
             total = limit if total is None else min(total, limit)
+            free = room if free is None else min(free, room)
         return (
             Sample(
                 uuid=host_uuid(root),
@@ -83,14 +93,18 @@ def host_uuid(root: Path = Path("/")) -> str:
 
 
 def _usable_cores(cgroup: Path | None) -> int:
-    cores = len(os.sched_getaffinity(0))
-    if cgroup is None:
-        return cores
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+    """Count the cores of the affinity mask (a cpuset is in it), cut down to the tightest quota; at least one."""
+    # macOS has no affinity to ask for.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for directory in _upwards(cgroup):
+        try:
+            quota, period = (directory / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdigit() and period.isdigit() and int(period):
+            # A part of a core is none: threads beyond the quota are all stopped together until the next period.
+            cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
 
 
 def _meminfo(root: Path) -> dict[str, int]:
@@ -114,19 +128,32 @@ def _cpuinfo(root: Path) -> tuple[str, frozenset[str]]:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "", frozenset()
-    name, flags = "", frozenset[str]()
+    first: dict[str, str] = {}
     for line in lines:
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name" and not name:
-            name = " ".join(value.split())
-        elif key in ("flags", "Features") and not flags:
-            flags = frozenset(value.split())
-    return name, flags
+        key, separator, value = (part.strip() for part in line.partition(":"))
+        if separator:
+            first.setdefault(key, value)
+    name = " ".join(first.get("model name", "").split()) or _arm_name(first)
+    return name, frozenset((first.get("flags") or first.get("Features", "")).split())
+
+
+def _arm_name(fields: dict[str, str]) -> str:
+    try:
+        maker, part = int(fields["CPU implementer"], 0), int(fields["CPU part"], 0)
+    except (KeyError, ValueError):
+        return ""
+    return _ARM_PARTS.get((maker, part), f"arm64 {maker:#04x}:{part:#05x}")
 
 
 def _numa_nodes(root: Path) -> int:
-    directory = root / "sys/devices/system/node"
-    return len([path for path in directory.glob("node[0-9]*") if path.is_dir()])
+    """Count the NUMA nodes that have processors: the memory of some accelerators is a node without any (GB200)."""
+    n_nodes = 0
+    for path in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        try:
+            n_nodes += bool((path / "cpulist").read_text().strip())
+        except OSError:
+            continue
+    return n_nodes
 
 
 def _cgroup_dir(root: Path) -> Path | None:
@@ -137,34 +164,42 @@ def _cgroup_dir(root: Path) -> Path | None:
         return None
     for line in lines:
         if line.startswith("0::"):
-            directory = root / "sys/fs/cgroup" / line[3:].lstrip("/")
+            # Beside version 1 (hybrid) the tree of version 2 lies one level down and has no limits of memory.
+            base = root / "sys/fs/cgroup"
+            directory = base / line[3:].lstrip("/")
             # Inside a container with its own cgroup namespace the path may not exist; its root is then the own one.
-            return directory if directory.is_dir() else root / "sys/fs/cgroup"
+            return directory if directory.is_dir() else base
     return None
+
+
+def _upwards(cgroup: Path | None) -> tuple[Path, ...]:
+    """List a cgroup and those around it, up to the root of the tree."""
+    found: list[Path] = []
+    for directory in () if cgroup is None else (cgroup, *cgroup.parents):
+        found.append(directory)
+        if directory.name == "cgroup" and directory.parent.name == "fs":
+            break
+    return tuple(found)
 
 
 def _read_limit(cgroup: Path | None, name: str) -> int | None:
     """Read a limit, the tightest on the way up to the root; None: unlimited or not to be read."""
-    if cgroup is None:
+    limits = [limit for directory in _upwards(cgroup) if (limit := _read_int(directory, name)) is not None]
+    return min(limits, default=None)
+
+
+def _read_int(directory: Path | None, name: str) -> int | None:
+    """Read a number; None for `max`, or where there is none."""
+    if directory is None:
         return None
-    tightest: int | None = None
-    for directory in (cgroup, *cgroup.parents):
-        try:
-            text = (directory / name).read_text().strip()
-        except OSError:
-            if directory.name == "cgroup":
-                break
-            continue
-        if text.isdigit() and (tightest is None or int(text) < tightest):
-            tightest = int(text)
-        if name == "memory.current" or directory.name == "cgroup":
-            break
-    return tightest
+    try:
+        text = (directory / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
-def _inactive_file_bytes(cgroup: Path | None) -> int:
-    if cgroup is None:
-        return 0
+def _inactive_file_bytes(cgroup: Path) -> int:
     try:
         lines = (cgroup / "memory.stat").read_text().splitlines()
     except OSError:

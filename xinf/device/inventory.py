@@ -16,22 +16,37 @@ import msgspec
 
 from xinf.core.device import Device, Health, Vendor
 from xinf.device.pci import find_pci_functions, without_driver
-from xinf.device.probe import PROBES
+from xinf.device.probe import IN_PROCESS, PROBES
+from xinf.device.reading import Inventory
+from xinf.device.topology import overlay, read_topology
 
 DEADLINE_S = 15.0  # a first NVML start after boot without persistence mode takes up to about ten seconds
 _KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
 
 
+async def read_host(
+    *, deadline_s: float = DEADLINE_S, root: Path = Path("/"), environ: Mapping[str, str] | None = None
+) -> Inventory:
+    """List the host's devices, accelerators first, and their distances.
+
+    Never raises because of a device; takes at most `deadline_s` and a second.
+    """
+    present = [vendor for vendor, probe in PROBES.items() if probe.is_present(root)]
+    answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in present))
+    devices = tuple(device for answer in answers for device in answer.devices)
+    return Inventory(devices=devices, topology=overlay(read_topology(devices, root), *(a.topology for a in answers)))
+
+
 async def read_inventory(
     *, deadline_s: float = DEADLINE_S, root: Path = Path("/"), environ: Mapping[str, str] | None = None
 ) -> tuple[Device, ...]:
-    """List the host's devices, accelerators first. Never raises because of a device; takes at most `deadline_s`."""
-    present = [vendor for vendor, probe in PROBES.items() if probe.is_present(root)]
-    answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in present))
-    return tuple(device for answer in answers for device in answer)
+    """List the host's devices, accelerators first. Never raises because of a device."""
+    return (await read_host(deadline_s=deadline_s, root=root, environ=environ)).devices
 
 
-async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[str, str] | None) -> tuple[Device, ...]:
+async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[str, str] | None) -> Inventory:
+    if vendor in IN_PROCESS:
+        return Inventory(devices=PROBES[vendor].inventory(root))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "xinf.device", "inventory", vendor, str(root)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -58,11 +73,12 @@ async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[s
         how = f"signal {-status}" if status < 0 else f"status {status}"
         return _unanswered(vendor, root, f"the probe ended with {how}: {words[0][:300]}")
     try:
-        return msgspec.json.decode(out, type=tuple[Device, ...])
+        return msgspec.json.decode(out, type=Inventory)
     except msgspec.MsgspecError as error:
         return _unanswered(vendor, root, f"the probe's answer is unreadable: {error}")
 
 
-def _unanswered(vendor: Vendor, root: Path, reason: str) -> tuple[Device, ...]:
+def _unanswered(vendor: Vendor, root: Path, reason: str) -> Inventory:
     functions = [function for function in find_pci_functions(root) if function.vendor is vendor]
-    return tuple(without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))
+    found = (without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))
+    return Inventory(devices=tuple(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class LibraryError(Exception):
@@ -26,7 +27,7 @@ def load_library(names: Sequence[str], *, directories: Sequence[str] = (), root:
     raise LibraryError(complaints[-1] if paths and len(complaints) > len(names) else complaints[0])
 
 
-def find_function(library: ctypes.CDLL, name: str) -> ctypes._NamedFuncPointer:
+def find_function(library: ctypes.CDLL, name: str) -> Any:
     """Find a function. Raises: LibraryError naming it."""
     try:
         return getattr(library, name)

@@ -7,6 +7,7 @@ the `xpu-smi` of another vendor. Source of the class prefixes: gpustack-runtime 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x1D94: Vendor.HYGON,
     0x1D22: Vendor.KUNLUNXIN,
 }
+_ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 
 
@@ -87,6 +89,12 @@ def normalise_address(text: str) -> str:
     """Write a PCI address the way sysfs does: NVML's `00000000:1B:00.0` becomes `0000:1b:00.0`."""
     domain, _, rest = text.strip().lower().partition(":")
     return f"{int(domain, 16):04x}:{rest}"
+
+
+def known_address(text: str) -> str | None:
+    """Write an address that a tool printed the way sysfs does; None if it is none."""
+    match = _ADDRESS.fullmatch(text.strip().lower())
+    return None if match is None else f"{int(match[1], 16):04x}:{match[2]}"
 
 
 def _read_int(path: Path) -> int | None:

@@ -64,14 +64,11 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
         except subprocess.TimeoutExpired as error:
             _end(process)
             raise ToolError(f"{name} did not end within {timeout_s:g} s: look at `dmesg` for the driver") from error
-        if output is None:
-            text = _read(printed.fileno())
-        else:
-            text = _read_file(Path(directory) / output, name)
         if process.returncode != 0:
-            said = (complaint.decode(errors="replace").strip() or text.strip()).splitlines()[-1:]
-            raise ToolError(f"{name} ended with status {process.returncode}: {''.join(said)[:300] or 'it said nothing'}")
-        return text
+            said = complaint.decode(errors="replace").strip() or _read(printed.fileno()).strip()
+            last = "".join(said.splitlines()[-1:])[:300]
+            raise ToolError(f"{name} ended with status {process.returncode}: {last or 'it said nothing'}")
+        return _read(printed.fileno()) if output is None else _read_file(Path(directory) / output, name)
 
 
 def _read(descriptor: int) -> str:

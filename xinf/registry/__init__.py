@@ -1,14 +1,55 @@
-"""What a model is: where it comes from and the few facts of it that need no engine.
+"""What a model is and what can run it: where it comes from, what is known of it, and what devices and engines can do.
 
-Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load, reading
-config.json, and the scripted checkpoint that needs no download. Does not own: loading (the engine's), downloads (the
-engine's hub client, which obeys HF_HUB_OFFLINE), chat templates (xinf/chat).
+Owns: resolving what a user typed (a directory, a hub id, `scripted`) to something an engine can load; the facts of a
+model (parameters, bytes, layers, KV cache, quantization) from config.json and the headers of its weights; fetching a
+model whole (`xinf pull`); the scripted checkpoint that needs no download; the tables of compatibility and the verdict
+on a wish for a device. Does not own: loading (the engine's), chat templates (xinf/chat), probing devices (xinf/device),
+choosing among them (xinf/scheduler).
 
-Invariants: nothing here imports torch or a model library, and nothing goes to the network. A model that is not there is
-a typed error with a remedy, never a guess.
+Invariants: nothing here imports torch or a model library, and importing it imports no hub's client: those come when a
+hub is asked. Facts are read without a byte of the weights. A model that is not there is a typed error with a remedy,
+never a guess; a file may be hostile, and is read within bounds. What no source says of a device is `unknown`, never
+`none`.
 """
 
+from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
+from xinf.registry.download import Download, Progress, download_model
+from xinf.registry.facts import (
+    KvLayers,
+    ModelFacts,
+    Quantization,
+    kv_bytes_per_sequence,
+    kv_bytes_per_token,
+)
+from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
+from xinf.registry.need import Need, need_of
+from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.source import SCRIPTED, ModelFacts, ModelSource, read_facts, resolve_model
+from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
 
-__all__ = ["SCRIPTED", "ModelFacts", "ModelSource", "read_facts", "resolve_model", "write_scripted_model"]
+__all__ = [
+    "SCRIPTED",
+    "Compatibility",
+    "Download",
+    "KvLayers",
+    "ModelFacts",
+    "ModelSource",
+    "Need",
+    "Progress",
+    "Quantization",
+    "Verdict",
+    "capabilities",
+    "download_model",
+    "judge",
+    "judge_spec",
+    "kv_bytes_per_sequence",
+    "kv_bytes_per_token",
+    "need_of",
+    "read_compatibility",
+    "read_facts",
+    "read_model",
+    "refusal_of",
+    "resolve_model",
+    "shipped",
+    "write_scripted_model",
+]

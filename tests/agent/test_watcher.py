@@ -1,0 +1,287 @@
+"""The watcher of devices: from readings to the node's record in a real store, and a whole agent on a fake NVML."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.agent.conftest import WAIT_S, Bench
+from xinf.agent import Agent
+from xinf.agent.process import pids_by_group, read_private_bytes
+from xinf.agent.registration import Registration
+from xinf.agent.watcher import DeviceWatcher, EngineUse
+from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
+from xinf.core.errors import Unavailable
+from xinf.core.records import NODES, EventRecord, NodeRecord, decode_record, encode_record
+from xinf.device import Inventory, Reading, read_host
+from xinf.meta import Compare, KeyValue, Mirror, Put, Store
+
+FAKE_NVML = Path(__file__).resolve().parent.parent / "device" / "fake" / "nvml.c"
+GIB = 1 << 30
+
+
+class Watch:
+    """A registered node and its watcher; the test says what is read and what an inventory finds."""
+
+    def __init__(self, bench: Bench, store: Store) -> None:
+        self.bench = bench
+        self.registration = Registration(store, bench.node, ttl_s=3)
+        self.engines: list[EngineUse] = []
+        self.found = Inventory(devices=bench.node.devices)
+        self.watcher = DeviceWatcher(
+            self.registration, engines=lambda: self.engines, list_devices=self._list, interval_s=0.01, store=store
+        )
+        self.running = asyncio.create_task(self.registration.run())
+
+    async def _list(self) -> Inventory:
+        return self.found
+
+    async def stored(self) -> NodeRecord:
+        found = await self.bench.store.get(NODES + self.bench.node.name)
+        assert found is not None
+        return decode_record(found.value, NodeRecord)
+
+    async def until(self, condition: Callable[[NodeRecord], bool]) -> NodeRecord:
+        async with asyncio.timeout(WAIT_S):
+            while not condition(record := await self.stored()):
+                await asyncio.sleep(0.01)
+        return record
+
+
+@pytest.fixture
+async def watch(bench: Bench) -> AsyncIterator[Watch]:
+    made = Watch(bench, bench.store)
+    await asyncio.wait_for(made.registration.is_registered.wait(), WAIT_S)
+    yield made
+    made.running.cancel()
+    await asyncio.gather(made.running, return_exceptions=True)
+
+
+def event(kind: str, health: Health = Health.OK, uuid: str = "GPU-test-0") -> Reading:
+    told = DeviceEvent(uuid=uuid, t_ns=0, kind=kind, code=79, message="Xid 79: it fell off", health=health)
+    return Reading(vendor=Vendor.NVIDIA, events=(told,))
+
+
+def memory(uuid: str, used_bytes: int, vendor: Vendor = Vendor.NVIDIA) -> Reading:
+    return Reading(vendor=vendor, samples=(Sample(uuid=uuid, t_ns=0, memory_used_bytes=used_bytes),))
+
+
+async def test_event_is_in_the_record_and_recovery_takes_it_out(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    marked = (await watch.stored()).devices
+    assert [(device.health, device.reason) for device in marked[:2]] == [
+        (Health.FAULTY, "Xid 79: it fell off"),
+        (Health.OK, None),
+    ]
+    await watch.watcher.take(event("recovered"))
+    assert (await watch.stored()).devices == watch.bench.node.devices
+
+
+async def test_record_stays_under_its_lease(watch: Watch) -> None:
+    before = await watch.bench.store.get(NODES + watch.bench.node.name)
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    after = await watch.bench.store.get(NODES + watch.bench.node.name)
+    assert before is not None
+    assert after is not None
+    assert after.lease == before.lease is not None
+    assert after.mod_revision > before.mod_revision
+
+
+async def test_readings_that_change_nothing_write_nothing(watch: Watch) -> None:
+    await watch.watcher.take(memory("GPU-test-0", 2 * GIB))
+    before = (await watch.bench.store.status()).revision
+    for used in (2 * GIB + 1, 2 * GIB + (200 << 20), 2 * GIB - (200 << 20)):
+        await watch.watcher.take(memory("GPU-test-0", used))
+    assert (await watch.bench.store.status()).revision == before
+    assert (await watch.stored()).foreign_bytes == {"GPU-test-0": 2 * GIB}
+
+
+async def test_device_that_the_node_does_not_have_is_left_out(watch: Watch) -> None:
+    await watch.watcher.take(memory("GPU-elsewhere", 2 * GIB))
+    assert (await watch.stored()).foreign_bytes == {}
+
+
+async def test_what_our_engines_use_is_not_foreign(watch: Watch) -> None:
+    own = read_private_bytes(os.getpid())
+    assert own > 10 << 20
+    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
+    watch.engines = [EngineUse(leader_pid=group, device_uuids=())]
+    everything = sum(read_private_bytes(pid) for pid in pids_by_group()[group])
+    await watch.watcher.take(memory("CPU-test", everything + 2 * GIB, Vendor.CPU))
+    foreign = (await watch.stored()).foreign_bytes["CPU-test"]
+    assert foreign == pytest.approx(2 * GIB, abs=256 << 20)
+
+
+class Meddler:
+    """A store in which somebody else changes the record just before a transaction of the agent."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.n_edits = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def get(self, key: str) -> KeyValue | None:
+        found = await self._store.get(key)
+        if found is not None and self.n_edits:
+            self.n_edits -= 1
+            record = decode_record(found.value, NodeRecord)
+            edited = msgspec.structs.replace(record, labels={"edit": str(self.n_edits)})
+            compare = Compare(key, found.mod_revision)
+            assert (await self._store.txn([compare], [Put(key, encode_record(edited), found.lease)])).succeeded
+        return found
+
+
+async def test_neither_writer_loses_what_it_wrote(bench: Bench) -> None:
+    store = Meddler(bench.store)
+    watch = Watch(bench, store)  # type: ignore[arg-type]
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+    store.n_edits = 3
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    record = await watch.stored()
+    watch.running.cancel()
+    await asyncio.gather(watch.running, return_exceptions=True)
+    assert (record.labels, record.devices[0].health) == ({"edit": "0"}, Health.FAULTY)
+    assert watch.registration.record == record
+
+
+class Outage:
+    """A store that cannot be reached while `is_down`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.is_down = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def get(self, key: str) -> KeyValue | None:
+        if self.is_down:
+            raise Unavailable("the store is away")
+        return await self._store.get(key)
+
+
+async def test_what_could_not_be_written_comes_with_a_later_renewal(bench: Bench) -> None:
+    store = Outage(bench.store)
+    watch = Watch(bench, store)  # type: ignore[arg-type]
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+    store.is_down = True
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    assert (await watch.stored()).devices[0].health is Health.OK
+    store.is_down = False
+    await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
+    watch.running.cancel()
+    await asyncio.gather(watch.running, return_exceptions=True)
+
+
+async def test_new_driver_has_the_devices_listed_anew(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    newer = msgspec.structs.replace(first, driver="600.10")
+    distance = Topology(pairs=((first.uuid, second.uuid, Distance.LINK),))
+    watch.found = Inventory(devices=(newer, second, cpu), topology=distance)
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    await watch.watcher.take(event("driver"))
+    record = await watch.until(lambda record: record.devices[0].driver == "600.10")
+    assert record.devices[0].health is Health.OK, "what happened under the old driver is over"
+    assert record.topology.between(first.uuid, second.uuid) is Distance.LINK
+
+
+async def test_reading_that_cannot_be_handled_does_not_end_the_watch(watch: Watch) -> None:
+    async def readings() -> AsyncIterator[Reading]:
+        yield memory("GPU-test-0", 2 * GIB)
+        yield event("xid", Health.FAULTY)
+
+    def fail() -> list[EngineUse]:
+        raise OSError("no /proc for a moment")
+
+    watch.watcher._engines = fail
+    await watch.watcher.run(readings())
+    assert (await watch.stored()).devices[0].health is Health.FAULTY
+
+
+@pytest.fixture
+def nvidia_root(tmp_path: Path) -> Path:
+    """A root with one NVIDIA card on its bus."""
+    directory = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
+    directory.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030200"), ("device", "0x2b85"), ("numa_node", "0")):
+        (directory / name).write_text(f"{text}\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       131072 kB\nMemAvailable:    65536 kB\n")
+    return tmp_path
+
+
+async def test_agent_marks_a_card_that_fell_off_the_bus(
+    bench: Bench, nvidia_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "lib"
+    library.mkdir()
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library / "libnvidia-ml.so.1"), str(FAKE_NVML)]
+    subprocess.run(command, check=True, timeout=60)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+    monkeypatch.setenv("FAKE_NVML", "5090")
+    host = await read_host(root=nvidia_root)
+    card = host.devices[0]
+    assert (card.vendor, card.health) == (Vendor.NVIDIA, Health.OK)
+    monkeypatch.setenv("FAKE_NVML_EVENTS", "8:79")
+    node = msgspec.structs.replace(bench.node, devices=host.devices)
+    settings = msgspec.structs.replace(bench.config.agent, sample_interval=0.1)
+    config = msgspec.structs.replace(bench.config, agent=settings)
+    nodes = Mirror(bench.store, NODES, NodeRecord)
+    await nodes.start()
+    agent = Agent(bench.store, config, node, root=nvidia_root)
+    running = asyncio.create_task(agent.run())
+    try:
+        await nodes.wait(lambda items: _is_marked(nodes.get(node.name), card), WAIT_S)
+    finally:
+        await agent.stop(stop_engines=False)
+        await asyncio.gather(running, return_exceptions=True)
+        await nodes.stop()
+
+
+def _is_marked(record: NodeRecord | None, card: Device) -> bool:
+    device = next((found for found in record.devices if found.uuid == card.uuid), None) if record else None
+    return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+
+
+async def events(watch: Watch) -> list[tuple[str, str, str | None, str, int]]:
+    found = [record for record, _ in await watch.bench.records.list(EventRecord)]
+    return [(record.kind, record.object, record.node, record.message, record.count) for record in found]
+
+
+async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    await watch.watcher.take(event("recovered"))
+    name = watch.bench.node.name
+    assert sorted(await events(watch)) == [
+        ("device_faulty", "cuda:0", name, "Xid 79: it fell off", 1),
+        ("device_ok", "cuda:0", name, "it is well again", 1),
+        ("recovered", "cuda:0", name, "Xid 79: it fell off", 1),
+        ("xid", "cuda:0", name, "Xid 79: it fell off", 2),
+    ]
+
+
+async def test_heat_that_comes_and_goes_is_one_event_with_a_count(watch: Watch) -> None:
+    for health, reason in [(Health.DEGRADED, "too hot"), (Health.OK, None)] * 3:
+        hot = Sample(uuid="GPU-test-0", t_ns=0, health=health, reason=reason)
+        await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+    assert [(kind, message, count) for kind, _, _, message, count in sorted(await events(watch))] == [
+        ("device_degraded", "too hot", 3),
+        ("device_ok", "it is well again", 3),
+    ]
+
+
+async def test_fault_counts_before_heat(watch: Watch) -> None:
+    hot = Sample(uuid="GPU-test-0", t_ns=0, health=Health.DEGRADED, reason="too hot")
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+    assert (await watch.stored()).devices[0].health is Health.DEGRADED
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    assert (await watch.stored()).devices[0].health is Health.FAULTY

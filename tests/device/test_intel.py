@@ -1,0 +1,331 @@
+"""Intel's GPUs through a fake Level Zero and a fake xpu-smi; see fake/level_zero.c for what it proves."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.device.fake_tool import FakeTools
+from tests.device.gpu_tree import GpuTree
+from tests.device.mutations import FAILURES, Damage, Failure, damages, reorder_json, truncate_json
+from xinf.core.device import Device, Health, Vendor
+from xinf.device import PROBES, intel_structs
+from xinf.device.intel import IntelProbe
+from xinf.device.intel_tool import parse_detail, parse_discovery, parse_stats
+from xinf.device.tool import FormatError, ToolError
+
+Read = Callable[[str], str]
+FLEX, GRAPHICS, NPU = "0000:4d:00.0", "0000:00:02.0", "0000:00:0b.0"
+DISCOVERY, DETAIL = "xpu-smi-1.2.39-discovery-flex170.json", "xpu-smi-1.2.39-discovery-d-flex170.json"
+STATS, STATS_OF_TILES = "xpu-smi-1.2.39-stats-flex170.json", "xpu-smi-1.3.1-stats-max1550.json"
+UUID = "00000000-0000-0000-0000-151413121110"
+KUNLUN = "| XPU-SMI               Driver Version: 5.0.21.26    XPU-RT Version: 5.0.21   |\n"
+# sizeof and offsetof of the C compiler, by the names that fake/level_zero.c gives them.
+LAYOUT: list[tuple[str, type[ctypes.Structure], dict[str, str]]] = [
+    (
+        "ze_device_properties_t",
+        intel_structs.DeviceProperties,
+        {"flags": "flags", "maxMemAllocSize": "max_mem_alloc_size", "timerResolution": "timer_resolution"}
+        | {"uuid": "uuid", "name": "name"},
+    ),
+    ("ze_device_memory_properties_t", intel_structs.MemoryProperties, {"totalSize": "total_size", "name": "name"}),
+    ("zes_pci_properties_t", intel_structs.PciProperties, {"address": "address"}),
+    (
+        "zes_device_properties_t",
+        intel_structs.SysmanProperties,
+        {"core": "core", "numSubdevices": "subdevices", "driverVersion": "driver_version"},
+    ),
+    ("zes_device_state_t", intel_structs.DeviceState, {"reset": "reset"}),
+    ("zes_mem_state_t", intel_structs.MemoryState, {"health": "health", "free": "free", "size": "size"}),
+    ("zes_engine_stats_t", intel_structs.Counter, {}),
+    ("zes_ras_state_t", intel_structs.RasState, {"category": "category"}),
+]
+
+
+@pytest.fixture
+def flex(gpu_tree: GpuTree) -> GpuTree:
+    """A host with a Flex 170, a processor with graphics and an NPU."""
+    gpu_tree.add_card(FLEX, vendor=0x8086, device=0x56C0, driver="i915", pci_class=0x038000, numa=1)
+    (gpu_tree.root / "sys/bus/pci/devices" / FLEX / "drm/renderD129").mkdir(parents=True)
+    gpu_tree.add_card(GRAPHICS, vendor=0x8086, device=0x4680, driver="i915", pci_class=0x030000)
+    gpu_tree.add_card(NPU, vendor=0x8086, device=0x7D1D, driver="intel_vpu", pci_class=0x120000)
+    return gpu_tree
+
+
+@pytest.fixture
+def level_zero(flex: GpuTree, fake_library: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> GpuTree:
+    """The same with a Level Zero loader; FAKE_ZE says how it answers."""
+    target = flex.root / "usr/lib/x86_64-linux-gnu/libze_loader.so.1"
+    target.parent.mkdir(parents=True)
+    shutil.copy(fake_library("level_zero.c", "libze_loader.so.1") / "libze_loader.so.1", target)
+    monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
+    return flex
+
+
+def add_xpu_smi(fake_tool: FakeTools, read: Read, stats: str = STATS) -> None:
+    fake_tool.add(
+        "xpu-smi",
+        {"discovery -j": read(DISCOVERY), "discovery -d 0 -j": read(DETAIL), "stats -d 0 -j": read(stats)},
+    )
+
+
+def test_probe_is_registered() -> None:
+    assert isinstance(PROBES[Vendor.INTEL], IntelProbe)
+
+
+def test_discrete_gpu_is_described_by_level_zero(level_zero: GpuTree, fake_tool: FakeTools) -> None:
+    fake_tool.add("xpu-smi", {"*": "must not be asked"})
+    (device,) = IntelProbe().inventory(level_zero.root)
+    assert device == Device(
+        vendor=Vendor.INTEL,
+        index=0,
+        uuid=UUID,
+        name="Intel(R) Data Center GPU Flex 170",
+        arch="dg2",
+        memory_bytes=14193102848,
+        driver="I915_25.2.23_PSB_250224.30",
+        pci=FLEX,
+        numa=1,
+        dev_nodes=("/dev/dri/renderD129",),
+        visible="0",
+    )
+    assert fake_tool.calls("xpu-smi") == []
+
+
+def test_processors_graphics_and_npu_are_no_devices(gpu_tree: GpuTree) -> None:
+    gpu_tree.add_card(GRAPHICS, vendor=0x8086, device=0x4680, driver="i915", pci_class=0x030000)
+    gpu_tree.add_card(NPU, vendor=0x8086, device=0x7D1D, driver="intel_vpu", pci_class=0x120000)
+    assert not IntelProbe().is_present(gpu_tree.root)
+    assert IntelProbe().inventory(gpu_tree.root) == ()
+
+
+def test_integrated_gpu_elsewhere_is_known_by_level_zeros_flag(level_zero: GpuTree) -> None:
+    address = level_zero.root / "sys/bus/pci/devices" / GRAPHICS
+    (address / "device").write_text("0x56a0\n")  # as if a virtual machine showed a card there
+    assert [device.pci for device in IntelProbe().inventory(level_zero.root)] == [FLEX]
+
+
+def test_card_at_the_processors_address_is_one_where_its_number_says_so(gpu_tree: GpuTree) -> None:
+    gpu_tree.add_card(GRAPHICS, vendor=0x8086, device=0xE20B, driver="vfio-pci", pci_class=0x030000)
+    (device,) = IntelProbe().inventory(gpu_tree.root)
+    assert (device.pci, device.health) == (GRAPHICS, Health.NO_DRIVER)
+    assert "vfio-pci is bound to it" in str(device.reason)
+
+
+def test_virtual_function_is_no_device(flex: GpuTree) -> None:
+    directory = flex.add_card("0000:4d:00.1", vendor=0x8086, device=0x56C0, driver=None, pci_class=0x038000)
+    (directory / "physfn").symlink_to(directory.parent / FLEX)
+    assert [device.pci for device in IntelProbe().inventory(flex.root)] == [FLEX]
+
+
+def test_tiles_make_one_device_with_both_places(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max")
+    shutil.rmtree(level_zero.root / "sys/bus/pci/devices" / FLEX)
+    for address in ("0000:29:00.0", "0000:9a:00.0"):
+        level_zero.add_card(address, vendor=0x8086, device=0x0BD5, driver="i915", pci_class=0x038000)
+    first, second = IntelProbe().inventory(level_zero.root)
+    assert [(d.arch, d.memory_bytes, d.visible) for d in (first, second)] == [
+        ("pvc", 137438953472, "0,1"),
+        ("pvc", 137438953472, "2,3"),
+    ]
+    assert first.uuid != second.uuid
+    samples = IntelProbe().sample(level_zero.root)
+    assert [(s.uuid, s.memory_used_bytes, s.temp_c) for s in samples] == [
+        (first.uuid, 2 << 30, 52.0),
+        (second.uuid, 2 << 30, 52.0),
+    ]
+
+
+def test_second_driver_makes_places_unknown(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ZE", "two_drivers")
+    assert IntelProbe().inventory(level_zero.root)[0].visible is None
+
+
+def test_own_mask_does_not_hide_devices(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "1")
+    assert IntelProbe().inventory(level_zero.root)[0].visible == "0"
+
+
+def test_loader_without_sysman_still_describes(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ZE", "old")
+    (device,) = IntelProbe().inventory(level_zero.root)
+    assert (device.memory_bytes, device.driver, device.uuid) == (14193102848, "i915", UUID)
+
+
+@pytest.mark.parametrize(("scenario", "words"), [("none", "libze_intel_gpu"), ("denied", "group render")])
+def test_level_zero_that_does_not_start_is_the_reason(
+    level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch, scenario: str, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_ZE", scenario)
+    (device,) = IntelProbe().inventory(level_zero.root)
+    assert (device.health, device.uuid, device.memory_bytes) == (Health.NO_DRIVER, "PCI-0000-4d-00.0", None)
+    assert words in str(device.reason)
+    assert "xpu-smi is not there" in str(device.reason)
+
+
+def test_tool_describes_where_level_zero_is_not_there(
+    flex: GpuTree, fake_tool: FakeTools, device_fixture: Read
+) -> None:
+    add_xpu_smi(fake_tool, device_fixture)
+    (device,) = IntelProbe().inventory(flex.root)
+    assert (device.uuid, device.name) == (UUID, "Intel(R) Data Center GPU Flex 170")
+    assert (device.memory_bytes, device.driver) == (14193102848, "I915_23.10.15_PSB_231020")
+    assert (device.visible, device.health) == (None, Health.OK)
+    assert fake_tool.calls("xpu-smi") == ["discovery -j", "discovery -d 0 -j"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failing_tool_is_named_in_the_reason(flex: GpuTree, fake_tool: FakeTools, failure: Failure) -> None:
+    fake_tool.add("xpu-smi", {"*": ""}, failure=failure)
+    (device,) = IntelProbe(timeout_s=0.3).inventory(flex.root)
+    assert device.health is Health.NO_DRIVER
+    assert "Level Zero:" in str(device.reason)
+    assert "xpu-smi" in str(device.reason)
+
+
+def test_kunlunxins_tool_of_that_name_is_refused(flex: GpuTree, fake_tool: FakeTools) -> None:
+    fake_tool.add("xpu-smi", {"*": KUNLUN})
+    (device,) = IntelProbe().inventory(flex.root)
+    assert "not Intel's xpu-smi" in str(device.reason)
+
+
+def test_rates_come_with_the_second_sample(level_zero: GpuTree) -> None:
+    probe = IntelProbe()
+    (first,), (second,) = probe.sample(level_zero.root), probe.sample(level_zero.root)
+    assert (first.util_pct, first.power_w) == (None, None)
+    assert (second.util_pct, second.power_w) == (30.0, 87.5)
+    assert (second.uuid, second.memory_used_bytes, second.memory_free_bytes) == (UUID, 1 << 30, 14193102848 - (1 << 30))
+    assert (second.temp_c, second.ecc_uncorrected, second.health) == (47.0, 0, Health.OK)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [("lost", "the driver lost it"), ("wedged", "needs a reset"), ("bad_memory", "should be replaced")],
+)
+def test_sample_says_what_is_wrong(
+    level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch, scenario: str, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_ZE", scenario)
+    (sample,) = IntelProbe().sample(level_zero.root)
+    assert sample.health is Health.FAULTY
+    assert words in str(sample.reason)
+
+
+def test_new_hardware_errors_make_it_faulty(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = IntelProbe()
+    assert probe.sample(level_zero.root)[0].health is Health.OK
+    monkeypatch.setenv("FAKE_ZE", "errors")
+    (sample,) = probe.sample(level_zero.root)
+    assert (sample.health, sample.ecc_uncorrected) == (Health.FAULTY, 3)  # resets and driver errors are not counted
+
+
+def test_sample_is_of_the_tool_where_level_zero_is_not_there(
+    flex: GpuTree, fake_tool: FakeTools, device_fixture: Read
+) -> None:
+    add_xpu_smi(fake_tool, device_fixture)
+    probe = IntelProbe()
+    (sample,) = probe.sample(flex.root)
+    assert (sample.uuid, sample.memory_used_bytes, sample.memory_free_bytes) == (UUID, 1024 << 20, None)
+    assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (41.5, 52.0, 87.25, 0)
+    probe.sample(flex.root)
+    assert fake_tool.calls("xpu-smi") == ["discovery -j", "stats -d 0 -j", "stats -d 0 -j"]
+
+
+def test_sample_says_why_it_is_none(flex: GpuTree) -> None:
+    with pytest.raises(ToolError, match="xpu-smi is not there"):
+        IntelProbe().sample(flex.root)
+
+
+@pytest.mark.parametrize(("name", "struct", "fields"), LAYOUT, ids=[entry[0] for entry in LAYOUT])
+def test_structs_are_laid_out_as_in_c(
+    name: str,
+    struct: type[ctypes.Structure],
+    fields: dict[str, str],
+    fake_library: Callable[[str, str], Path],
+) -> None:
+    layout = ctypes.CDLL(str(fake_library("level_zero.c", "libze_loader.so.1") / "libze_loader.so.1")).fake_layout
+    layout.restype = ctypes.c_long
+    assert ctypes.sizeof(struct) == layout(name.encode())
+    for theirs, ours in fields.items():
+        assert getattr(struct, ours).offset == layout(f"{name}.{theirs}".encode()), ours
+
+
+def test_sizes_are_those_of_the_public_headers() -> None:
+    sizes = {struct.__name__: ctypes.sizeof(struct) for _, struct, _ in LAYOUT}
+    assert sizes == {
+        "DeviceProperties": 368,
+        "MemoryProperties": 296,
+        "PciProperties": 56,
+        "SysmanProperties": 776,
+        "DeviceState": 24,
+        "MemoryState": 40,
+        "Counter": 16,
+        "RasState": 72,
+    }
+
+
+def test_shared_head_has_room_for_the_longest_tail(fake_library: Callable[[str, str], Path]) -> None:
+    layout = ctypes.CDLL(str(fake_library("level_zero.c", "libze_loader.so.1") / "libze_loader.so.1")).fake_layout
+    layout.restype = ctypes.c_long
+    head = intel_structs.TypedProperties
+    assert ctypes.sizeof(head) >= layout(b"zes_temp_properties_t")
+    for theirs, ours in (("type", "type"), ("onSubdevice", "on_subdevice"), ("subdeviceId", "subdevice_id")):
+        assert getattr(head, ours).offset == layout(f"zes_engine_properties_t.{theirs}".encode())
+
+
+def test_functions_for_virtual_machines_are_left_out(device_fixture: Read) -> None:
+    (card,) = parse_discovery(device_fixture(DISCOVERY))
+    assert (card.number, card.address, card.memory_bytes) == (0, FLEX, None)
+
+
+@pytest.mark.parametrize("size", ['"14193102848"', "14193102848"])
+def test_memory_may_be_a_number_or_text(size: str, device_fixture: Read) -> None:
+    (card,) = parse_discovery(device_fixture(DISCOVERY))
+    text = device_fixture(DETAIL).replace('"14193102848"', size)
+    assert parse_detail(text, card).memory_bytes == 14193102848
+
+
+def test_metrics_of_tiles_are_joined(device_fixture: Read) -> None:
+    reading = parse_stats(device_fixture(STATS_OF_TILES))
+    assert (reading.memory_used_bytes, reading.util_pct) == (1280 << 20, 40.0)
+    assert (reading.temp_c, reading.power_w, reading.ecc_uncorrected) == (44.5, 402.5, None)
+
+
+@pytest.mark.parametrize("name", [STATS, STATS_OF_TILES])
+def test_order_of_keys_does_not_matter(name: str, device_fixture: Read) -> None:
+    assert parse_stats(reorder_json(device_fixture(name))) == parse_stats(device_fixture(name))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*damages('"device_list"', '"device_id"', '"pci_bdf_address"'), pytest.param(truncate_json, id="truncated")],
+)
+def test_damaged_discovery_is_refused(damage: Damage, device_fixture: Read) -> None:
+    with pytest.raises(FormatError, match="xpu-smi"):
+        parse_discovery(damage(device_fixture(DISCOVERY)))
+
+
+@pytest.mark.parametrize(
+    "damage", [*damages('"memory_physical_size_byte"'), pytest.param(truncate_json, id="truncated")]
+)
+def test_damaged_detail_is_refused(damage: Damage, device_fixture: Read) -> None:
+    (card,) = parse_discovery(device_fixture(DISCOVERY))
+    with pytest.raises(FormatError, match="xpu-smi"):
+        parse_detail(damage(device_fixture(DETAIL)), card)
+
+
+@pytest.mark.parametrize(
+    "damage", [*damages('"device_level"', "XPUM_STATS_"), pytest.param(truncate_json, id="truncated")]
+)
+def test_damaged_stats_are_refused(damage: Damage, device_fixture: Read) -> None:
+    with pytest.raises(FormatError, match="xpu-smi"):
+        parse_stats(damage(device_fixture(STATS)))
+
+
+def test_error_of_the_tool_is_passed_on() -> None:
+    with pytest.raises(ToolError, match="Level Zero Initialization Error"):
+        parse_discovery('{"error": "Level Zero Initialization Error", "errno": 13}')

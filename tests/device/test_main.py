@@ -1,0 +1,72 @@
+"""`python -m xinf.device` as people and our own readers call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xinf.core.device import Vendor
+from xinf.device import Inventory, Reading
+
+CARD = ("0000:1b:00.0", "0x10de", "0x030200", 1)
+
+
+def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "xinf.device", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+
+
+def test_alone_it_prints_the_whole_host() -> None:
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout, type=Inventory).devices[-1].vendor is Vendor.CPU
+
+
+def test_inventory_of_one_vendor_below_a_root(
+    make_tree: Callable[..., Path], nvml_environ: Callable[[str], Mapping[str, str]]
+) -> None:
+    done = run("inventory", "nvidia", str(make_tree(CARD)), environ=nvml_environ("5090"))
+    assert [device.arch for device in msgspec.json.decode(done.stdout, type=Inventory).devices] == ["sm_120"]
+
+
+def test_reader_ends_when_nobody_reads(
+    make_tree: Callable[..., Path], nvml_environ: Callable[[str], Mapping[str, str]]
+) -> None:
+    command = [sys.executable, "-m", "xinf.device", "read", "nvidia", "0.05", str(make_tree(CARD))]
+    with subprocess.Popen(command, env=nvml_environ("5090"), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert msgspec.json.decode(process.stdout.readline(), type=Reading).samples
+        process.stdout.close()
+        assert process.wait(timeout=30) == 0
+
+
+def test_reader_of_a_library_that_refuses_says_why_and_ends(
+    make_tree: Callable[..., Path], nvml_environ: Callable[[str], Mapping[str, str]]
+) -> None:
+    done = run("read", "nvidia", "60", str(make_tree(CARD)), environ=nvml_environ("not_loaded"))
+    (line,) = done.stdout.splitlines()
+    assert "modprobe" in str(msgspec.json.decode(line, type=Reading).fault)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inventory",), ("read", "nvidia"), ("sample", "5"), ("inventory", "cpu", "/", "x")]
+)
+def test_other_words_get_the_usage(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert b"python -m xinf.device inventory VENDOR [ROOT]" in done.stderr
+
+
+def test_the_binding_is_not_loaded_where_there_is_no_card(make_tree: Callable[..., Path]) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from xinf.device import read_host;"
+        f" asyncio.run(read_host(root=Path({str(make_tree())!r})));"
+        " print(sorted({'pynvml', 'torch', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,181 @@
+"""A hub on loopback that speaks as much of Hugging Face's protocol as its client and ours use.
+
+Proves: that requests are pinned to a commit, ranges are asked for and bounded, tokens go where they should, and what
+becomes of every error and interruption. Cannot prove: that the real hub answers like this. Paths, headers and error
+codes are those that huggingface_hub 2.4 reads (`hf_api.py`, `file_download.py`, `utils/_http.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+COMMIT = "a" * 40
+OLD_COMMIT = "b" * 40
+LFS_FROM = 1000  # bytes
+
+
+class Request(msgspec.Struct, frozen=True):
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+class Hub(msgspec.Struct):
+    """What the hub holds and how it fails."""
+
+    files: dict[str, dict[str, bytes]] = {}  # by commit
+    repository: str = "org/name"
+    branches: dict[str, str] = {}
+    token: str | None = None  # wanted from everybody
+    gated: bool = False
+    ignores_ranges: bool = False
+    status: int | None = None  # answered to everything
+    cut_at: dict[str, list[int]] = {}  # bytes of a body after which the connection ends, one per request
+    wrong_bytes: bool = False
+    url: str = ""
+    requests: list[Request] = []
+
+    def gets(self, name: str) -> list[str | None]:
+        """Ranges of the requests for a file."""
+        return [
+            request.range for request in self.requests if request.method == "GET" and request.path.endswith(f"/{name}")
+        ]
+
+
+@contextmanager
+def serve(files: dict[str, bytes], **settings: object) -> Iterator[Hub]:
+    """Run a hub with one repository whose `main` is at COMMIT."""
+    hub = Hub(files={COMMIT: files}, branches={"main": COMMIT}, cut_at={}, requests=[])
+    for name, value in settings.items():
+        setattr(hub, name, value)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing: tests print what they need."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(
+            Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
+        if self.hub.status is not None:
+            return self._fail(self.hub.status, None, "broken")
+        if api := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+            return self._info(api[1], api[2])
+        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(file[1], file[2], file[3])
+        return self._fail(404, None, "no such route")
+
+    def _commit(self, repository: str, revision: str | None) -> str | None:
+        """The commit, or None after an error was answered."""
+        if repository != self.hub.repository:
+            return self._fail(404, "RepoNotFound", "Repository Not Found")
+        if self.hub.token is not None and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self._fail(401, "RepoNotFound", "Invalid username or password.")
+        commit = self.hub.branches.get(revision or "main", revision)
+        if commit not in self.hub.files:
+            return self._fail(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return commit
+
+    def _info(self, repository: str, revision: str | None) -> None:
+        commit = self._commit(repository, revision)
+        if commit is None:
+            return
+        siblings = [
+            {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            | (
+                {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
+                if _is_lfs(content)
+                else {}
+            )
+            for name, content in self.hub.files[commit].items()
+        ]
+        body = json.dumps({"id": repository, "modelId": repository, "sha": commit, "siblings": siblings}).encode()
+        self._send(200, body, {"Content-Type": "application/json"})
+
+    def _file(self, repository: str, revision: str, name: str) -> None:
+        commit = self._commit(repository, revision)
+        if commit is None:
+            return
+        if self.hub.gated:
+            self._fail(403, "GatedRepo", "Access to model is restricted and you are not in the authorized list.")
+            return
+        content = self.hub.files[commit].get(name)
+        if content is None:
+            self._fail(404, "EntryNotFound", "Entry not found")
+            return
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        if _is_lfs(content):
+            headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if self.hub.wrong_bytes:
+            content = bytes(len(content))
+        if wanted is None or self.hub.ignores_ranges:
+            self._send(200, content, headers, name)
+            return
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        if first >= len(content):
+            self._fail(416, None, "range")
+            return
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(206, content[first : last + 1], headers, name)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], name: str = "") -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        cuts = self.hub.cut_at.get(name)
+        if cuts:
+            body = body[: cuts.pop(0)]
+            self.close_connection = True
+        try:
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            # The reader has what it wants.
+            self.close_connection = True
+
+    def _fail(self, status: int, code: str | None, message: str) -> None:
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self._send(status, json.dumps({"error": message}).encode(), headers)
+
+
+def _is_lfs(content: bytes) -> bool:
+    return len(content) >= LFS_FROM
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

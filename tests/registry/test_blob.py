@@ -1,0 +1,104 @@
+"""One large file, fetched by ranges."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from xinf.core.errors import Conflict, Unavailable
+from xinf.registry.blob import Answer, fetch, take
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """Gives `step` bytes for each request, then breaks; `fruitless` requests give nothing at all first."""
+
+    def __init__(self, step: int, *, fruitless: int = 0) -> None:
+        self.step = step
+        self.fruitless = fruitless
+        self.asked: list[str | None] = []
+
+    @contextmanager
+    def ask(self, ranges: str | None) -> Iterator[Answer]:
+        self.asked.append(ranges)
+        begin = int(ranges.removeprefix("bytes=").removesuffix("-")) if ranges else 0
+        if self.fruitless:
+            self.fruitless -= 1
+            raise Unavailable("no answer")
+        yield Answer(is_partial=ranges is not None, chunks=self._chunks(begin))
+
+    def _chunks(self, begin: int) -> Iterator[bytes]:
+        yield CONTENT[begin : begin + self.step]
+        if begin + self.step < len(CONTENT):
+            raise Unavailable("broken")
+
+
+def run(server: Server, path: Path, pauses: list[float] | None = None) -> int:
+    done = 0
+
+    def add(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+
+    waits = [] if pauses is None else pauses
+    fetch(server.ask, path, size=len(CONTENT), sha256=SHA256, on_bytes=add, pause=waits.append)
+    return done
+
+
+def test_every_break_is_resumed_without_a_wait_while_bytes_come(tmp_path: Path) -> None:
+    server, pauses = Server(3000), []
+    assert run(server, tmp_path / "b", pauses) == len(CONTENT)
+    assert (tmp_path / "b").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
+    assert pauses == []
+
+
+def test_tries_that_bring_nothing_wait_longer_and_end(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    assert run(Server(6000, fruitless=3), tmp_path / "a", pauses) == len(CONTENT)
+    assert pauses == [0.5, 1.0, 2.0]
+    with pytest.raises(Unavailable, match="no answer"):
+        run(Server(6000, fruitless=5), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "b.partial").write_bytes(CONTENT[:4000])
+    server = Server(100_000)
+    assert run(server, tmp_path / "b") == len(CONTENT)
+    assert server.asked == ["bytes=4000-"]
+    assert run(server, tmp_path / "b") == len(CONTENT)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
+def test_leftover_of_something_else_is_thrown_away(left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "b.partial").write_bytes(left)
+    with pytest.raises(Unavailable, match="checksum"):
+        run(Server(100_000), tmp_path / "b")
+    assert run(Server(100_000), tmp_path / "b") == len(CONTENT)
+
+
+def test_only_one_process_fetches_a_file(tmp_path: Path) -> None:
+    with (tmp_path / "b.partial").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="another process"):
+            run(Server(100), tmp_path / "b")
+
+
+def test_take_reads_no_more_than_it_needs() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"0123456789"
+        yield b"abcdefghij"
+        raise AssertionError("too far")
+
+    assert take(Answer(is_partial=False, chunks=chunks()), 4, skip=8) == b"89ab"
+    with pytest.raises(Unavailable, match="ignores ranges"):
+        take(Answer(is_partial=False, chunks=chunks()), 4, skip=1 << 30)

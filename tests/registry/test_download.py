@@ -1,0 +1,138 @@
+"""Whole downloads from a hub on loopback: resumed, verified, where engines look for them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.registry.hub import COMMIT, OLD_COMMIT, serve
+from tests.registry.test_huggingface import environ
+from tests.registry.test_reader import LLAMA
+from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
+from xinf.registry import Progress, download_model, resolve_model
+
+WEIGHTS = random.Random(5).randbytes(3 << 20)
+FILES = {
+    "config.json": json.dumps(LLAMA).encode(),
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"x" * 5000,
+    "README.md": b"hello",
+    "original/params.json": b"{}",
+}
+WANTED = {"config.json", "model.safetensors", "README.md"}
+
+
+def test_model_lands_where_engines_look_for_it(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with serve(FILES) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env, on_progress=seen.append)
+    assert done.revision == COMMIT
+    assert done.directory == tmp_path / "cache" / "models--org--name" / "snapshots" / COMMIT
+    assert {path.name for path in done.directory.iterdir()} == WANTED
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert (done.n_files, done.n_bytes) == (3, sum(len(FILES[name]) for name in WANTED))
+    assert (seen[-1].done_bytes, seen[-1].total_bytes) == (done.n_bytes, done.n_bytes)
+    source = resolve_model("org/name", models_dir=tmp_path, environ={**env, "HF_HUB_OFFLINE": "1"})
+    assert source.directory == done.directory
+
+
+def test_connection_that_breaks_is_resumed_where_it_broke(tmp_path: Path) -> None:
+    with serve(FILES, cut_at={"model.safetensors": [1 << 20, 1 << 20]}) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        ranges = hub.gets("model.safetensors")
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert ranges == [None, f"bytes={1 << 20}-", f"bytes={2 << 20}-"]
+
+
+def test_download_that_was_given_up_goes_on_in_the_next_process(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with serve(FILES, cut_at={"model.safetensors": [1 << 20]}) as hub:
+        env = environ(hub, tmp_path)
+
+        def stop(progress: Progress) -> None:
+            if progress.name == "model.safetensors" and progress.done_bytes >= 1 << 20:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            download_model("org/name", environ=env, on_progress=stop)
+        hub.requests.clear()
+        hub.cut_at.clear()
+        done = download_model("org/name", environ=env, on_progress=seen.append)
+        (resumed,) = hub.gets("model.safetensors")
+    assert resumed is not None
+    assert resumed.startswith("bytes=")
+    assert int(resumed.removeprefix("bytes=").removesuffix("-")) >= 1 << 20
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert seen[-1].done_bytes == seen[-1].total_bytes
+
+
+def test_second_download_asks_for_no_file(tmp_path: Path) -> None:
+    with serve(FILES) as hub:
+        first = download_model("org/name", environ=environ(hub, tmp_path))
+        hub.requests.clear()
+        assert download_model("org/name", environ=environ(hub, tmp_path)) == first
+        assert [request.path for request in hub.requests] == ["/api/models/org/name"]
+
+
+def test_server_without_ranges_starts_again_and_ends_right(tmp_path: Path) -> None:
+    with serve(FILES, ignores_ranges=True, cut_at={"model.safetensors": [1 << 20]}) as hub:
+        seen: list[Progress] = []
+        done = download_model("org/name", environ=environ(hub, tmp_path), on_progress=seen.append)
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert seen[-1].done_bytes == seen[-1].total_bytes
+
+
+def test_wrong_content_is_never_given_to_an_engine(tmp_path: Path) -> None:
+    with serve(FILES, wrong_bytes=True) as hub, pytest.raises(Unavailable, match="another checksum"):
+        download_model("org/name", environ=environ(hub, tmp_path))
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20] == []
+
+
+def test_revision_is_held_for_all_files_and_remembered(tmp_path: Path) -> None:
+    old = {**FILES, "README.md": b"old"}
+    with serve(FILES) as hub:
+        hub.files[OLD_COMMIT] = old
+        hub.branches["v1"] = OLD_COMMIT
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env, revision="v1")
+        assert done.revision == OLD_COMMIT
+        assert (done.directory / "README.md").read_bytes() == b"old"
+        # The same weights: they are here already.
+        hub.requests.clear()
+        new = download_model("org/name", environ=env)
+        assert hub.gets("model.safetensors") == []
+    offline = {**env, "HF_HUB_OFFLINE": "1"}
+    assert resolve_model("org/name@v1", models_dir=tmp_path, environ=offline).directory == done.directory
+    assert resolve_model("org/name", models_dir=tmp_path, environ=offline).directory == new.directory
+
+
+def test_gated_model_is_refused_and_offline_nothing_is_asked(tmp_path: Path) -> None:
+    with serve(FILES, gated=True) as hub:
+        with pytest.raises(PermissionDenied, match="gated"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        hub.requests.clear()
+        with pytest.raises(Unavailable, match="offline"):
+            download_model("org/name", environ=environ(hub, tmp_path, HF_HUB_OFFLINE="1"))
+        assert hub.requests == []
+
+
+def test_repository_of_something_else_is_refused_before_a_byte(tmp_path: Path) -> None:
+    with serve({"model.gguf": WEIGHTS}) as hub:
+        with pytest.raises(InvalidRequest, match=r"no config\.json"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert hub.gets("model.gguf") == []
+
+
+def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:
+    with serve({**FILES, "../evil.json": b"x", "/etc/evil.json": b"x", "a/../../evil": b"x"}) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        assert {path.name for path in done.directory.iterdir()} == WANTED
+        hub.files["../../../evil"] = hub.files.pop(COMMIT)
+        hub.branches["main"] = "../../../evil"
+        with pytest.raises(Unavailable, match="does not answer as a hub"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+    assert [path for path in tmp_path.rglob("*evil*") if "cache" not in path.name] == []

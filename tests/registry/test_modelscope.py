@@ -1,0 +1,202 @@
+"""ModelScope through its own client, against a hub on loopback.
+
+The hub here speaks as much of `/api/v1` as modelscope-hub 0.5 asks for: the list of files, and files with ranges. It
+proves what becomes of answers and errors; it cannot prove that the real hub answers like this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from tests.registry.test_download import FILES, WANTED, WEIGHTS
+from tests.registry.test_huggingface import repository
+from tests.registry.test_reader import N_PARAMETERS
+from xinf.core.errors import PermissionDenied, Unavailable, UnknownModel
+from xinf.registry import download_model, read_model, resolve_model
+
+NEWEST, OLDER = "c" * 40, "d" * 40
+
+
+class Hub(msgspec.Struct):
+    files: dict[str, bytes]
+    status: int | None = None
+    cut_at: list[int] = []
+    url: str = ""
+    asked: list[tuple[str, str, str | None]] = []  # file or "", revision, range
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        name, revision = query.get("FilePath", ""), query.get("Revision", "")
+        self.hub.asked.append((name, revision, self.headers.get("Range")))
+        if self.hub.status is not None:
+            return self._send(self.hub.status, b'{"Code": 1, "Message": "no"}')
+        if revision not in ("master", NEWEST) or not re.match(r"/api/v1/models/org/name/repo", url.path):
+            return self._send(404, b'{"Code": 10010205001, "Message": "not found"}')
+        if url.path.endswith("/repo/files"):
+            return self._send(200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": self._list()}}).encode())
+        content = self.hub.files.get(name)
+        if content is None:
+            return self._send(404, b'{"Code": 404, "Message": "no file"}')
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted is None:
+            return self._send(200, content)
+        first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
+        return self._send(206, content[first : last + 1])
+
+    def _list(self) -> list[dict[str, object]]:
+        entries: list[dict[str, object]] = [
+            {"Path": "original", "Type": "tree"},
+            {"Path": "../evil", "Type": "blob", "Size": 1},
+        ]
+        for number, (name, content) in enumerate(self.hub.files.items()):
+            entries.append(
+                {
+                    "Path": name,
+                    "Type": "blob",
+                    "Size": len(content),
+                    "Sha256": hashlib.sha256(content).hexdigest(),
+                    "Revision": OLDER if number else NEWEST,
+                    "CommittedDate": 1_700_000_000 - number,
+                }
+            )
+        return entries
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.hub.cut_at and len(body) > 1 << 20:
+            body = body[: self.hub.cut_at.pop(0)]
+            self.close_connection = True
+        try:
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+
+@contextmanager
+def serve(files: dict[str, bytes], *, status: int | None = None, cut_at: list[int] | None = None) -> Iterator[Hub]:
+    hub = Hub(files=files, status=status, cut_at=cut_at or [], asked=[])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def environ(hub: Hub, tmp_path: Path, **more: str) -> dict[str, str]:
+    return {"MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_CACHE": str(tmp_path), **more}
+
+
+@pytest.fixture
+def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits between tries to list a repository; what comes of the last one is asked here."""
+    client = pytest.importorskip("modelscope_hub._legacy_api")
+    monkeypatch.setattr(client, "REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
+
+
+def test_facts_need_no_download_and_are_of_one_commit(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(repository()) as hub:
+        facts = read_model("modelscope://org/name", environ=environ(hub, tmp_path))
+        assert (facts.n_parameters, facts.is_counted, facts.revision) == (N_PARAMETERS, True, NEWEST)
+        by_prefix = hub.asked[:]
+        assert hub.asked[0] == ("", "master", None)
+        assert {(revision, bool(ranges)) for _, revision, ranges in by_prefix[1:]} == {(NEWEST, True)}
+        default = environ(hub, tmp_path, XINF_REGISTRY_SOURCE="modelscope")
+        assert read_model("org/name", environ=default) == facts
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_is_resumed_and_served_from_the_disk(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES, cut_at=[1 << 20]) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("modelscope://org/name", environ=env)
+        assert {path.name for path in done.directory.iterdir()} == WANTED
+        assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+        assert done.revision == NEWEST
+        ranges = [ranges for name, _, ranges in hub.asked if name == "model.safetensors"]
+        assert ranges[0] is None
+        assert len(ranges) == 2
+        assert str(ranges[1]).startswith("bytes=")
+        hub.asked.clear()
+        download_model("modelscope://org/name", environ=env)
+        assert [name for name, _, _ in hub.asked] == [""]
+    source = resolve_model("modelscope://org/name", models_dir=tmp_path, environ=env)
+    assert (source.location, source.directory) == (str(done.directory), done.directory)
+
+
+def test_offline_reads_what_was_pulled(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(repository()) as hub:
+        env = environ(hub, tmp_path)
+        online = read_model("modelscope://org/name", environ=env)
+        download_model("modelscope://org/name", environ=env)
+        hub.asked.clear()
+        assert read_model("modelscope://org/name", environ=env, offline=True) == online
+        assert hub.asked == []
+
+
+@pytest.mark.parametrize(("model", "status", "error"), [
+    ("modelscope://org/other", None, UnknownModel),
+    ("modelscope://org/name@v9", None, UnknownModel),
+    ("modelscope://org/name", 403, PermissionDenied),
+    ("modelscope://org/name", 500, Unavailable),
+])  # fmt: skip
+def test_errors_of_the_hub_are_typed(
+    model: str, status: int | None, error: type[Exception], tmp_path: Path, one_try: None
+) -> None:
+    with serve(repository(), status=status) as hub, pytest.raises(error):
+        read_model(model, environ=environ(hub, tmp_path))
+
+
+def test_hub_that_is_not_there_is_unavailable(tmp_path: Path, one_try: None) -> None:
+    with serve(repository()) as hub:
+        pass
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        read_model("modelscope://org/name", environ=environ(hub, tmp_path))
+
+
+def test_without_the_client_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("modelscope_hub", "modelscope_hub._legacy_api"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Unavailable, match="not installed") as caught:
+        read_model("modelscope://org/name", environ={"MODELSCOPE_CACHE": str(tmp_path)})
+    assert "xinf[modelscope]" in str(caught.value.remedy)
+
+
+def test_model_that_was_not_pulled_says_how(tmp_path: Path) -> None:
+    env = {"MODELSCOPE_CACHE": str(tmp_path)}
+    with pytest.raises(UnknownModel) as caught:
+        resolve_model("modelscope://org/name", models_dir=tmp_path, environ=env)
+    assert "xinf pull modelscope://org/name" in str(caught.value.remedy)
+    with pytest.raises(UnknownModel, match="offline"):
+        read_model("modelscope://org/name", environ=env, offline=True)

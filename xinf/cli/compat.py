@@ -1,0 +1,88 @@
+"""`xinf devices --compat MODEL`: which devices can run a model, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xinf.cli.table import print_json, print_table
+from xinf.cli.verdict import Judged, find_facts, judge_devices
+from xinf.cli.wish import find_model
+from xinf.core.config import Config
+from xinf.core.device import Health, Support
+from xinf.core.records import EngineSpec, NodeRecord
+
+RUNS = {
+    Support.NATIVE: "native",
+    Support.WEIGHT_ONLY: "weight-only",
+    Support.UNKNOWN: "unknown",
+    Support.NONE: "no",
+}
+_COLUMNS = ("DEVICE", "NAME", "ARCH", "RUNS", "SERVED BY", "WHY")
+
+
+def print_compat(
+    config: Config,
+    nodes: Sequence[NodeRecord],
+    *,
+    model: str,
+    engine: str,
+    dtype: str,
+    quantization: str | None,
+    json: bool,
+) -> None:
+    """Print one line per device. Raises: UnknownModel, InvalidRequest."""
+    spec = EngineSpec(model=find_model(config, model, engine), engine=engine, dtype=dtype, quantization=quantization)
+    facts = find_facts(config, spec)
+    judged = judge_devices(spec, facts, nodes)
+    if json:
+        print_json([_fields(each) for each in judged])
+        return
+    is_many = len(nodes) > 1
+    rows = [compat_row(each, engine) for each in judged]
+    print_table(
+        ("NODE", *_COLUMNS) if is_many else _COLUMNS,
+        [(each.node, *row) if is_many else row for each, row in zip(judged, rows, strict=True)],
+    )
+    if facts is None and engine != "sim":
+        print(f"{model} cannot be read from here: its types and its quantization are not known")
+
+
+def compat_row(judged: Judged, engine: str) -> tuple[str, ...]:
+    """One device; what cannot be used at all says why first."""
+    device, verdict = judged.device, judged.verdict
+    is_usable = device.health is Health.OK
+    return (
+        device.selector,
+        device.name,
+        device.arch or "-",
+        RUNS[verdict.level] if is_usable else "no",
+        served_by(judged, engine),
+        str(verdict) if is_usable else device.reason or device.health.value,
+    )
+
+
+def served_by(judged: Judged, engine: str) -> str:
+    """The environment that is there, else what would have to be installed."""
+    from xinf.registry import shipped
+
+    if judged.environment is not None:
+        return judged.environment.name
+    backend = shipped().backend_of(engine, judged.device.vendor)
+    return "-" if backend is None else f"({backend.distribution})"
+
+
+def _fields(judged: Judged) -> dict[str, object]:
+    verdict = judged.verdict
+    return {
+        "node": judged.node or None,
+        "selector": judged.device.selector,
+        "uuid": judged.device.uuid,
+        "name": judged.device.name,
+        "arch": judged.device.arch,
+        "health": judged.device.health,
+        "level": verdict.level,
+        "reason": verdict.reason,
+        "suggestion": verdict.suggestion,
+        "sources": verdict.sources,
+        "environment": None if judged.environment is None else judged.environment.name,
+    }

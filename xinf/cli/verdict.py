@@ -1,0 +1,107 @@
+"""What the tables of compatibility say of a wish, before anything is written: refused, warned of, or said in a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from xinf.core.config import Config
+from xinf.core.device import KIND_OF_VENDOR, Device, Health, Support, Vendor, is_selected
+from xinf.core.errors import PlacementFailed, XinfError
+from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord
+
+if TYPE_CHECKING:
+    from xinf.registry import ModelFacts, Verdict
+
+AUTO = "auto"
+SIMULATED = "sim"
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of one node, and how it would run the wish."""
+
+    node: str
+    device: Device
+    environment: EngineEnvironment | None  # None: nothing there serves such devices with this engine
+    verdict: Verdict
+
+    @property
+    def where(self) -> str:
+        return f"{self.device.selector} on {self.node}" if self.node else self.device.selector
+
+
+def find_facts(config: Config, spec: EngineSpec) -> ModelFacts | None:
+    """What is known of the model, from this host or the headers at its hub; None: nothing, or the engine needs none."""
+    from xinf.registry import read_model
+
+    if spec.engine == SIMULATED:
+        return None
+    try:
+        return read_model(spec.model, environ={**os.environ, **spec.env}, config=config.registry)
+    except XinfError:
+        return None  # one file, a private model, no network: the engine will say
+
+
+def judge_devices(spec: EngineSpec, facts: ModelFacts | None, nodes: Sequence[NodeRecord]) -> list[Judged]:
+    """Judge every device of every node."""
+    from xinf.registry import judge_spec
+
+    found: list[Judged] = []
+    for node in nodes:
+        for device in node.devices:
+            environment = environment_of(node, spec.engine, device)
+            verdict = judge_spec(spec, device, environment, facts)
+            found.append(Judged(node=node.name, device=device, environment=environment, verdict=verdict))
+    return found
+
+
+def environment_of(node: NodeRecord, engine: str, device: Device) -> EngineEnvironment | None:
+    """The environment of a node that serves such a device with an engine."""
+    kind = KIND_OF_VENDOR[device.vendor]
+    return next(
+        (
+            environment
+            for environment in node.environments
+            if engine in environment.engines and (not environment.device_kinds or kind in environment.device_kinds)
+        ),
+        None,
+    )
+
+
+def check_wish(
+    spec: EngineSpec, facts: ModelFacts | None, nodes: Sequence[NodeRecord], say: Callable[[str], None]
+) -> None:
+    """Refuse a wish that none of the devices it may go to can run; say how the best of them will.
+
+    Silent where it runs natively, and where no node is known yet: the scheduler checks again.
+
+    Raises: PlacementFailed with what each device lacks.
+    """
+    meant = _candidates(spec, judge_devices(spec, facts, nodes))
+    if not meant:
+        return
+    if all(each.verdict.is_refused for each in meant):
+        reasons = dict.fromkeys(f"{each.where}: {each.verdict.reason}" for each in meant)
+        raise PlacementFailed(
+            f"no device can run {spec.model}: {'; '.join(reasons)}",
+            remedy=next((each.verdict.suggestion for each in meant if each.verdict.suggestion), None),
+        )
+    best = next((each for level in _GOOD_FIRST for each in meant if each.verdict.level is level), None)
+    if best is not None and best.verdict.level is not Support.NATIVE:
+        word = "not known to run" if best.verdict.level is Support.UNKNOWN else "note"
+        say(f"{word}: {best.where}: {best.verdict}")
+
+
+_GOOD_FIRST = (Support.NATIVE, Support.WEIGHT_ONLY, Support.UNKNOWN)
+
+
+def _candidates(spec: EngineSpec, judged: Sequence[Judged]) -> list[Judged]:
+    """Those the scheduler may choose: healthy, selected, served by an environment; `auto` prefers accelerators."""
+    usable = [each for each in judged if each.device.health is Health.OK and each.environment is not None]
+    if spec.device != AUTO:
+        return [each for each in usable if any(is_selected(each.device, part) for part in spec.device.split(","))]
+    accelerators = [each for each in usable if each.device.vendor is not Vendor.CPU]
+    return accelerators or usable

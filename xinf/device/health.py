@@ -1,0 +1,30 @@
+"""When a card is ill, from what it counts and measures.
+
+Error counters are kept since the driver was loaded: a count says that something happened once, its growth under our
+eyes says that what runs on the card now may be wrong.
+"""
+
+from __future__ import annotations
+
+from xinf.core.device import Health
+
+
+class HealthWatch:
+    """Remembers the first error count of each device. One per probe, in the resident child."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+
+    def judge(
+        self, uuid: str, *, ecc_uncorrected: int | None, temp_c: float | None, temp_limit_c: float | None = None
+    ) -> tuple[Health | None, str | None]:
+        """Say how a device is and why; None: nothing was measured that tells."""
+        if ecc_uncorrected is not None:
+            new = ecc_uncorrected - self._first.setdefault(uuid, ecc_uncorrected)
+            if new > 0:
+                return Health.FAULTY, (
+                    f"{new} uncorrectable memory errors since the agent started: reset the card and restart the agent"
+                )
+        if temp_c is not None and temp_limit_c is not None and temp_c >= temp_limit_c:
+            return Health.FAULTY, (f"{temp_c:g} C is at its critical limit of {temp_limit_c:g} C: look at its cooling")
+        return (None, None) if ecc_uncorrected is None and temp_c is None else (Health.OK, None)

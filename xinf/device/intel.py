@@ -1,0 +1,189 @@
+"""Intel's discrete GPUs: Level Zero first, then xpu-smi, with the xe and i915 drivers' files as help.
+
+The graphics of a processor and its NPU have Intel's vendor number and the same PCI classes, but no memory of their own
+and no engine that xinf starts: they are not devices here. Told apart by the PCI address that Intel always gives them,
+by the NPU's driver, and where Level Zero answers, by its own flag, which has the last word.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from xinf.core.device import Device, Health, Sample, Vendor
+from xinf.device.health import HealthWatch
+from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
+from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
+from xinf.device.library import LibraryError
+from xinf.device.pci import PciFunction, find_pci_functions, without_driver
+from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
+
+_DRIVERS = ("xe", "i915")
+_GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR = "0000:00:02.", "0000:00:0b."
+_NPU_DRIVER = "intel_vpu"
+_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
+_TOOLS = ("/usr/bin", "/opt/xpum/bin")
+# By PCI device number, first and last. Source: Linux include/drm/intel/pciids.h.
+_ARCHITECTURES = (
+    (0x0B69, 0x0BE5, "pvc"),  # Data Center GPU Max
+    (0x4905, 0x4909, "dg1"),
+    (0x5690, 0x56C2, "dg2"),  # Arc A, Data Center GPU Flex
+    (0xE200, 0xE22F, "bmg"),  # Arc B
+)
+
+
+class IntelProbe:
+    """Reads Intel's discrete GPUs; `timeout_s` bounds one run of xpu-smi."""
+
+    def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._watch = HealthWatch()
+        self._library: LevelZero | None = None  # kept for the counters of the last reading
+        self._listed: tuple[ToolCard, ...] = ()
+        self._addresses: tuple[str, ...] = ()
+
+    def is_present(self, root: Path) -> bool:
+        return bool(_functions(root))
+
+    def inventory(self, root: Path) -> tuple[Device, ...]:
+        functions = _functions(root)
+        reasons: list[str] = []
+        cards: dict[str, LevelZeroCard] = {}
+        told: dict[str, ToolCard] = {}
+        try:
+            cards = LevelZero(directories=_LIBRARIES, root=root).cards()
+        except LibraryError as error:
+            reasons.append(f"Level Zero: {error}")
+        functions = tuple(f for f in functions if f.address not in cards or not cards[f.address].is_integrated)
+        if any(_is_unknown(cards.get(function.address)) for function in functions):
+            try:
+                told = {card.address: card for card in read_cards(self._find_tool(root), timeout_s=self._timeout_s)}
+            except ToolError as error:
+                reasons.append(str(error))
+        return tuple(
+            _describe(function, index, cards.get(function.address), told.get(function.address), reasons, root)
+            for index, function in enumerate(functions)
+        )
+
+    def sample(self, root: Path) -> tuple[Sample, ...]:
+        """Read what the cards are doing. Raises: ToolError."""
+        # A card that comes later is sampled by the next child.
+        self._addresses = addresses = self._addresses or tuple(function.address for function in _functions(root))
+        try:
+            if self._library is None:
+                self._library = LevelZero(directories=_LIBRARIES, root=root)
+            uuids = self._library.uuids()
+            readings = {address: self._library.reading(address) for address in addresses}
+            if all(reading == LevelZeroReading() for reading in readings.values()):
+                raise LibraryError("Level Zero lists none of the cards")
+        except LibraryError:
+            uuids, readings = self._ask_tool(root)
+        return tuple(
+            self._make_sample(uuids.get(address) or _bus_uuid(address), readings[address])
+            for address in addresses
+            if address in readings
+        )
+
+    def _ask_tool(self, root: Path) -> tuple[dict[str, str], dict[str, LevelZeroReading]]:
+        """Ask xpu-smi: identity once, then one run per card. Raises: ToolError."""
+        tool = self._find_tool(root)
+        if not self._listed:
+            self._listed = read_listed(tool, timeout_s=self._timeout_s)
+        readings = {card.address: read_stats(tool, card.number, timeout_s=self._timeout_s) for card in self._listed}
+        return {card.address: card.uuid for card in self._listed if card.uuid is not None}, readings
+
+    def _make_sample(self, uuid: str, reading: LevelZeroReading) -> Sample:
+        health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=reading.temp_c)
+        if reading.fault is not None:
+            health, reason = Health.FAULTY, reading.fault
+        return Sample(
+            uuid=uuid,
+            t_ns=time.time_ns(),
+            memory_used_bytes=reading.memory_used_bytes,
+            memory_free_bytes=reading.memory_free_bytes,
+            util_pct=reading.util_pct,
+            temp_c=reading.temp_c,
+            power_w=reading.power_w,
+            ecc_uncorrected=reading.ecc_uncorrected,
+            health=health,
+            reason=reason,
+        )
+
+    def _find_tool(self, root: Path) -> str:
+        tool = find_tool("xpu-smi", directories=_TOOLS, root=root)
+        if tool is None:
+            raise ToolError("xpu-smi is not there")
+        return tool
+
+
+def _functions(root: Path) -> tuple[PciFunction, ...]:
+    """List the functions that may be a discrete GPU."""
+    return tuple(
+        function
+        for function in find_pci_functions(root)
+        if function.vendor is Vendor.INTEL and _may_be_discrete(function, root)
+    )
+
+
+def _may_be_discrete(function: PciFunction, root: Path) -> bool:
+    if function.driver == _NPU_DRIVER or (root / "sys/bus/pci/devices" / function.address / "physfn").exists():
+        return False  # an NPU, or a virtual function made for a virtual machine
+    if _arch_of(function.device_id) is not None:
+        return True  # also where a virtual machine shows it at a processor's address
+    return not function.address.startswith((_GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR))
+
+
+def _arch_of(device_id: int) -> str | None:
+    return next((arch for first, last, arch in _ARCHITECTURES if first <= device_id <= last), None)
+
+
+def _is_unknown(card: LevelZeroCard | None) -> bool:
+    return card is None or card.memory_bytes is None
+
+
+def _describe(
+    function: PciFunction,
+    index: int,
+    card: LevelZeroCard | None,
+    told: ToolCard | None,
+    reasons: list[str],
+    root: Path,
+) -> Device:
+    if card is None and told is None:
+        return without_driver(function, index, _why_unknown(function, reasons))
+    facts = [source for source in (card, told) if source is not None]
+    uuids, names, sizes, drivers = (
+        [value for source in facts if (value := getattr(source, field)) is not None]
+        for field in ("uuid", "name", "memory_bytes", "driver")
+    )
+    return Device(
+        vendor=Vendor.INTEL,
+        index=index,
+        uuid=str(uuids[0]) if uuids else _bus_uuid(function.address),
+        name=str(names[0]) if names else f"intel {function.device_id:#06x}",
+        arch=_arch_of(function.device_id),
+        memory_bytes=sizes[0] if sizes else None,
+        driver=str(drivers[0]) if drivers else function.driver,
+        pci=function.address,
+        numa=function.numa,
+        dev_nodes=_dev_nodes(function.address, root),
+        # xpu-smi numbers cards its own way: only Level Zero itself says what its mask takes.
+        visible=None if card is None else card.visible,
+    )
+
+
+def _why_unknown(function: PciFunction, reasons: list[str]) -> str:
+    if function.driver is None:
+        return "no kernel driver is bound to it: it needs xe or i915"
+    if function.driver not in _DRIVERS:
+        return f"the kernel driver {function.driver} is bound to it, not xe or i915: it is given to a virtual machine"
+    return "; ".join(reasons) or "neither Level Zero nor xpu-smi lists it"
+
+
+def _dev_nodes(address: str, root: Path) -> tuple[str, ...]:
+    directory = root / "sys/bus/pci/devices" / address / "drm"
+    return tuple(f"/dev/dri/{path.name}" for path in sorted(directory.glob("renderD*")))
+
+
+def _bus_uuid(address: str) -> str:
+    return f"PCI-{address.replace(':', '-')}"

@@ -1,0 +1,295 @@
+"""Moore Threads' libmtml.so by ctypes: identity, state and MtLink.
+
+Source: mtml_2.2.0.h and pymtml.py 2.4.3 of MooreThreads/mthreads-ml-py; the functions and MtmlPciInfo are the same in
+fastfetch's header after the 1.x documentation. Of pymtml before 2.4.3 the struct was longer than the header's: only
+its beginning is read here, in a buffer that takes either.
+
+The library is never shut down: after a shutdown it does not start again in the same process (vllm-musa says so). Its
+handles are kept, since asking for one again leaks (the header says so); a card that appears later is seen by the next
+process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from xinf.core.device import Distance, Health
+from xinf.device.library import LibraryError, find_function, load_library
+from xinf.device.pci import normalise_address
+from xinf.device.roster import Card
+
+_NAMES = ("libmtml.so.2", "libmtml.so", "libmtml.so.1")
+_DIRECTORIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
+_KNOWN_MAJORS = ("1", "2")
+_SUCCESS, _DRIVER_FAILURE = 0, 2
+_ERRORS = {
+    1: "the Moore Threads driver is not loaded: run `modprobe mtgpu` and look at `dmesg`",
+    2: "the driver cannot be reached: look at `dmesg` and at the permissions of /dev/mtgpu.*",
+    3: "an argument is invalid",
+    4: "not supported",
+    5: "no permission: add the user to the groups `render` and `video`",
+    6: "the buffer is too small",
+    7: "not found",
+    8: "the host is out of memory",
+    9: "the driver is too old for the library: update it and reboot",
+    10: "the driver is too new for the library: update the library (package mtml)",
+    11: "timed out",
+    12: "the resource is busy",
+}
+# MtmlMpcType, MtmlVirtRole, MtmlMemoryErrorType, MtmlEccCounterType, MtmlMemoryLocation, MtmlMtLinkState.
+_MPC_PARENT, _MPC_INSTANCE = 1, 2
+_VIRTUAL_OF_HOST = 1
+_UNCORRECTED, _VOLATILE, _DRAM = 1, 0, 1
+_LINK_DOWN = 0
+# MtmlDeviceTopologyLevel: internal, one switch, several, a host bridge, a NUMA node, the system.
+_LEVELS = (Distance.PIX, Distance.PIX, Distance.PXB, Distance.PHB, Distance.NODE, Distance.SYS)
+# Which instruction set a product has: scripts of MooreThreads/torch_musa (MP_21, MP_22; cc3.1 is mp_31).
+_ARCH = {"S3000": "mp_21", "S80": "mp_21", "S80ES": "mp_21", "S90": "mp_22", "S4000": "mp_22", "S5000": "mp_31"}
+
+
+class PciInfo(ctypes.Structure):
+    """MtmlPciInfo."""
+
+    _fields_ = (
+        ("sbdf", ctypes.c_char * 32),
+        *((field, ctypes.c_uint) for field in ("segment", "bus", "device", "pci_device_id")),
+        *((field, ctypes.c_uint) for field in ("pci_subsystem_id", "bus_width")),
+        *((field, ctypes.c_float) for field in ("max_speed", "current_speed")),
+        *((field, ctypes.c_uint) for field in ("max_width", "current_width", "max_generation", "current_generation")),
+        ("reserved", ctypes.c_int * 6),
+    )
+
+
+class Property(ctypes.Structure):
+    """MtmlDeviceProperty."""
+
+    _fields_ = (
+        ("can_virtualize", ctypes.c_uint, 1),
+        ("virtual_role", ctypes.c_uint, 3),
+        ("can_mpc", ctypes.c_uint, 1),
+        ("mpc_type", ctypes.c_uint, 3),
+        ("can_mtlink", ctypes.c_uint, 1),
+        ("reserved", ctypes.c_uint, 23),
+        ("reserved2", ctypes.c_uint, 32),
+    )
+
+
+class LinkLayout(ctypes.Structure):
+    """MtmlMtLinkLayout."""
+
+    _fields_ = (
+        ("local_link", ctypes.c_uint),
+        ("remote_link", ctypes.c_uint),
+        ("reserved", ctypes.c_uint * 4),
+    )
+
+
+@dataclass(frozen=True)
+class _Handles:
+    device: ctypes.c_void_p
+    gpu: ctypes.c_void_p | None
+    memory: ctypes.c_void_p | None
+
+
+class Mtml:
+    """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._library = load_library(_NAMES, directories=_DIRECTORIES, root=root)
+        self._root = ctypes.c_void_p()
+        self._demand("mtmlLibraryInit", ctypes.byref(self._root))
+        self.version = self._text("mtmlLibraryGetVersion", self._root, 32) or ""
+        major = re.match(r"[Vv]?(\d+)\.\d", self.version)
+        if major is None or major[1] not in _KNOWN_MAJORS:
+            known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
+            raise LibraryError(f"libmtml says version {self.version!r}; layouts are known of {known}")
+        system = ctypes.c_void_p()
+        has_system = self._ask("mtmlLibraryInitSystem", self._root, ctypes.byref(system))
+        self._driver = self._text("mtmlSystemGetDriverVersion", system, 80) if has_system else None
+        self._handles: list[_Handles] = []
+        self._complaints: list[str] = []
+        self._open()
+
+    def inventory(self) -> tuple[list[Card], list[str]]:
+        """List the cards, and what kept others from being listed. Raises: LibraryError when there is none."""
+        cards, complaints = [], list(self._complaints)
+        for handles in self._handles:
+            try:
+                if (card := self._describe(handles)) is not None:
+                    cards.append(card)
+            except LibraryError as error:
+                complaints.append(str(error))
+        if complaints and not cards:
+            raise LibraryError("; ".join(complaints))
+        return cards, complaints
+
+    def states(self) -> list[Card]:
+        """Read what the cards are doing, but for those that cannot be identified. Raises: LibraryError if none can."""
+        found, complaints = [], list(self._complaints)
+        for handles in self._handles:
+            try:
+                if not self._is_foreign(handles):
+                    found.append(self._measure(handles))
+            except LibraryError as error:
+                complaints.append(str(error))
+        if complaints and not found:
+            raise LibraryError("; ".join(complaints))
+        return found
+
+    def distances(self) -> list[tuple[tuple[str, str], Distance]]:
+        """Say how far each two cards are apart, by their UUIDs; pairs that it does not know are left out."""
+        cards = [(self._text("mtmlDeviceGetUUID", handles.device, 48), handles) for handles in self._handles]
+        found = []
+        for (first, one), (second, other) in combinations(cards, 2):
+            if first is None or second is None:
+                continue
+            distance = self._distance(one.device, other.device)
+            if distance is not None:
+                found.append(((min(first, second), max(first, second)), distance))
+        return found
+
+    def _open(self) -> None:
+        count = ctypes.c_uint()
+        self._demand("mtmlLibraryCountDevice", self._root, ctypes.byref(count))
+        for number in range(count.value):
+            device, gpu, memory = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+            try:
+                arguments = (self._root, ctypes.c_uint(number), ctypes.byref(device))
+                self._demand("mtmlLibraryInitDeviceByIndex", *arguments)
+            except LibraryError as error:
+                self._complaints.append(f"device {number}: {error}")
+                continue
+            has_gpu = self._ask("mtmlDeviceInitGpu", device, ctypes.byref(gpu))
+            has_memory = self._ask("mtmlDeviceInitMemory", device, ctypes.byref(memory))
+            self._handles.append(_Handles(device, gpu if has_gpu else None, memory if has_memory else None))
+
+    def _describe(self, handles: _Handles) -> Card | None:
+        if self._is_foreign(handles):
+            return None
+        number, kind = ctypes.c_uint(), self._property(handles)
+        has_number = self._ask("mtmlDeviceGetIndex", handles.device, ctypes.byref(number))
+        name = self._text("mtmlDeviceGetName", handles.device, 32)
+        paths = (self._text(f"mtmlDeviceGet{which}Path", handles.device, 64) for which in ("Gpu", "Primary", "Render"))
+        is_parent = kind is not None and kind.mpc_type == _MPC_PARENT
+        return Card(
+            pci=self._address(handles),
+            # The mimic device through which a divided card is managed computes nothing: only its instances do.
+            number=number.value if has_number and not is_parent else None,
+            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            name=name,
+            arch=name_arch(name),
+            memory_bytes=self._total_bytes(handles),
+            driver=self._driver,
+            dev_nodes=tuple(path for path in paths if path is not None),
+            parent=self._parent(handles) if kind is not None and kind.mpc_type == _MPC_INSTANCE else None,
+            extra={"mpc": "parent"} if is_parent else {},
+        )
+
+    def _measure(self, handles: _Handles) -> Card:
+        used, errors = ctypes.c_ulonglong(), ctypes.c_ulonglong()
+        load, heat, power = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+        kinds = (ctypes.c_uint(_UNCORRECTED), ctypes.c_uint(_VOLATILE), ctypes.c_uint(_DRAM))
+        codes = [
+            self._code("mtmlMemoryGetUsed", handles.memory, ctypes.byref(used)),
+            self._code("mtmlGpuGetUtilization", handles.gpu, ctypes.byref(load)),
+            self._code("mtmlGpuGetTemperature", handles.gpu, ctypes.byref(heat)),
+            self._code("mtmlDeviceGetPowerUsage", handles.device, ctypes.byref(power)),
+            self._code("mtmlMemoryGetEccErrorCounter", handles.memory, *kinds, ctypes.byref(errors)),
+        ]
+        has_used, has_load, has_heat, has_power, has_errors = (code == _SUCCESS for code in codes)
+        # One call may fail so on a card that lacks the thing; a card that is gone fails all.
+        is_lost = {code for code in codes if code is not None} == {_DRIVER_FAILURE}
+        return Card(
+            pci=self._address(handles),
+            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            memory_bytes=self._total_bytes(handles),
+            used_bytes=used.value if has_used else None,
+            util_pct=float(load.value) if has_load else None,
+            temp_c=float(heat.value) if has_heat else None,
+            power_w=power.value / 1000 if has_power else None,
+            ecc_uncorrected=errors.value if has_errors else None,
+            health=Health.FAULTY if is_lost else None,
+            reason=f"MTML: {_ERRORS[_DRIVER_FAILURE]}" if is_lost else None,
+        )
+
+    def _distance(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> Distance | None:
+        if self._is_linked(one, other):
+            return Distance.LINK
+        level = ctypes.c_uint()
+        if not self._ask("mtmlDeviceGetTopologyLevel", one, other, ctypes.byref(level)):
+            return None
+        return _LEVELS[level.value] if level.value < len(_LEVELS) else None
+
+    def _is_linked(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> bool:
+        """Whether an MtLink joins them that is not down: one that is only wired carries nothing."""
+        count = ctypes.c_uint()
+        if not self._ask("mtmlDeviceCountMtLinkLayouts", one, other, ctypes.byref(count)) or not count.value:
+            return False
+        layouts = (LinkLayout * count.value)()
+        if not self._ask("mtmlDeviceGetMtLinkLayouts", one, other, count, layouts):
+            return False
+        for layout in layouts:
+            state = ctypes.c_uint(_LINK_DOWN)
+            arguments = (one, ctypes.c_uint(layout.local_link), ctypes.byref(state))
+            if self._ask("mtmlDeviceGetMtLinkState", *arguments) and state.value != _LINK_DOWN:
+                return True
+        return False
+
+    def _is_foreign(self, handles: _Handles) -> bool:
+        """Whether it is a slice of a card that the host has given to a virtual machine."""
+        kind = self._property(handles)
+        return kind is not None and bool(kind.virtual_role == _VIRTUAL_OF_HOST)
+
+    def _property(self, handles: _Handles) -> Property | None:
+        kind = Property()
+        return kind if self._ask("mtmlDeviceGetProperty", handles.device, ctypes.byref(kind)) else None
+
+    def _parent(self, handles: _Handles) -> str | None:
+        parent = ctypes.c_void_p()
+        has_parent = self._ask("mtmlDeviceGetMpcParentDevice", handles.device, ctypes.byref(parent))
+        return self._text("mtmlDeviceGetUUID", parent, 48) if has_parent else None
+
+    def _total_bytes(self, handles: _Handles) -> int | None:
+        total = ctypes.c_ulonglong()
+        return (total.value or None) if self._ask("mtmlMemoryGetTotal", handles.memory, ctypes.byref(total)) else None
+
+    def _address(self, handles: _Handles) -> str:
+        room = ctypes.create_string_buffer(4 * ctypes.sizeof(PciInfo))
+        self._demand("mtmlDeviceGetPciInfo", handles.device, room)
+        text = PciInfo.from_buffer(room).sbdf.decode(errors="replace")
+        if not re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]", text):
+            raise LibraryError(f"mtmlDeviceGetPciInfo gives the address {text!r}, so its layout is not known")
+        return normalise_address(text)
+
+    def _text(self, name: str, handle: ctypes.c_void_p, length: int) -> str | None:
+        buffer = ctypes.create_string_buffer(length)
+        if not self._ask(name, handle, buffer, ctypes.c_uint(length)):
+            return None
+        return buffer.value.decode(errors="replace").strip() or None
+
+    def _ask(self, name: str, *arguments: object) -> bool:
+        """Call; False when this version or this card has no answer."""
+        return self._code(name, *arguments) == _SUCCESS
+
+    def _code(self, name: str, *arguments: object) -> int | None:
+        """Call and give what it returned; None: there is no such function, or no handle to call it with."""
+        if arguments[0] is None:
+            return None
+        try:
+            return int(find_function(self._library, name)(*arguments))
+        except LibraryError:
+            return None
+
+    def _demand(self, name: str, *arguments: object) -> None:
+        code = find_function(self._library, name)(*arguments)
+        if code != _SUCCESS:
+            raise LibraryError(f"{name}: {_ERRORS.get(code, f'error {code}')}")
+
+
+def name_arch(name: str | None) -> str | None:
+    """Name the instruction set of a product: "MTT S5000" has mp_31; None for one that no source names."""
+    return _ARCH.get((name or "").removeprefix("MTT").strip())

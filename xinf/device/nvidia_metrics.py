@@ -1,0 +1,147 @@
+"""What NVIDIA devices are doing, how they are and whose processes use them, through NVML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pynvml
+
+from xinf.core.device import Health, Sample
+from xinf.device.library import LibraryError
+from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, known, read_uuid, start, text
+from xinf.device.reading import DeviceProcess
+
+# Of one card: the others go on. Everything else that NVML raises concerns all of them.
+_LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+# By their numbers, as in nvml.h: older releases of the binding lack the names.
+_FI_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
+_RECOVERY_ACTIONS = {
+    1: "the driver asks for a reset of this GPU: drain it, then `nvidia-smi --gpu-reset`",
+    2: "the driver asks for a reboot of this host",
+    3: "the driver asks to end everything that uses peer access to this GPU",
+    4: "the driver asks to drain this GPU and then reset it: `nvidia-smi --gpu-reset`",
+    5: "the driver asks to recover the IMEX domain that this GPU belongs to",
+    6: "the driver asks for a reset of the bus that this GPU is on",
+    7: "the driver asks for a restart of the whole system",
+}
+_THERMAL = 0x20 | 0x40  # nvmlClocksEventReasonSwThermalSlowdown, ...HwThermalSlowdown
+_REMAP_FAILED = "a defective row of its memory could not be replaced (row remapping failed): have it swapped"
+_REMAP_PENDING = "a row of its memory is to be replaced: reset it when it is idle"
+_TOO_HOT = "it is slowed down because it is too hot: look at fans and airflow"
+
+
+def read_samples() -> tuple[Sample, ...]:
+    """Read every card that answers, and the memory of MIG instances. Raises: LibraryError."""
+    start()
+    samples: list[Sample] = []
+    for handle in handles():
+        sample = _read_sample(handle)
+        if sample is not None:
+            samples.append(sample)
+            samples.extend(_read_instances(handle))
+    return tuple(samples)
+
+
+def read_processes() -> tuple[DeviceProcess, ...]:
+    """List the processes with a CUDA context. Raises: LibraryError."""
+    start()
+    found: list[DeviceProcess] = []
+    for card in handles():
+        try:
+            for handle in (card, *(instance for _, instance in instances(card))):
+                found.extend(_read_processes(handle))
+        except pynvml.NVMLError:
+            continue  # a card that was lost has no processes worth naming
+    return tuple(found)
+
+
+def read_recovery_action(handle: Any) -> str | None:
+    """Say what the driver wants done to a card before it can be used again; None: nothing, or it does not say.
+
+    Raises: NVMLError of a card that is lost.
+    """
+    values = known(pynvml.nvmlDeviceGetFieldValues, handle, [_FI_RECOVERY_ACTION])
+    if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return None
+    action = int(values[0].value.uiVal)
+    return None if action == 0 else _RECOVERY_ACTIONS.get(action, f"the driver asks for recovery action {action}")
+
+
+def _read_sample(handle: Any) -> Sample | None:
+    """Read one card; None if not even its name can be read. Raises: LibraryError."""
+    uuid = read_uuid(handle)
+    if uuid is None:
+        return None
+    try:
+        return _read_metrics(handle, uuid)
+    except pynvml.NVMLError as error:
+        if error.value not in _LOST:
+            raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
+        reason = f"the driver says `{error}`: {LOST_REMEDY}"
+        return Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)
+
+
+def _read_metrics(handle: Any, uuid: str) -> Sample:
+    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    rates = known(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    milliwatts = known(pynvml.nvmlDeviceGetPowerUsage, handle)
+    temperature = known(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    uncorrected = known(
+        pynvml.nvmlDeviceGetTotalEccErrors,
+        handle,
+        pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+        pynvml.NVML_VOLATILE_ECC,
+    )
+    health, reason = _read_health(handle)
+    return Sample(
+        uuid=uuid,
+        t_ns=time.time_ns(),
+        memory_used_bytes=memory.used if memory is not None and memory.total else None,
+        memory_free_bytes=memory.free if memory is not None and memory.total else None,
+        util_pct=None if rates is None else float(rates.gpu),
+        temp_c=None if temperature is None else float(temperature),
+        power_w=None if milliwatts is None else milliwatts / 1000,
+        ecc_uncorrected=uncorrected,
+        health=health,
+        reason=reason,
+    )
+
+
+def _read_health(handle: Any) -> tuple[Health | None, str | None]:
+    """Say what state a card is in, also of what happened before anybody watched.
+
+    Reasons carry no number that moves: each new one is written to the store.
+    """
+    action = read_recovery_action(handle)
+    if action is not None:
+        return Health.FAULTY, action
+    rows = known(pynvml.nvmlDeviceGetRemappedRows, handle)  # corrected, uncorrected, pending, failed
+    if rows is not None and rows[3]:
+        return Health.FAULTY, _REMAP_FAILED
+    reasons = known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    if reasons is not None and reasons & _THERMAL:
+        return Health.DEGRADED, _TOO_HOT
+    if rows is not None and rows[2]:
+        return Health.OK, _REMAP_PENDING
+    return (None if reasons is None and rows is None else Health.OK), None
+
+
+def _read_instances(handle: Any) -> Iterator[Sample]:
+    """Read the memory of MIG instances; the rest is told of their card only."""
+    for _, instance in instances(handle):
+        memory = known(pynvml.nvmlDeviceGetMemoryInfo, instance)
+        yield Sample(
+            uuid=text(pynvml.nvmlDeviceGetUUID(instance)),
+            t_ns=time.time_ns(),
+            memory_used_bytes=None if memory is None else memory.used,
+            memory_free_bytes=None if memory is None else memory.free,
+        )
+
+
+def _read_processes(handle: Any) -> Iterator[DeviceProcess]:
+    """List those of a card or an instance; several contexts of one process are several entries."""
+    uuid = text(pynvml.nvmlDeviceGetUUID(handle))
+    for process in known(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle) or ():
+        yield DeviceProcess(uuid=uuid, pid=process.pid, memory_bytes=process.usedGpuMemory)

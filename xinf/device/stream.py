@@ -1,0 +1,160 @@
+"""Follows what the devices are doing: one resident child per vendor, replaced when it dies or falls silent.
+
+    vendor A ── python -m xinf.device read A ──┐
+    vendor B ── python -m xinf.device read B ──┼──▶ one stream of readings
+    processor ── read here, files only ────────┘
+
+A driver that hangs costs its own vendor one late reading; the others and the reader of the stream do not notice. A
+child is killed at its deadline; a new one starts after a wait that doubles while children keep failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from xinf.core.device import Vendor
+from xinf.device.probe import IN_PROCESS, PROBES
+from xinf.device.reading import Reading
+
+DEADLINE_S = 15.0  # silence beyond the interval after which a child counts as hung
+MAX_BACKOFF_S = 60.0
+_KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
+_MAX_LINE_BYTES = 1 << 20
+_MAX_QUEUED = 64  # beyond it the children wait: a slow reader makes readings rare, not many
+
+
+class ReadingStream:
+    """Iterates over the readings of all vendors as they come.
+
+    `async with ReadingStream(interval_s=5) as stream: async for reading in stream: ...`
+
+    `vendors`: whom to read; None: those that the host seems to have. A reading with `misses` stands for one that did
+    not come.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval_s: float,
+        deadline_s: float = DEADLINE_S,
+        vendors: Iterable[Vendor] | None = None,
+        root: Path = Path("/"),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._interval_s = interval_s
+        self._deadline_s = deadline_s
+        self._root = root
+        self._environ = environ
+        self._vendors = None if vendors is None else tuple(vendors)
+        self._readings: asyncio.Queue[Reading] = asyncio.Queue(_MAX_QUEUED)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._processes: set[asyncio.subprocess.Process] = set()
+
+    async def __aenter__(self) -> ReadingStream:
+        vendors = self._vendors
+        if vendors is None:
+            vendors = tuple(vendor for vendor, probe in PROBES.items() if probe.is_present(self._root))
+        for vendor in vendors:
+            follow = self._read_here if vendor in IN_PROCESS else self._follow
+            self._tasks.append(asyncio.create_task(follow(vendor)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that was cancelled while it waited for a child's end has left it behind.
+        await asyncio.gather(*(_end(process) for process in self._processes))
+
+    async def __aiter__(self) -> AsyncIterator[Reading]:
+        while True:
+            yield await self._readings.get()
+
+    async def _read_here(self, vendor: Vendor) -> None:
+        while True:
+            await self._readings.put(Reading(vendor=vendor, samples=PROBES[vendor].sample(self._root)))
+            await asyncio.sleep(self._interval_s)
+
+    async def _follow(self, vendor: Vendor) -> None:
+        """Keep a child of this vendor running and pass on what it says."""
+        misses = n_failures = 0
+        while True:
+            last = await self._follow_child(vendor)
+            # A child that was read before it failed is the first failure of a new row.
+            n_failures = 1 if last.n_read else n_failures + 1
+            if last.is_silent:
+                misses = 1 if last.n_read else misses + 1
+                await self._readings.put(Reading(vendor=vendor, fault=last.reason, misses=misses))
+            else:
+                misses = 0
+            await asyncio.sleep(min(MAX_BACKOFF_S, self._interval_s * 2 ** min(n_failures - 1, 16)))
+
+    async def _follow_child(self, vendor: Vendor) -> _Ending:
+        """Pass on the lines of one child until it ends, is silent beyond its deadline or writes nonsense."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "xinf.device", "read", vendor, str(self._interval_s), str(self._root)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=dict(os.environ if self._environ is None else self._environ),
+                limit=_MAX_LINE_BYTES,
+            )
+        except OSError as error:
+            return _Ending(n_read=0, reason=f"no reader can be started: {error}")
+        self._processes.add(process)
+        assert process.stdout is not None
+        n_read = 0
+        loop, limit_s = asyncio.get_running_loop(), self._interval_s + self._deadline_s
+        due_s = loop.time() + limit_s
+        try:
+            while True:
+                async with asyncio.timeout_at(due_s):
+                    line = await process.stdout.readline()
+                if not line:
+                    status = await process.wait()
+                    return _Ending(n_read=n_read, reason=f"its reader ended with {_in_words(status)}")
+                reading = msgspec.json.decode(line, type=Reading)
+                await self._readings.put(reading)
+                if reading.fault is not None or any(event.kind == "driver" for event in reading.events):
+                    return _Ending(n_read=n_read, is_silent=False)
+                if not reading.events:  # events come by a thread of their own and do not say that samples do
+                    n_read += 1
+                    due_s = loop.time() + limit_s
+        except TimeoutError:
+            return _Ending(n_read=n_read, reason=f"the driver did not answer within {limit_s:g} s: look at `dmesg`")
+        except (ValueError, msgspec.MsgspecError) as error:
+            return _Ending(n_read=n_read, reason=f"its reader wrote what cannot be read: {error}")
+        finally:
+            await _end(process)
+            self._processes.discard(process)
+
+
+class _Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How one child ended: after how many readings, and whether it said why itself."""
+
+    n_read: int
+    is_silent: bool = True
+    reason: str = ""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        try:
+            process.kill()
+        except ProcessLookupError:
+            pass
+    try:
+        await asyncio.wait_for(process.wait(), _KILL_GRACE_S)
+    except TimeoutError:
+        pass  # stuck in the kernel; it ends when the driver lets go
+
+
+def _in_words(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
