@@ -18,7 +18,7 @@ from xinf.agent.registration import Registration
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
 from xinf.core.errors import Unavailable
-from xinf.core.records import NODES, NodeRecord, decode_record, encode_record
+from xinf.core.records import NODES, EventRecord, NodeRecord, decode_record, encode_record
 from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
@@ -35,7 +35,7 @@ class Watch:
         self.engines: list[EngineUse] = []
         self.found = Inventory(devices=bench.node.devices)
         self.watcher = DeviceWatcher(
-            self.registration, engines=lambda: self.engines, list_devices=self._list, interval_s=0.01
+            self.registration, engines=lambda: self.engines, list_devices=self._list, interval_s=0.01, store=store
         )
         self.running = asyncio.create_task(self.registration.run())
 
@@ -249,3 +249,39 @@ async def test_agent_marks_a_card_that_fell_off_the_bus(
 def _is_marked(record: NodeRecord | None, card: Device) -> bool:
     device = next((found for found in record.devices if found.uuid == card.uuid), None) if record else None
     return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+
+
+async def events(watch: Watch) -> list[tuple[str, str, str | None, str, int]]:
+    found = [record for record, _ in await watch.bench.records.list(EventRecord)]
+    return [(record.kind, record.object, record.node, record.message, record.count) for record in found]
+
+
+async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    await watch.watcher.take(event("recovered"))
+    name = watch.bench.node.name
+    assert sorted(await events(watch)) == [
+        ("device_faulty", "cuda:0", name, "Xid 79: it fell off", 1),
+        ("device_ok", "cuda:0", name, "it is well again", 1),
+        ("recovered", "cuda:0", name, "Xid 79: it fell off", 1),
+        ("xid", "cuda:0", name, "Xid 79: it fell off", 2),
+    ]
+
+
+async def test_heat_that_comes_and_goes_is_one_event_with_a_count(watch: Watch) -> None:
+    for health, reason in [(Health.DEGRADED, "too hot"), (Health.OK, None)] * 3:
+        hot = Sample(uuid="GPU-test-0", t_ns=0, health=health, reason=reason)
+        await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+    assert [(kind, message, count) for kind, _, _, message, count in sorted(await events(watch))] == [
+        ("device_degraded", "too hot", 3),
+        ("device_ok", "it is well again", 3),
+    ]
+
+
+async def test_fault_counts_before_heat(watch: Watch) -> None:
+    hot = Sample(uuid="GPU-test-0", t_ns=0, health=Health.DEGRADED, reason="too hot")
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+    assert (await watch.stored()).devices[0].health is Health.DEGRADED
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    assert (await watch.stored()).devices[0].health is Health.FAULTY

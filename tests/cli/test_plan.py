@@ -14,8 +14,10 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
-from xinf.cli.need import meant_devices
+from xinf.cli.known import find_known
+from xinf.cli.need import add_need, meant_devices
 from xinf.cli.plan import free_on
+from xinf.core.config import load
 from xinf.core.device import Device, Vendor
 from xinf.core.errors import PlacementFailed
 from xinf.core.ids import DeploymentName, NodeName

@@ -157,7 +157,7 @@ async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], n
 async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     reading = await read_once(make_tree(CARD), nvml_environ("sick"))
     (card,) = reading.samples
-    assert (card.ecc_uncorrected, card.health) == (3, Health.OK)
+    assert (card.ecc_uncorrected, card.health) == (3, Health.DEGRADED)
     assert "too hot" in str(card.reason)
     assert [(process.pid, process.memory_bytes) for process in reading.processes] == [
         (4242, 20000 << 20),

@@ -342,3 +342,13 @@ def test_could_fit_looks_past_everything_that_may_go_away() -> None:
     the_node = with_health(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 20}), "GPU-a-0", Health.DEGRADED)
     assert isinstance(could_fit(deployment(gib=20), {the_node.name: the_node}), Placement)
     assert refused(could_fit(deployment(gib=25), {the_node.name: the_node}))[0] is Binding.MEMORY
+
+
+def test_tables_of_compatibility_are_asked() -> None:
+    turing = node(n_cuda=1)
+    devices = tuple(msgspec.structs.replace(d, arch="sm_75") if d.index == 0 else d for d in turing.devices)
+    spec = EngineSpec(model="org/m", device="cuda", dtype="bfloat16")
+    found = put(spec, msgspec.structs.replace(turing, devices=devices))
+    assert refused(found)[0] is Binding.CAPABILITY
+    assert "cuda:0 cannot run it" in refused(found)[1]
+    assert "bf16" in refused(found)[1].lower()

@@ -100,6 +100,7 @@ class Agent:
         self._config = config
         self._root = root
         self._clock = clock or SystemClock()
+        self._store = store
         self._records = Records(store)
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
@@ -236,6 +237,7 @@ class Agent:
             engines=self._engines_here,
             list_devices=lambda: read_host(root=self._root),
             interval_s=interval_s,
+            store=self._store,
         )
         async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
             await watcher.run(aiter(readings))

@@ -1,8 +1,8 @@
 """Follows the devices of this node while its agent runs and keeps their state in the node's record.
 
-    readings ──▶ Condition ──▶ health, reason ──┐
-       │                                        ├──▶ NodeRecord, if it differs
-       └──▶ foreign_bytes ──────────────────────┘
+    readings ──▶ Condition ──▶ health, reason ──┬──▶ NodeRecord, if it differs
+       │                       foreign_bytes ───┘
+       └──▶ events of drivers, changes of health ──▶ EventRecord, one for each kind and device, counted
     driver changed ──▶ inventory of that vendor, one interval later
 
 Nothing here fails the agent: a reading that cannot be handled is logged, the next one comes in seconds.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
 import msgspec
@@ -20,7 +21,10 @@ from xinf.agent.condition import Condition, foreign_bytes, merge_inventory
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.core.device import Device, DeviceEvent, Health, Vendor
+from xinf.core.errors import StoreError, Unavailable
+from xinf.core.records import EventRecord
 from xinf.device import Inventory, Reading, overlay
+from xinf.meta import Store, record_event
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +49,12 @@ class DeviceWatcher:
         engines: Callable[[], Iterable[EngineUse]],
         list_devices: Callable[[], Awaitable[Inventory]],
         interval_s: float,
+        store: Store | None = None,
     ) -> None:
+        """`store`: where events are written down for `xinf events`; None: they are only logged."""
         self._registration = registration
+        self._store = store
+        self._told: dict[tuple[str, str], tuple[str, EventRecord]] = {}  # device, kind -> key and content of the last
         self._engines = engines
         self._list_devices = list_devices
         self._interval_s = interval_s
@@ -71,6 +79,7 @@ class DeviceWatcher:
         """Note one reading and write the record if it changes anything."""
         for event in reading.events:
             _log_event(event)
+            await self._tell(event.uuid, event.kind, event.message)
         if self._condition.take(reading):
             self._list_later(reading.vendor)
         await self._publish(self._foreign_bytes(reading))
@@ -78,9 +87,29 @@ class DeviceWatcher:
     async def _publish(self, foreign: dict[str, int]) -> None:
         record = self._registration.record
         devices = self._condition.mark(self._devices)
-        _log_changes(record.devices, devices)
+        for device in _log_changes(record.devices, devices):
+            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
         if devices != record.devices or foreign != record.foreign_bytes:
             await self._registration.update(devices=devices, foreign_bytes=foreign)
+
+    async def _tell(self, uuid: str, kind: str, message: str) -> None:
+        """Write an event down. What comes and goes, like heat, is one event with a count."""
+        if self._store is None:
+            return
+        device = next((device for device in self._devices if device.uuid == uuid), None)
+        name = uuid if device is None else device.selector
+        event = EventRecord(
+            at_s=time.time(), kind=kind, object=name, node=self._registration.record.name, message=message
+        )
+        before = self._told.get((uuid, kind))
+        repeats = None
+        if before is not None and before[1].message == message:
+            repeats = before[0]
+            event = msgspec.structs.replace(event, count=before[1].count + 1)
+        try:
+            self._told[uuid, kind] = (await record_event(self._store, event, repeats=repeats), event)
+        except (StoreError, Unavailable) as error:
+            logger.warning("an event is not written down: %s", error)
 
     def _list_later(self, vendor: Vendor) -> None:
         if vendor not in self._listing:
@@ -138,7 +167,9 @@ def _log_event(event: DeviceEvent) -> None:
     logger.log(level, "device %s: %s", event.uuid, event.message, extra={"kv": values})
 
 
-def _log_changes(before: tuple[Device, ...], now: tuple[Device, ...]) -> None:
+def _log_changes(before: tuple[Device, ...], now: tuple[Device, ...]) -> list[Device]:
+    """Log what is new of devices; return those whose health is."""
+    changed = []
     known = {device.uuid: device for device in before}
     for device in now:
         old = known.get(device.uuid)
@@ -147,3 +178,6 @@ def _log_changes(before: tuple[Device, ...], now: tuple[Device, ...]) -> None:
         level = logging.INFO if device.health is Health.OK else logging.WARNING
         state = f"{device.health}: {device.reason}" if device.reason else device.health
         logger.log(level, "device %s is %s", device.selector, state, extra={"kv": {"device": device.uuid}})
+        if old.health is not device.health:
+            changed.append(device)
+    return changed

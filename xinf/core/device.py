@@ -59,7 +59,7 @@ class Health(StrEnum):
     """Whether new work may go to the device, and whether what is there may stay."""
 
     OK = "ok"
-    DEGRADED = "degraded"  # too hot, a driver about to be replaced: engines stay, new ones go elsewhere
+    DEGRADED = "degraded"  # slowed down by heat: engines stay, new ones go elsewhere
     NO_DRIVER = "no_driver"
     FAULTY = "faulty"  # its engines move
 

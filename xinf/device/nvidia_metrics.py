@@ -122,7 +122,7 @@ def _read_health(handle: Any) -> tuple[Health | None, str | None]:
         return Health.FAULTY, _REMAP_FAILED
     reasons = known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     if reasons is not None and reasons & _THERMAL:
-        return Health.OK, _TOO_HOT
+        return Health.DEGRADED, _TOO_HOT
     if rows is not None and rows[2]:
         return Health.OK, _REMAP_PENDING
     return (None if reasons is None and rows is None else Health.OK), None

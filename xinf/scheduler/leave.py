@@ -1,7 +1,7 @@
 """Whether a replica may stay where it is.
 
     faulty, without its driver, not there any more     it moves
-    degraded (too hot, a driver about to be replaced)  it stays; nothing new comes
+    degraded (slowed down by heat)                     it stays; nothing new comes
     its node is drained                                it moves
     its node is cordoned                               it stays; nothing new comes
 

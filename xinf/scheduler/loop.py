@@ -33,7 +33,7 @@ from xinf.scheduler.actions import Action, Create, Delete, Note, Place, Stop, cr
 from xinf.scheduler.chronicle import Chronicle
 from xinf.scheduler.plan import plan_deployment
 from xinf.scheduler.view import View
-from xinf.scheduler.world import Judge, Rules, World
+from xinf.scheduler.world import Rules, World
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ _CATCH_UP_TIMEOUT_S = 10.0
 class SchedulerLoop:
     """Runs in the control process, one at a time per store."""
 
-    def __init__(self, store: Store, config: Config, *, clock: Clock | None = None, judge: Judge | None = None) -> None:
-        """`judge`: says what a device cannot do; None: nobody is asked."""
+    def __init__(self, store: Store, config: Config, *, clock: Clock | None = None) -> None:
         self._store = store
         self._clock = clock or SystemClock()
         self._resync_interval_s = config.control.resync_interval
@@ -53,7 +52,7 @@ class SchedulerLoop:
         self._nodes = Mirror(store, NODES, NodeRecord)
         self._cordons = Mirror(store, CORDONS, CordonRecord)
         self._queue = KeyQueue(clock=self._clock)
-        rules = Rules(headroom_bytes=config.control.share_headroom, judge=judge)
+        rules = Rules(headroom_bytes=config.control.share_headroom)
         self._view = View(World(deployments={}, replicas={}, nodes={}), rules)
         self._chronicle = Chronicle(store, n_kept=config.control.events_kept)
 

@@ -16,6 +16,7 @@ from xinf.core.records import (
     NodeRecord,
     ReplicaRecord,
 )
+from xinf.registry import refusal_of
 
 # Why an engine of this environment cannot run the spec on this device, in words with values; None: it can.
 Judge = Callable[[EngineSpec, Device, EngineEnvironment], str | None]
@@ -35,8 +36,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same for every deployment.
 
     `headroom_bytes`: stays free on a device that several engines share, beside what they need.
-    `judge`: what devices can do; None: not asked.
+    `judge`: what devices cannot do; None: nobody is asked.
     """
 
     headroom_bytes: int = DEFAULT_HEADROOM_BYTES
-    judge: Judge | None = None
+    judge: Judge | None = refusal_of
