@@ -32,7 +32,6 @@ import grpc
 import grpc.aio
 import uvloop
 
-from benchmarks.cpu import process_cpu_s
 from benchmarks.pin import GATEWAY_CPU, LOAD_CPU, pinned
 from xinf._fast.wire import (
     EngineFrameWriter,
@@ -42,6 +41,7 @@ from xinf._fast.wire import (
     encode_head,
     encode_headers,
 )
+from xinf.bench import cpu_s
 from xinf.link import ClientStream, Door, ServerStream
 from xinf.link import h2frames as h2
 
@@ -325,13 +325,11 @@ def sample(path: str, gateway_pid: int, engine_pid: int, cell: tuple[str, int], 
     """Figures of one run of one cell."""
     kind, amount = cell
     load = Load(path, amount if kind == "closed" else N_OPEN_CONNECTIONS)
-    before = [process_cpu_s(pid) or 0.0 for pid in (gateway_pid, engine_pid)]
+    before = [cpu_s(pid) or 0.0 for pid in (gateway_pid, engine_pid)]
     counts = statistics_of(path)
     load.closed(seconds) if kind == "closed" else load.open(seconds, amount)
     counts = tuple(after - earlier for after, earlier in zip(statistics_of(path), counts, strict=True))
-    gateway_s, engine_s = (
-        (process_cpu_s(pid) or 0.0) - s for pid, s in zip((gateway_pid, engine_pid), before, strict=True)
-    )
+    gateway_s, engine_s = ((cpu_s(pid) or 0.0) - s for pid, s in zip((gateway_pid, engine_pid), before, strict=True))
     load.close()
     latencies_s = sorted(load.latencies_s)
     return {

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from benchmarks.cpu import rss_bytes
-from benchmarks.engines import HttpEngines, Profile
+from benchmarks.engines import Profile
 
 
 class Family(enum.Enum):
@@ -24,11 +24,20 @@ class Family(enum.Enum):
     NONE = "no gateway"
 
 
+class Engines(Protocol):
+    """Engines on plain HTTP."""
+
+    @property
+    def urls(self) -> tuple[str, ...]: ...
+
+    def pids(self) -> tuple[int, ...]: ...
+
+
 class Site(msgspec.Struct, frozen=True):
     """Where a contestant runs: its own directory, and the HTTP engines of all peers."""
 
     directory: Path
-    engines: HttpEngines
+    engines: Engines
     profile: Profile
 
 

@@ -11,19 +11,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-_PROCESS_CLOCK = 2  # CPUCLOCK_SCHED for a whole process, in the lowest three bits of a clock id
-
-
-def process_cpu_s(pid: int) -> float | None:
-    """CPU seconds of a process since it began; None when it is gone."""
-    try:
-        return time.clock_gettime((~pid << 3) | _PROCESS_CLOCK)
-    except OSError:
-        return None
+from xinf.bench import cpu_s
 
 
 def schedstat_cpu_s(pid: int) -> float:
-    """CPU seconds of the threads that live now: what `process_cpu_s` is compared with in the tests."""
+    """CPU seconds of the threads that live now: what `xinf.bench.cpu_s` is compared with in the tests."""
     total_ns = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -35,7 +27,7 @@ def schedstat_cpu_s(pid: int) -> float:
 
 def total_cpu_s(pids: Iterable[int]) -> float:
     """CPU seconds of several processes; one that is gone counts as 0."""
-    return sum(process_cpu_s(pid) or 0.0 for pid in pids)
+    return sum(cpu_s(pid) or 0.0 for pid in pids)
 
 
 def machine_ticks() -> tuple[int, int]:

@@ -145,7 +145,7 @@ def _listen(peer: Peer, log_level: str) -> tuple[str, ...]:
     )
 
 
-def _sglang(policy: str) -> Callable[[Peer, Site], Command]:
+def sglang(policy: str) -> Callable[[Peer, Site], Command]:
     def build(peer: Peer, site: Site) -> Command:
         launch = (peer.binary("python"), "-m", "sglang_router.launch_router")
         return Command((*launch, *_listen(peer, "warn"), "--policy", policy, *_workers(site)))
@@ -153,14 +153,14 @@ def _sglang(policy: str) -> Callable[[Peer, Site], Command]:
     return build
 
 
-def _vllm(policy: str) -> Callable[[Peer, Site], Command]:
+def vllm(policy: str) -> Callable[[Peer, Site], Command]:
     def build(peer: Peer, site: Site) -> Command:
         return Command((peer.binary("vllm-router"), *_listen(peer, "warning"), "--policy", policy, *_workers(site)))
 
     return build
 
 
-def _smg(policy: str) -> Callable[[Peer, Site], Command]:
+def smg(policy: str) -> Callable[[Peer, Site], Command]:
     def build(peer: Peer, site: Site) -> Command:
         launch = (peer.binary("smg"), "launch", *_listen(peer, "warn"), "--backend", "vllm")
         return Command((*launch, "--max-concurrent-requests", "0", "--policy", policy, *_workers(site)))
@@ -257,9 +257,9 @@ def peers() -> list[Peer | Direct]:
         *(
             Peer(f"{package} {policy}", family, build(policy), package=package, settings=f"--policy {policy}; {more}")
             for package, build, more in (
-                ("sglang-router", _sglang, rust),
-                ("vllm-router", _vllm, rust),
-                ("smg", _smg, f"{rust}; --backend vllm, --max-concurrent-requests 0 (no limit)"),
+                ("sglang-router", sglang, rust),
+                ("vllm-router", vllm, rust),
+                ("smg", smg, f"{rust}; --backend vllm, --max-concurrent-requests 0 (no limit)"),
             )
             for policy, family in (("cache_aware", Family.CACHE_AWARE), ("round_robin", Family.ROUND_ROBIN))
         ),

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.cpu import machine_busy_share, parents, process_cpu_s, rss_bytes, schedstat_cpu_s, total_cpu_s, tree
+from benchmarks.cpu import machine_busy_share, parents, rss_bytes, schedstat_cpu_s, total_cpu_s, tree
+from xinf.bench import cpu_s
 
 # Burns CPU in a thread that ends, says how much the process has used, and stays.
 BURN = """
@@ -40,7 +41,7 @@ def burner() -> Iterator[tuple[int, float]]:
 
 def test_process_cpu_counts_threads_that_ended(burner: tuple[int, float]) -> None:
     pid, own_s = burner
-    seen_s = process_cpu_s(pid)
+    seen_s = cpu_s(pid)
     assert seen_s is not None
     assert own_s <= seen_s < own_s + 0.1
     assert schedstat_cpu_s(pid) < seen_s - 0.15  # the living threads alone: what the clock is better than
@@ -54,7 +55,7 @@ def test_process_cpu_agrees_with_schedstat_of_a_process_with_one_thread() -> Non
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        seen_s = process_cpu_s(process.pid)
+        seen_s = cpu_s(process.pid)
         assert seen_s is not None
         assert schedstat_cpu_s(process.pid) == pytest.approx(seen_s, abs=0.02)
         process.communicate(b"\n")
@@ -63,7 +64,7 @@ def test_process_cpu_agrees_with_schedstat_of_a_process_with_one_thread() -> Non
 def test_process_that_is_gone_has_no_cpu() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert process_cpu_s(process.pid) is None
+    assert cpu_s(process.pid) is None
     assert total_cpu_s([process.pid]) == 0
     assert tree(process.pid) == ()
     assert rss_bytes([process.pid]) == 0

@@ -85,3 +85,6 @@ def test_what_replicas_are_known_by_is_told() -> None:
     assert read["xinf_routing_compared_total", (model,)] == 60
     assert read["xinf_routing_saved_seconds_total", (model,)] == 0
     assert read["xinf_routing_regret_seconds_total", (model,)] == 0
+    assert read["xinf_prefill_computed_tokens_total", (model,)] == 60 * 1000
+    # All but the first: the block that a prediction may be off by is no repetition.
+    assert read["xinf_prefill_repeated_tokens_total", (model,)] == 59 * (1000 - 16)

@@ -24,6 +24,7 @@ class ModelReplica:
     block_tokens: int
     trust: float = 1.0
     crowd_s: float = 0.0
+    lost_weight: float = 4.0
     slots_shown: int | None = None  # of max_running, None: all
     is_ready: bool = False
     report: dict[str, float] | None = None
@@ -68,7 +69,7 @@ class LedgerModel:
         running = min(requests - waiting, row.max_running)
         slots = min(row.max_running, row.slots_shown or row.max_running)
         decode = max(0, requests + 1 - slots) * row.service_s / slots + requests * row.crowd_s / 2
-        decode += own / row.rate * (4 + running / 16 + (requests - running) * 4)
+        decode += own / row.rate * (row.lost_weight + running / 16 + (requests - running) * 4)
         full = 0.0
         if row.report is not None and row.report["kv_blocks_total"] and requests:
             needed = -(-own // row.block_tokens)

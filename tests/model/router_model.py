@@ -12,6 +12,7 @@ from statistics import fmean
 from tests.model import scan_model
 from tests.model.index_model import IndexModel
 from tests.model.ledger_model import LedgerModel, ModelReplica, ModelReservation
+from tests.model.losses_model import LossesModel
 from tests.model.rates_model import DensityModel, RatesModel
 from xinf._fast.scan import Scan
 
@@ -47,6 +48,7 @@ class ModelChoice:
     ends: list[int]
     is_stream: bool
     can_learn: bool
+    n_seen: int = 0
     n_hits: int = 0
     matched_tokens: int = 0
     matched_bytes: int = 0
@@ -66,6 +68,7 @@ class Prompt:
     marks: list[int]
     ends: list[int]
     tokens: int
+    n_seen: int = 0  # marks that were asked for before
     lengths: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
     hits: list[int] = field(default_factory=lambda: [0] * MAX_ROWS)
     told_bytes: dict[int, int] = field(default_factory=dict)  # of rows whose length is what their engines say
@@ -76,6 +79,7 @@ class RouterModel:
 
     def __init__(self, *, rate: float, service_s: float, bytes_per_token: float, uses_prefix: bool) -> None:
         self.index, self.ledger = IndexModel(), LedgerModel()
+        self.losses = LossesModel()
         self.rates: dict[int, RatesModel] = {}
         self.density = DensityModel(bytes_per_token)
         self.prior = (rate, service_s)
@@ -91,7 +95,7 @@ class RouterModel:
         self.max_running[row] = max_running
         self.most_block_tokens = max(self.most_block_tokens, block_tokens)
         self.ledger.replicas[row] = ModelReplica(
-            *prior, max_running, block_tokens, slots_shown=FIRST_SLOTS, is_ready=True
+            *prior, max_running, block_tokens, slots_shown=FIRST_SLOTS, is_ready=True, lost_weight=self.losses.weight
         )
         self.rates[row] = RatesModel(*prior, self.rates)
         self.shown[row] = FIRST_SLOTS
@@ -127,7 +131,7 @@ class RouterModel:
         furthest = max(hits)
         known_bytes = ends[furthest - 1] if furthest else 0
         known_tokens = self.index.positions[marks[furthest - 1]] if furthest else 0
-        prompt = Prompt(marks, ends, 1, lengths, hits)
+        prompt = Prompt(marks, ends, 1, self.losses.recall(marks), lengths, hits)
         # The whole chain, chunk by chunk, for those who are told.
         chain, chain_ends = scan_model.chain_of(body, seed)
         furthest_told = 0
@@ -172,6 +176,8 @@ class RouterModel:
         if row in prompt.told_bytes:
             choice.matched_bytes = prompt.told_bytes[row]
             choice.n_hits = sum(end <= choice.matched_bytes for end in prompt.ends)
+        choice.n_seen = prompt.n_seen
+        self.losses.seen |= set(prompt.marks)
         choice.promised_tokens = self.promised(row, prompt.tokens, held)
         choice.queued_tokens = round(self.ledger.terms(row, 1, 0, now_s)[0] * replica.rate)
         choice.requests = self.ledger.requests(row, now_s)
@@ -230,6 +236,7 @@ class RouterModel:
         replica.slots_shown = self.shown[choice.row]
         if choice.can_learn:
             if choice.marks:
+                self.learn_losses(choice, prompt_tokens, cached)
                 self.density.learn(choice.ends[-1], prompt_tokens)
                 if choice.row not in self.told:
                     self.correct(choice, prompt_tokens, replica.block_tokens)
@@ -239,6 +246,14 @@ class RouterModel:
             shown = self.ledger.replicas[row]
             shown.rate, shown.service_s, shown.trust = learnt.prefill_tokens_per_s, learnt.service_s, learnt.trust
             shown.crowd_s = learnt.crowd_s
+
+    def learn_losses(self, choice: ModelChoice, prompt_tokens: int, cached: int) -> None:
+        seen_bytes = choice.ends[choice.n_seen - 1] if choice.n_seen else 0
+        seen_tokens = seen_bytes / choice.ends[-1] * prompt_tokens
+        block_tokens = self.ledger.replicas[choice.row].block_tokens
+        self.losses.learn(max(1, prompt_tokens - cached), seen_tokens - cached - block_tokens)
+        for replica in self.ledger.replicas.values():
+            replica.lost_weight = self.losses.weight
 
     def learn_speed(self, choice: ModelChoice, own: int, completion: int, now_s: float) -> None:
         rates = self.rates[choice.row]

@@ -60,6 +60,15 @@ def test_auto_answers_as_many_in_time_as_least_load(kind: RouteKind, pool_pct: f
     assert good(kind, pool_pct, RoutingPolicy.AUTO) >= 0.99 * good(kind, pool_pct, RoutingPolicy.LEAST_LOAD)
 
 
+def test_auto_keeps_kinds_of_prompts_apart_where_caches_are_small() -> None:
+    """Pools that hold one kind's prompts each: who spreads them computes most of all of them again."""
+    auto, least_load = (
+        sum(play(*AGENTS, policy, seed).hit_share or 0.0 for seed in range(3))
+        for policy in (RoutingPolicy.AUTO, RoutingPolicy.LEAST_LOAD)
+    )
+    assert auto > 1.4 * least_load
+
+
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], AGENTS])
 def test_auto_beats_least_load_where_prompts_share_something(case: tuple[RouteKind, float]) -> None:
     assert p99_s(*case, RoutingPolicy.AUTO) < 0.9 * p99_s(*case, RoutingPolicy.LEAST_LOAD)

@@ -33,6 +33,7 @@ cdef class Choice:
     cdef readonly bint is_done
     cdef bint is_followed  # what the engine says was looked up
     cdef uint32_t told_tokens  # up to where it says that it holds the prompt
+    cdef uint32_t n_seen  # marks that were asked for before
     cdef double cost_s  # NAN: not compared with least-load
     cdef double least_s  # what its choice would have cost
     cdef double begun_s  # NAN: not begun

@@ -28,7 +28,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.math cimport NAN, isnan
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -38,7 +38,8 @@ from xinf._fast.canonical cimport is_order
 from xinf._fast.choice cimport Choice
 from xinf._fast.chunkhash cimport hash_bytes
 from xinf._fast.group cimport Group
-from xinf._fast.ledger cimport LOST_WEIGHT, NONE, Excluded, Ledger, Pick, Row, is_excluded
+from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
+from xinf._fast.losses cimport SEEN_PLACES, note_seen, recall
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport line, place_chunks, place_rest
 from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
@@ -112,6 +113,7 @@ cdef class Decider:
     cdef uint32_t *scratch
     cdef uint32_t *banned
     cdef Record *records
+    cdef uint64_t *seen  # marks of prompts that were asked for before
     # Of the prompt being looked at.
     cdef Sink sink
     cdef uint32_t[MAX_MARKS] positions
@@ -149,6 +151,9 @@ cdef class Decider:
         self.names = []
         self.group_of = []
         self.free_rows = []
+        self.seen = <uint64_t *>calloc(SEEN_PLACES, sizeof(uint64_t))
+        if self.seen == NULL:
+            raise MemoryError("out of memory for what was asked for before")
 
     def __dealloc__(self):
         free_sink(&self.sink)
@@ -160,6 +165,7 @@ cdef class Decider:
         free(self.scratch)
         free(self.banned)
         free(self.records)
+        free(self.seen)
 
     cdef double now(self) except -1:
         cdef timespec t
@@ -216,6 +222,9 @@ cdef class Decider:
             identity=hash_bytes(replica_id.encode()),
         )
         self.ledger.rows[row].shown = FIRST_SLOTS
+        if group is not None:
+            self.ledger.rows[row].lost_weight = group.lost_weight
+            self.ledger.refresh(row)
         if group is None:
             group = Group(model)
             group.policy = policy
@@ -457,6 +466,7 @@ cdef class Decider:
         self.furthest = self.told_furthest = 0
         if self.sink.n:
             self.keep_marks(choice)
+            choice.n_seen = recall(self.seen, choice.hashes, choice.n_marks)
             most = self.reach(choice)
         choice.prompt_tokens = scan.token_ids() or self.estimate(choice, density)
         return most > 0
@@ -623,6 +633,7 @@ cdef class Decider:
             choice.told_tokens = self.told_lengths[row]
         if has_match and self.lengths[row]:
             self.note_match(choice)
+        note_seen(self.seen, choice.hashes, choice.n_marks)
         choice.is_clear = self.ledger.is_clear(row, own_tokens(choice), choice.chosen_s)
         if is_told(&record.standing):
             self.overlay(choice)
@@ -751,6 +762,7 @@ cdef class Decider:
             self.settle_comparison(choice, prompt_tokens, cached_tokens)
         if choice.can_learn:
             if choice.n_marks:
+                self.learn_losses(choice, prompt_tokens, cached_tokens, own)
                 learn_density(&choice.group.density, choice.ends[choice.n_marks - 1], prompt_tokens)
             if record.standing.view == VIEW_MARKS:
                 if choice.n_marks:
@@ -765,6 +777,14 @@ cdef class Decider:
                 self.check(choice, prompt_tokens, cached_tokens)
         self.ledger.refresh(choice.row)
         return 0
+
+    cdef void learn_losses(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens, uint64_t own):
+        """See how much of what a request computed had been asked for before, and let our own prefill cost accordingly."""
+        cdef double seen_tokens = 0
+        if choice.n_seen:
+            seen_tokens = <double>choice.ends[choice.n_seen - 1] / choice.ends[choice.n_marks - 1] * prompt_tokens
+        seen_tokens -= <double>cached_tokens + self.ledger.rows[choice.row].block_tokens
+        choice.group.learn_loss(self.ledger, own, max(0.0, seen_tokens))
 
     cdef void check(self, Choice choice, uint64_t prompt_tokens, uint64_t cached_tokens):
         """See whether what the engine said of its cache came true."""
@@ -783,7 +803,7 @@ cdef class Decider:
         group.n_compared += 1
         if choice.least_s != choice.cost_s:
             # What was not found after all had to be computed, at the weight of our own prefill.
-            saved_s = choice.least_s - choice.cost_s + (1.0 + LOST_WEIGHT) * (
+            saved_s = choice.least_s - choice.cost_s + (1.0 + self.ledger.rows[choice.row].lost_weight) * (
                 <double>cached_tokens - <double>choice.predicted_cached_tokens
             ) / self.ledger.rows[choice.row].rates.prefill_tokens_per_s
         if saved_s > 0:
@@ -823,16 +843,9 @@ cdef class Decider:
         """The replicas, in the order of their arrival."""
         return list(self.row_of)
 
-    def _densities(self) -> dict[str, float]:
-        """Bytes of prompt text per token, by model."""
-        return {model: (<Group>group).density.bytes_per_token for model, group in self.groups.items()}
-
-    def _comparisons(self) -> dict[str, tuple[int, float, float]]:
-        """Choices compared with least-load, seconds saved and seconds lost, by model."""
-        found = {}
-        for model, group in self.groups.items():
-            found[model] = (<Group>group).n_compared, (<Group>group).saved_s, (<Group>group).regret_s
-        return found
+    def _groups(self) -> dict[str, Group]:
+        """What is known of the replicas of each model together."""
+        return dict(self.groups)
 
     def _learnt(self, str replica_id not None, make):
         """Show what is known of a replica: make(model=..., ...). Raises: KeyError."""

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from xinf._fast.ledger cimport Ledger
+from xinf._fast.losses cimport Losses
 from xinf._fast.rates cimport Density, Peers
 
 
@@ -19,6 +20,8 @@ cdef class Group:
     cdef uint32_t block_tokens  # the largest
     cdef Density density
     cdef Peers peers
+    cdef Losses losses
+    cdef double lost_weight  # as the rows have it
     # What the policy gave over least-load, as far as the model of the cost knows.
     cdef uint32_t n_choices
     cdef uint64_t n_compared
@@ -29,4 +32,5 @@ cdef class Group:
     cdef void remove(self, uint32_t row) noexcept nogil
     cdef double prefill_rate(self, double prior) noexcept
     cdef double service(self, Ledger ledger, double prior) noexcept
+    cdef void learn_loss(self, Ledger ledger, double own_tokens, double lost_tokens) noexcept nogil
     cdef void lend_rates(self, Ledger ledger) noexcept

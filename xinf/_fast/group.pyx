@@ -12,6 +12,7 @@ from libc.string cimport memmove
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_realloc
 from xinf._fast.ledger cimport Ledger, Row
+from xinf._fast.losses cimport LEAST_WEIGHT, learn_loss, lost_weight
 
 
 @cython.final
@@ -21,6 +22,7 @@ cdef class Group:
 
     def __cinit__(self, str model not None):
         self.model = model
+        self.lost_weight = LEAST_WEIGHT
 
     def __dealloc__(self):
         free(self.rows)
@@ -62,6 +64,33 @@ cdef class Group:
                 n += 1
         return seconds / n if n else prior
 
+    cdef void learn_loss(self, Ledger ledger, double own_tokens, double lost_tokens) noexcept nogil:
+        """A request computed `own_tokens`, of them `lost_tokens` again. All rows have the same weight of own prefill."""
+        cdef uint32_t i
+        cdef double weight
+        learn_loss(&self.losses, own_tokens, lost_tokens)
+        weight = lost_weight(&self.losses)
+        if abs(weight - self.lost_weight) < 0.1 * self.lost_weight:
+            return  # not worth going through all rows
+        self.lost_weight = weight
+        for i in range(self.n):
+            ledger.rows[self.rows[i]].lost_weight = weight
+            ledger.refresh(self.rows[i])
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of prompt text."""
+        return self.density.bytes_per_token
+
+    @property
+    def repetition(self) -> tuple[int, int]:
+        """Prompt tokens computed, and those of them that had been asked for before."""
+        return self.losses.computed_tokens, self.losses.repeated_tokens
+
+    @property
+    def savings(self) -> tuple[int, float, float]:
+        """Choices compared with least-load, seconds saved and seconds lost."""
+        return self.n_compared, self.saved_s, self.regret_s
 
     cdef void lend_rates(self, Ledger ledger) noexcept:
         """Let rows that nothing was measured of count as fast as the others: they are chosen, or not, for that."""

@@ -6,9 +6,6 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from xinf._fast.rates cimport Rates
 
 cdef enum:
-    LOST_WEIGHT = 4  # of our own prefill, beside the time that it takes: router/cost.py
-
-cdef enum:
     NONE = 0xFFFFFFFF  # no replica; the end of a list of reservations
 
 cdef struct Row:
@@ -28,6 +25,7 @@ cdef struct Row:
     uint32_t uncounted
     uint32_t max_running
     uint32_t shown  # slots that it has been seen to have; more do not count
+    double lost_weight  # what a second of our own prefill costs later: losses.pxd
     uint32_t block_tokens
     uint32_t first  # its newest reservation
     uint8_t is_used

@@ -9,7 +9,7 @@
                     + own = (prompt - cached) / rate                        our own prefill
                     + max(0, requests + 1 - slots) x service / slots        until a slot is free
                     + requests x crowd                                      how much slower others make our answer
-                    + own x (4 + running / 8 + waiting x 4)                what our prefill costs others
+                    + own x (lost + running / 16 + waiting x 4)            what our prefill costs others, and later
                     + (1 + missing / used blocks) x service, if any miss    KV-full barrier: wait until others end
 
 Queued, requests there and used blocks are the report's numbers plus the reservations newer than it (`last_submit` names the
@@ -33,6 +33,7 @@ from libc.string cimport memcpy, memset
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_aligned, xinf_malloc, xinf_realloc
 from xinf._fast.chunkhash cimport chunk_hash, fold
+from xinf._fast.losses cimport LEAST_WEIGHT
 from xinf._fast.rates cimport set_prior
 
 # What `pick` gives when no candidate is ready below its limit. Handles are never negative.
@@ -118,6 +119,7 @@ cdef class Ledger:
         row.first = NONE
         row.max_running = min(max_running, 1 << 30)
         row.shown = 1 << 30
+        row.lost_weight = LEAST_WEIGHT
         row.block_tokens = min(block_tokens, 1 << 30)
         row.is_used = 1
         set_prior(&row.rates, prefill_tokens_per_s, service_s)
@@ -636,7 +638,7 @@ cdef inline double decode_s(const Row *row, uint64_t requests) noexcept nogil:
 cdef inline double burden(const Row *row, uint64_t requests, uint64_t waiting) noexcept nogil:
     """What a second of our own prefill costs others, in seconds. `waiting`: of the requests, as far as reported."""
     cdef uint64_t running = min(requests - waiting, row.max_running)
-    return <double>LOST_WEIGHT + running * RUNNING_WEIGHT + (requests - running) * WAITING_WEIGHT
+    return row.lost_weight + running * RUNNING_WEIGHT + (requests - running) * WAITING_WEIGHT
 
 
 cdef inline uint64_t blocks_for(uint64_t tokens, uint32_t block_tokens) noexcept nogil:

@@ -39,6 +39,7 @@ from xinf.bench.route_document import (
     RoutePoint,
     RouteResult,
     RouteSettings,
+    make_route_points,
     read_route_document,
     write_route_document,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "draw",
     "draw_seed",
     "find_model",
+    "make_route_points",
     "parse_slo",
     "read_document",
     "read_engine_arguments",

@@ -16,10 +16,11 @@ from xinf.bench.host import Host
 from xinf.bench.load import Load
 from xinf.bench.record import Record
 from xinf.bench.report import Distribution, Series, Summary
+from xinf.bench.result_file import read_result, write_result
 from xinf.bench.slo import Slo
 from xinf.bench.target import Endpoint
 from xinf.bench.workload import WorkloadSettings
-from xinf.core.errors import InvalidRequest, NotFound
+from xinf.core.errors import InvalidRequest
 
 SCHEMA = "xinf-bench/1"
 
@@ -169,30 +170,9 @@ def _figures(summaries: Sequence[Summary]) -> dict[str, Spread]:
 
 def write_document(document: Document, path: Path) -> None:
     """Write the file, indented. Raises: NotFound if it cannot be written."""
-    encoded = msgspec.json.format(msgspec.json.encode(document), indent=1)
-    try:
-        path.write_bytes(encoded + b"\n")
-    except OSError as error:
-        raise NotFound(f"cannot write {path}: {error.strerror}") from error
+    write_result(document, path)
 
 
 def read_document(path: Path) -> Document:
     """Read a file that `write_document` wrote. Raises: NotFound, InvalidRequest."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}") from error
-    try:
-        schema = msgspec.json.decode(data, type=_Schema).schema
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{path} is no result of `xinf bench serve`: {error}") from error
-    if schema != SCHEMA:
-        raise InvalidRequest(f"{path} is of schema {schema!r}, this xinf reads {SCHEMA!r}")
-    try:
-        return msgspec.json.decode(data, type=Document)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{path} says {SCHEMA} but is not: {error}") from error
-
-
-class _Schema(msgspec.Struct):
-    schema: str
+    return read_result(path, Document, schema=SCHEMA, command="xinf bench serve")

@@ -17,11 +17,12 @@ from xinf.bench.fleet import FleetSettings
 from xinf.bench.host import Host
 from xinf.bench.record import Record
 from xinf.bench.report import Distribution
+from xinf.bench.result_file import read_result, write_result
 from xinf.bench.route_plan import RouteLoad
 from xinf.bench.route_report import Imbalance, RouteSummary
 from xinf.bench.route_workload import RouteWorkloadSettings
 from xinf.bench.slo import Slo
-from xinf.core.errors import InvalidRequest, NotFound
+from xinf.core.errors import InvalidRequest
 
 SCHEMA = "xinf-route/1"
 
@@ -193,23 +194,9 @@ def _figures(summaries: Sequence[RouteSummary]) -> dict[str, Spread]:
 
 def write_route_document(document: RouteDocument, path: Path) -> None:
     """Write the file, indented. Raises: NotFound if it cannot be written."""
-    encoded = msgspec.json.format(msgspec.json.encode(document), indent=1)
-    try:
-        path.write_bytes(encoded + b"\n")
-    except OSError as error:
-        raise NotFound(f"cannot write {path}: {error.strerror}") from error
+    write_result(document, path)
 
 
 def read_route_document(path: Path) -> RouteDocument:
     """Read a file that `write_route_document` wrote. Raises: NotFound, InvalidRequest."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}") from error
-    try:
-        document = msgspec.json.decode(data, type=RouteDocument)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{path} is no result of `xinf bench route`: {error}") from error
-    if document.schema != SCHEMA:
-        raise InvalidRequest(f"{path} is of schema {document.schema!r}, this xinf reads {SCHEMA!r}")
-    return document
+    return read_result(path, RouteDocument, schema=SCHEMA, command="xinf bench route")

@@ -200,7 +200,7 @@ def route(
 
     print("starting a gateway and a worker of its own", file=sys.stderr)
     with PrivateStack(front=front, settings=settings or ()) as stack:
-        _compare(asked, _PrivateSite(stack), json)
+        _compare(asked, PrivateSite(stack), json)
 
 
 def simulate(
@@ -293,7 +293,7 @@ def _status(progress: RouteProgress) -> str:
 # ---- where it runs --------------------------------------------------------------------------------------------------
 
 
-class _PrivateSite:
+class PrivateSite:
     """Runs through a gateway of our own, each time in front of new engines."""
 
     def __init__(self, stack: PrivateStack) -> None:

@@ -53,6 +53,13 @@ FAMILIES: dict[str, Family] = {
     "xinf_routing_regret_seconds_total": Family(
         "counter", "Seconds of cost that compared choices lost: least_load's replica would have been cheaper."
     ),
+    "xinf_prefill_computed_tokens_total": Family(
+        "counter", "Prompt tokens that engines computed, under policies that look at prefixes."
+    ),
+    "xinf_prefill_repeated_tokens_total": Family(
+        "counter",
+        "Of them, those that had been asked for not long before: what larger caches, or other choices, would save.",
+    ),
     "xinf_index_bytes": Family("gauge", "Memory of the prefix index, over all gateway processes."),
     "xinf_index_entries": Family("gauge", "Entries of the prefix index, over all gateway processes."),
     "xinf_index_evictions_total": Family("counter", "Entries that the prefix index gave up to stay within its bound."),
@@ -150,6 +157,10 @@ def fold_router(view: RouterView, into: Snapshot) -> None:
         into[f"xinf_routing_compared_total{{{label}}}"] = savings.n_compared
         into[f"xinf_routing_saved_seconds_total{{{label}}}"] = savings.saved_s
         into[f"xinf_routing_regret_seconds_total{{{label}}}"] = savings.regret_s
+    for model, repetition in view.repetitions.items():
+        label = f'model="{escape(model)}"'
+        into[f"xinf_prefill_computed_tokens_total{{{label}}}"] = repetition.computed_tokens
+        into[f"xinf_prefill_repeated_tokens_total{{{label}}}"] = repetition.repeated_tokens
     for replica in view.replicas:
         label = f'replica="{escape(replica.replica_id)}"'
         into[f'xinf_replica_view{{{label},view="{replica.index_state}"}}'] = 1

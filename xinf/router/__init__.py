@@ -15,13 +15,14 @@ from xinf.router.load import LoadView
 from xinf.router.residency import ResidencyUpdate
 from xinf.router.router import Router
 from xinf.router.settings import RouterSettings
-from xinf.router.view import CandidateView, ReplicaView, RouterView, Savings
+from xinf.router.view import CandidateView, Repetition, ReplicaView, RouterView, Savings
 
 __all__ = [
     "CandidateView",
     "Choice",
     "CostTerms",
     "LoadView",
+    "Repetition",
     "ReplicaView",
     "ResidencyUpdate",
     "Router",

@@ -1,18 +1,19 @@
-"""The cost of a replica for one request, in seconds. Every rate is measured; four weights are not.
+"""The cost of a replica for one request, in seconds. Every rate is measured; five weights are not.
 
     queued   (prefill tokens queued in the engine + tokens we sent that its report does not count yet) / rate
     prefill  own = (prompt tokens - cached tokens) / rate
     decode   until a slot is free        max(0, requests there + 1 - slots) x service / slots
              others make us slower       1/2 x requests there x crowd
-             we make others slower       own x (4 + 1/16 x running there + 4 x waiting there)
+             we make others slower       own x (lost + 1/16 x running there + 4 x waiting there)
     full     (1 + missing blocks / used blocks) x service, when the KV pool has no room for the uncached tokens
 
 `queued` and `prefill` are our time to the first token, as far as prefill decides it. The rest is what a choice costs
 beyond that. What we compute throws out of the cache what others would have found, and what we computed elsewhere is
-there twice: a second of prefill that a hit saves is worth 4 more (LOST). Those who wait there wait for our prefill, and
-as many will come behind us as wait before us: 4 for each. Those who decode there wait as well, but for one token, not
-for their first: 1/16. The weights were found by simulation (benchmarks/NOTES.md). Among replicas that hold the same of
-a prompt the 4 says nothing, so they share it by load: that is what keeps one hot prefix from piling up.
+there twice: a second of prefill that a hit saves is worth `lost` more. `repeated` is the share of the tokens computed
+lately that had been asked for not long before (_fast/losses.pxd, ADR 0020). Those who wait there wait for our prefill,
+and as many will come behind us as wait before us: 4 for each. Those who decode there wait as well, but for one token,
+not for their first: 1/16. The weights were found by simulation (benchmarks/NOTES.md). Among replicas that hold the same
+of a prompt `lost` says nothing, so they share it by load: that is what keeps one hot prefix from piling up.
 
 `rate`, tokens per second, is the slope of a line: seconds to the first token over the tokens computed until then, those
 queued before included, of streams and one-token answers that found a slot and blocks at once. What a first token takes

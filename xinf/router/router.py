@@ -19,7 +19,7 @@ from xinf.router.cost import CostTerms
 from xinf.router.load import LoadView
 from xinf.router.residency import ResidencyUpdate
 from xinf.router.settings import RouterSettings
-from xinf.router.view import CandidateView, ReplicaView, RouterView, Savings
+from xinf.router.view import CandidateView, Repetition, ReplicaView, RouterView, Savings
 
 _NUMBERS = {
     RoutingPolicy.AUTO: decide.AUTO,
@@ -127,7 +127,7 @@ class Router(Decider):
 
     def snapshot(self) -> RouterView:
         """Everything a metric or a page may want. O(replicas)."""
-        index, exact = self.index, self.exact
+        index, exact, groups = self.index, self.exact, self._groups()
         return RouterView(
             replicas=tuple(self._view(replica_id) for replica_id in self._ids()),
             index_bytes=0 if index is None else index.nbytes,
@@ -138,8 +138,9 @@ class Router(Decider):
             exact_index_max_bytes=self.settings.exact_index_max_bytes,
             exact_index_entries=0 if exact is None else len(exact),
             exact_index_evictions=0 if exact is None else exact.evictions,
-            bytes_per_token=self._densities(),
-            savings={model: Savings(*counts) for model, counts in self._comparisons().items()},
+            bytes_per_token={model: group.bytes_per_token for model, group in groups.items()},
+            repetitions={model: Repetition(*group.repetition) for model, group in groups.items()},
+            savings={model: Savings(*group.savings) for model, group in groups.items()},
         )
 
     def _view(self, replica_id: str) -> ReplicaView:

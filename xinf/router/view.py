@@ -42,6 +42,13 @@ class Savings(msgspec.Struct, frozen=True):
     regret_s: float  # where it would have been cheaper
 
 
+class Repetition(msgspec.Struct, frozen=True):
+    """Work that larger caches, or other choices, would have saved. Of policies that look at prefixes."""
+
+    computed_tokens: int  # of prompts
+    repeated_tokens: int  # of them, those that had been asked for not long before
+
+
 class RouterView(msgspec.Struct, frozen=True, kw_only=True):
     """All replicas and the indexes they share."""
 
@@ -56,6 +63,7 @@ class RouterView(msgspec.Struct, frozen=True, kw_only=True):
     exact_index_evictions: int
     bytes_per_token: dict[str, float]  # by model
     savings: dict[str, Savings]  # by model
+    repetitions: dict[str, Repetition]  # by model
 
 
 class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
