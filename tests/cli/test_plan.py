@@ -14,8 +14,7 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
-from xinf.cli.known import find_known
-from xinf.cli.need import add_need, meant_devices
+from xinf.cli.need import add_need, find_known_for, meant_devices
 from xinf.cli.plan import free_on
 from xinf.core.config import load
 from xinf.core.device import Device, Vendor
@@ -39,7 +38,7 @@ GIB = 1 << 30
 def need_of(
     made: DeploymentRecord, nodes: list[NodeRecord], measured: list[MeasuredRecord], *, must_fit: bool
 ) -> tuple[DeploymentRecord, str | None]:
-    return add_need(made, find_known(load(), made.spec), nodes, measured, must_fit=must_fit)
+    return add_need(made, find_known_for(load(), made.spec, nodes), nodes, measured, must_fit=must_fit)
 
 
 @pytest.fixture
@@ -268,7 +267,8 @@ def test_plan_that_changed_is_written_and_no_change_for_the_user(
     assert again == first
 
 
-async def test_hub_is_not_asked_for_what_has_no_place() -> None:
+async def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.cli.need.find_known", lambda *_: pytest.fail("the hub was asked"))
     made = DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model="Org/Nobody-asks", device="cpu"))
     # There is no engine for the processor of that node.
     assert need_of(made, [gpu_node(24)], [], must_fit=True) == (made, None)

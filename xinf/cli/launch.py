@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xinf.cli.failure import INTERRUPTED
-from xinf.cli.known import Known, find_known
-from xinf.cli.need import add_need
+from xinf.cli.need import add_need, find_known_for
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -110,11 +110,10 @@ def launch(
         priority=priority,
         shares=share,
     )
-    known = find_known(session.config, spec)
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
         applied, made = run(
-            _launch(session, wish, known, screen, must_fit=not force, must_wait=not no_wait, timeout_s=timeout_s)
+            _launch(session, wish, screen, must_fit=not force, must_wait=not no_wait, timeout_s=timeout_s)
         )
     except KeyboardInterrupt:
         screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
@@ -128,7 +127,6 @@ def launch(
 async def _launch(
     session: Session,
     wish: DeploymentRecord,
-    known: Known,
     screen: Screen,
     *,
     must_fit: bool,
@@ -142,6 +140,7 @@ async def _launch(
     async with session.store() as store:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
+        known = await asyncio.to_thread(find_known_for, session.config, wish.spec, nodes)
         check_wish(wish.spec, known.facts, nodes, screen.line)
         since_s = time.time()
         measured = [record for record, _ in await records.list(MeasuredRecord)]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from xinf.cli.known import Known
+from xinf.cli.known import Known, find_known
 from xinf.cli.session import Session
+from xinf.core.config import Config
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Vendor, is_selected
 from xinf.core.errors import InvalidRequest, PlacementFailed, XinfError
 from xinf.core.ids import NodeName
@@ -109,7 +110,7 @@ def add_need(
     spec, facts = wish.spec, known.facts
     if spec.engine != "vllm":
         return wish, None  # a simulated engine has no weights
-    meant = [(node, device) for node, device in meant_devices(spec, nodes) if _has_engine(spec, node, device)]
+    meant = _with_engine(spec, nodes)
     if not meant:
         return wish, None  # whoever places it says why there is no place
     if facts is None:
@@ -158,6 +159,11 @@ def choose_plan(spec: EngineSpec, plans: Sequence[DevicePlan]) -> MemoryPlan | s
     # A device that nothing is known of may be large enough.
     unknown = next((made for made in plans if made.fit is None), None)
     return unknown.note or "unknown" if unknown is not None else None
+
+
+def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
+    """What is known of a model, if a device that is meant has an engine: otherwise no hub is asked in vain."""
+    return find_known(config, spec) if _with_engine(spec, nodes) else Known()
 
 
 def describe_plan(plan: MemoryPlan) -> str:
@@ -211,6 +217,10 @@ def _find_measured(
             digest = fingerprint(identity, spec, engine_version=environment.version, device=device)
             return measured.get(digest)
     return None
+
+
+def _with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
+    return [(node, device) for node, device in meant_devices(spec, nodes) if _has_engine(spec, node, device)]
 
 
 def _has_engine(spec: EngineSpec, node: NodeRecord, device: Device) -> bool:

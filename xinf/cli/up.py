@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from xinf.cli.known import SIMULATED, find_known
-from xinf.cli.need import add_need, read_measured
+from xinf.cli.known import SIMULATED
+from xinf.cli.need import add_need, find_known_for, read_measured
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -121,7 +121,8 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     """Judge and plan a wish on the only node that there will be. Raises: PlacementFailed."""
     from xinf.agent import describe_node
 
-    node, known = run(describe_node(session.config)), find_known(session.config, wish.spec)
+    node = run(describe_node(session.config))
+    known = find_known_for(session.config, wish.spec, (node,))
     check_wish(wish.spec, known.facts, (node,), screen.line)
     wish, told = add_need(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
     if told is not None:
