@@ -14,11 +14,12 @@ from typing import Protocol
 import msgspec
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message of a chat."""
+class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One message of a chat. `tool_call_id`: of a tool's result, where some gateways insist on it; nobody renders it."""
 
     role: str
     content: str
+    tool_call_id: str | None = None
 
 
 class Step(msgspec.Struct, frozen=True):

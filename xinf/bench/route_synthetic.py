@@ -147,7 +147,8 @@ class Agents(_Synthetic):
         return RouteSession(tuple(steps), name=f"agent-{self._seed}-{number}", tools=self._tools[kind])
 
     def _call(self, draw: random.Random, number: int, *, follows: int, n_steps: int) -> Step:
-        result = Message("tool", self._text(f"{number}.{n_steps}", draw.randint(64, 384)))
+        text = self._text(f"{number}.{n_steps}", draw.randint(64, 384))
+        result = Message("tool", text, tool_call_id=f"call_{n_steps}")
         return Step((result,), draw.randint(16, 64), follows=follows, pause_s=draw.uniform(0.0, self.tool_s))
 
     def _make_tools(self, kind: int) -> bytes:
