@@ -15,7 +15,7 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One message of a chat. `tool_call_id`: of a tool's result, where some gateways insist on it; nobody renders it."""
+    """One message of a chat. `tool_call_id`: of a tool's result; some gateways insist on it, no template shows it."""
 
     role: str
     content: str
