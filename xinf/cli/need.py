@@ -161,9 +161,9 @@ def choose_plan(spec: EngineSpec, plans: Sequence[DevicePlan]) -> MemoryPlan | s
     return unknown.note or "unknown" if unknown is not None else None
 
 
-def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
+async def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
     """What is known of a model, if a device that is meant has an engine: otherwise no hub is asked in vain."""
-    return find_known(config, spec) if _with_engine(spec, nodes) else Known()
+    return await find_known(config, spec) if _with_engine(spec, nodes) else Known()
 
 
 def describe_plan(plan: MemoryPlan) -> str:

@@ -58,6 +58,20 @@ def resolve_model(
     return _from_hub(parse_reference(model, sources.default), sources)
 
 
+def refer_model(
+    model: str, *, environ: Mapping[str, str] | None = None, config: RegistryConfig | None = None
+) -> str | None:
+    """Write a model of a hub with its hub, for `read_model`: `modelscope://Org/Name@v1`.
+
+    None where something on this host is meant, or where no hub may be asked. Raises: InvalidRequest.
+    """
+    sources = find_sources(environ, config)
+    is_local = looks_like_path(model) or Path(model).expanduser().exists()
+    if sources.is_offline or (is_local and not is_reference(model)):
+        return None
+    return str(parse_reference(model, sources.default))
+
+
 def looks_like_path(model: str) -> bool:
     """Whether only a path can be meant."""
     return model.startswith(("/", "./", "../", "~")) or model in (".", "..")
