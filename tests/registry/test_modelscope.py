@@ -33,6 +33,7 @@ class Hub(msgspec.Struct):
     files: dict[str, bytes]
     status: int | None = None
     cut_at: list[int] = []
+    has_sizes: bool = True
     url: str = ""
     asked: list[tuple[str, str, str | None]] = []  # file or "", revision, range
 
@@ -74,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {
                     "Path": name,
                     "Type": "blob",
-                    "Size": len(content),
+                    "Size": len(content) if self.hub.has_sizes else None,
                     "Sha256": hashlib.sha256(content).hexdigest(),
                     "Revision": OLDER if number else NEWEST,
                     "CommittedDate": 1_700_000_000 - number,
@@ -200,3 +201,12 @@ def test_model_that_was_not_pulled_says_how(tmp_path: Path) -> None:
     assert "xinf pull modelscope://org/name" in str(caught.value.remedy)
     with pytest.raises(UnknownModel, match="offline"):
         read_model("modelscope://org/name", environ=env, offline=True)
+
+
+def test_file_of_unknown_size_is_no_empty_file(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_sizes = False
+        with pytest.raises(Unavailable, match="does not say how large"):
+            download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

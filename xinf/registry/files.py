@@ -6,6 +6,7 @@ asked for with its length, and never more than that is read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -84,7 +85,9 @@ def _sizes(directory: Path) -> dict[str, int | None]:
         with os.scandir(directory) as entries:
             directories = [entry for entry in entries if entry.is_dir()]
         for entry in directories:
-            sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
+            # One that only root may list (`lost+found`) holds nothing of the model.
+            with contextlib.suppress(PermissionError):
+                sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
         sizes |= _files(directory)
     except OSError as error:
         raise UnknownModel(f"{directory} cannot be read: {error}", param="model") from error
