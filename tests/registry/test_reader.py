@@ -106,6 +106,14 @@ def test_cut_file_is_an_unknown_model_and_config_alone_is_still_read(tmp_path: P
     assert read_facts(tmp_path).n_layers == 2
 
 
+@pytest.mark.parametrize("factor", [1e308, 10**400, -1.0, 0])
+def test_absurd_factor_of_a_width_counts_as_not_said(factor: float, tmp_path: Path) -> None:
+    lfm = {**LLAMA, "model_type": "lfm2", "full_attn_idxs": [0]}
+    plain = read_model(str(make(tmp_path, {**lfm, "block_ffn_dim_multiplier": 1.0}))).n_parameters
+    assert plain is not None
+    assert read_model(str(make(tmp_path, {**lfm, "block_ffn_dim_multiplier": factor}))).n_parameters == plain
+
+
 def test_headers_and_shards_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, LLAMA)
     write_safetensors(tmp_path / "a.safetensors", WHOLE)

@@ -40,21 +40,21 @@ def resolve_model(
     """
     if model == SCRIPTED and not Path(model).is_dir():
         return _in_directory(write_scripted_model(models_dir / SCRIPTED), model)
-    sources = find_sources(environ, config)
-    if is_reference(model):
-        return _from_hub(parse_reference(model, sources.default), sources)
     path = Path(model).expanduser()
-    if path.is_dir():
-        return _in_directory(path.absolute(), model)
-    if path.is_file():
-        # GGUF and the like: one file that only the engine can read.
-        return ModelSource(location=str(path.absolute()), directory=path.absolute().parent)
-    if looks_like_path(model):
-        raise UnknownModel(
-            f"there is no directory {path.absolute()} on this host",
-            remedy="check the path; it must exist on the host that runs the engine",
-            param="model",
-        )
+    if not is_reference(model):
+        if path.is_dir():
+            return _in_directory(path.absolute(), model)
+        if path.is_file():
+            # GGUF and the like: one file that only the engine can read.
+            return ModelSource(location=str(path.absolute()), directory=path.absolute().parent)
+        if looks_like_path(model):
+            raise UnknownModel(
+                f"there is no directory {path.absolute()} on this host",
+                remedy="check the path; it must exist on the host that runs the engine",
+                param="model",
+            )
+    # Asked for here alone: a variable of a hub that is wrong is no matter for a directory.
+    sources = find_sources(environ, config)
     return _from_hub(parse_reference(model, sources.default), sources)
 
 
