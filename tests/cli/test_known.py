@@ -15,6 +15,7 @@ from tests.registry.hub import COMMIT, Hub, serve
 from tests.registry.test_huggingface import repository
 from xinf.cli.known import find_known
 from xinf.core.config import load
+from xinf.core.errors import UnknownModel
 from xinf.core.records import EngineSpec
 from xinf.registry import ModelFacts
 
@@ -70,7 +71,13 @@ async def test_bare_id_of_a_wish_is_read_where_the_engine_takes_it_from(hub: Hub
 async def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
 
-    def wait(*_: object) -> ModelFacts:
+    is_cached = False
+
+    def wait(*_: object, offline: bool | None = None) -> ModelFacts:
+        if offline:
+            if is_cached:
+                return ModelFacts(n_layers=7)
+            raise UnknownModel("not in the cache")
         never.wait(60)
         return ModelFacts()
 
@@ -81,6 +88,9 @@ async def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert known.facts is None
         assert known.why is not None
         assert known.why.startswith("nothing came of reading org/name within ")
+        is_cached = True
+        known = await asyncio.wait_for(find_known(config, EngineSpec(model="org/name")), 30)
+        assert known.facts == ModelFacts(n_layers=7)
         waiting = asyncio.create_task(find_known(load(environ={}), EngineSpec(model="org/name")))
         await asyncio.sleep(0)
         waiting.cancel()

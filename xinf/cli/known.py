@@ -33,14 +33,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None = None
 
 
-def read_facts_of(config: Config, spec: EngineSpec) -> ModelFacts:
+def read_facts_of(config: Config, spec: EngineSpec, *, offline: bool | None = None) -> ModelFacts:
     """Read the model's facts, from this host or from the headers at its hub. Raises: what `read_model` raises."""
     from xinf.registry import read_model
 
     # An engine takes a bare id to Hugging Face, whatever `registry.source` says.
     is_bare = not Path(spec.model).is_absolute() and "://" not in spec.model
     model = f"hf://{spec.model}" if is_bare else spec.model
-    return read_model(model, environ={**os.environ, **spec.env}, config=config.registry)
+    return read_model(model, environ={**os.environ, **spec.env}, config=config.registry, offline=offline)
 
 
 async def find_known(config: Config, spec: EngineSpec) -> Known:
@@ -55,9 +55,13 @@ async def find_known(config: Config, spec: EngineSpec) -> Known:
         async with asyncio.timeout(patience_s):
             return Known(facts=await _in_thread(lambda: read_facts_of(config, spec)))
     except TimeoutError:
-        return Known(why=f"nothing came of reading {spec.model} within {format_seconds(patience_s)}")
+        why = f"nothing came of reading {spec.model} within {format_seconds(patience_s)}"
     except XinfError as error:
         return Known(why=error.message)
+    try:
+        return Known(facts=read_facts_of(config, spec, offline=True))  # it may be in the cache
+    except XinfError:
+        return Known(why=why)
 
 
 async def _in_thread(read: Callable[[], ModelFacts]) -> ModelFacts:

@@ -43,8 +43,9 @@ class ModelConfig:
     def factor(self, name: str) -> float | None:
         """A number above 0 that others are multiplied by."""
         value = self.text.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and 0 < value <= _MAX_FACTOR else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if 0 < value <= _MAX_FACTOR else None
 
     def word(self, *names: str) -> str | None:
         return next((value for name in names if isinstance(value := self.text.get(name), str)), None)
