@@ -241,6 +241,14 @@ def test_auto_means_accelerators_where_an_engine_is_built_for_them() -> None:
     assert [device.selector for _, device in named] == ["cuda:0", "cpu"]
 
 
+def test_engine_for_any_device_counts_for_each() -> None:
+    """As the scheduler and the agent read it: no kinds are all kinds."""
+    node = gpu_node(24)
+    (engine,) = node.environments
+    anywhere = replace(node, environments=(replace(engine, device_kinds=()),))
+    assert [device.selector for _, device in meant_devices(EngineSpec(model="m"), [anywhere])] == ["cuda:0"]
+
+
 def test_launch_refuses_before_anything_is_written(control: Control, xinf: Callable[..., Result], model: Path) -> None:
     node = gpu_node(8)
     control.run(control.records.create(NodeRecord, node.name, node))
