@@ -42,6 +42,7 @@ class Hub(msgspec.Struct):
     status: int | None = None  # answered to everything
     cut_at: dict[str, list[int]] = {}  # bytes of a body after which the connection ends, one per request
     wrong_bytes: bool = False
+    page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
     requests: list[Request] = []
@@ -90,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
+        if self.hub.page is not None:
+            return self._send(200, self.hub.page, {"Content-Type": "text/html"})
         if self.hub.status is not None:
             return self._fail(self.hub.status, None, "broken")
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):

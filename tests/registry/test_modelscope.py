@@ -34,6 +34,7 @@ class Hub(msgspec.Struct):
     status: int | None = None
     cut_at: list[int] = []
     has_sizes: bool = True
+    page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
     asked: list[tuple[str, str, str | None]] = []  # file or "", revision, range
@@ -59,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return None
+        if self.hub.page is not None:
+            return self._send(200, self.hub.page)
         if self.hub.status is not None:
             return self._send(self.hub.status, b'{"Code": 1, "Message": "no"}')
         if revision not in ("master", NEWEST) or not re.match(r"/api/v1/models/org/name/repo", url.path):
@@ -230,3 +233,11 @@ def test_token_stays_with_the_hub_when_files_are_elsewhere(tmp_path: Path) -> No
         assert "Bearer ms-right" in hub.credentials
         assert store.asked
         assert set(store.credentials) == {None}
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"[]", b"3", b'{"Code": 200, "Data": {"Files": [3]}}'])
+def test_page_of_somebody_else_is_no_hub(page: bytes, tmp_path: Path, one_try: None) -> None:
+    with serve(repository()) as hub:
+        hub.page = page
+        with pytest.raises(Unavailable):
+            read_model("modelscope://org/name", environ=environ(hub, tmp_path))

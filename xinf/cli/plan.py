@@ -103,13 +103,14 @@ def plan(
     )
     if device != "all":
         check_selector(device)
-    planned = run(_plan(session, spec, device, is_all=all_ or server is not None, name=model))
+    is_all = all_ or server is not None
+    planned = run(_plan(session, spec, device, is_all=is_all, name=model))
     if json:
         print_json(planned)
         return
     print(describe_model(planned.model, planned.facts))
     print()
-    print_table(("NODE", *_COLUMNS) if all_ else _COLUMNS, [row(made, with_node=all_) for made in planned.devices])
+    print_table(("NODE", *_COLUMNS) if is_all else _COLUMNS, [row(made, with_node=is_all) for made in planned.devices])
     for line in notes(planned):
         print(line)
 

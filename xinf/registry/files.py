@@ -17,7 +17,14 @@ from xinf.core.errors import UnknownModel
 
 def is_inside(name: str) -> bool:
     """Whether a name that a hub gave stays below the directory that it is put into."""
-    return bool(name) and not name.startswith("/") and "\\" not in name and ".." not in PurePosixPath(name).parts
+    # What a terminal or the file system would take for something else is no name of a model's file.
+    is_plain = bool(name) and name.isprintable() and "\\" not in name
+    return is_plain and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+
+
+def as_size(value: object) -> int | None:
+    """A size that a hub gave; None for what can be none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 class ModelFiles(Protocol):

@@ -21,7 +21,7 @@ import msgspec
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
 from xinf.registry.download import Download, Meter, fetch_all
-from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.files import LocalFiles, ModelFiles, as_size, is_inside
 from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
 from xinf.registry.wanted import wanted_files
 
@@ -162,8 +162,14 @@ def _stored(reference: Reference, sources: Sources) -> Path:
 def _list_repository(reference: Reference, sources: Sources) -> ScopeFiles:
     client = _client(sources)
     with _translated(reference.repository, sources):
-        listed = client.list_repo_files(reference.repository, _MODEL, reference.revision or _DEFAULT_BRANCH)
-    files = [file for entry in listed if (file := _file(entry)) is not None]
+        try:
+            listed = client.list_repo_files(reference.repository, _MODEL, reference.revision or _DEFAULT_BRANCH)
+            files = [file for entry in listed if (file := _file(entry)) is not None]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise Unavailable(
+                f"{sources.modelscope_endpoint} does not answer as a hub",
+                remedy="check the address (registry.modelscope_endpoint, MODELSCOPE_ENDPOINT)",
+            ) from error
     return ScopeFiles(client, reference, sources, {file.path: file for file in files})
 
 
@@ -196,7 +202,7 @@ def _file(entry: Any) -> _File | None:
     sha256, revision, changed = entry.get("Sha256"), entry.get("Revision"), entry.get("CommittedDate")
     return _File(
         path=path,
-        size=size if isinstance(size, int) else None,
+        size=as_size(size),
         sha256=sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
         revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,
