@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from xinf.agent.models import MAX_MODELS, find_models, hub_cache
+from xinf.agent.models import MAX_MODELS, find_models
+from xinf.registry import hub_cache_dir
 
 
 def cached(cache: Path, name: str, *, is_loading: bool = False, has_config: bool = True) -> None:
@@ -35,6 +36,12 @@ def test_models_of_the_cache_and_of_our_own_directory_are_found(tmp_path: Path) 
     assert find_models(own, {"HF_HUB_CACHE": str(cache)}) == (str(own / "scripted"), "Org/Name-7B", "gpt2")
 
 
+def test_model_that_xinf_pull_is_fetching_is_not_there_yet(tmp_path: Path) -> None:
+    cached(tmp_path, "Org/Name")
+    (tmp_path / "models--Org--Name" / "blobs" / "0f.partial").touch()
+    assert find_models(tmp_path / "own", {"HF_HUB_CACHE": str(tmp_path)}) == ()
+
+
 def test_directories_that_are_not_there_have_none(tmp_path: Path) -> None:
     assert find_models(tmp_path / "a", {"HF_HUB_CACHE": str(tmp_path / "b")}) == ()
 
@@ -57,4 +64,4 @@ def test_list_is_bounded(tmp_path: Path) -> None:
     ],
 )
 def test_cache_is_where_the_client_keeps_it(environ: dict[str, str], expected: str) -> None:
-    assert str(hub_cache(environ)) == expected
+    assert str(hub_cache_dir(environ)) == expected

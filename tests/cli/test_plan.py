@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable
@@ -38,7 +39,7 @@ GIB = 1 << 30
 def need_of(
     made: DeploymentRecord, nodes: list[NodeRecord], measured: list[MeasuredRecord], *, must_fit: bool
 ) -> tuple[DeploymentRecord, str | None]:
-    return add_need(made, find_known_for(load(), made.spec, nodes), nodes, measured, must_fit=must_fit)
+    return add_need(made, asyncio.run(find_known_for(load(), made.spec, nodes)), nodes, measured, must_fit=must_fit)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_wish_carries_what_it_needs(model: Path) -> None:
     assert told.endswith("estimated)")
 
 
-async def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
+def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
     with pytest.raises(
         PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16"
     ) as c:
@@ -200,7 +201,7 @@ def test_split_needs_as_many_large_devices_on_one_node(model: Path) -> None:
         need_of(split, [gpu_node(16, 4), gpu_node(12, name="other")], [], must_fit=True)
 
 
-async def test_measured_load_is_believed(model: Path) -> None:
+def test_measured_load_is_believed(model: Path) -> None:
     node = gpu_node(24)
     made = wish(model)
     identity = identify_model(str(model), environ={})
@@ -240,6 +241,14 @@ def test_auto_means_accelerators_where_an_engine_is_built_for_them() -> None:
     assert [device.selector for _, device in named] == ["cuda:0", "cpu"]
 
 
+def test_engine_for_any_device_counts_for_each() -> None:
+    """As the scheduler and the agent read it: no kinds are all kinds."""
+    node = gpu_node(24)
+    (engine,) = node.environments
+    anywhere = replace(node, environments=(replace(engine, device_kinds=()),))
+    assert [device.selector for _, device in meant_devices(EngineSpec(model="m"), [anywhere])] == ["cuda:0"]
+
+
 def test_launch_refuses_before_anything_is_written(control: Control, xinf: Callable[..., Result], model: Path) -> None:
     node = gpu_node(8)
     control.run(control.records.create(NodeRecord, node.name, node))
@@ -267,7 +276,7 @@ def test_plan_that_changed_is_written_and_no_change_for_the_user(
     assert again == first
 
 
-async def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xinf.cli.need.find_known", lambda *_: pytest.fail("the hub was asked"))
     made = DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model="Org/Nobody-asks", device="cpu"))
     # There is no engine for the processor of that node.

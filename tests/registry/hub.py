@@ -42,6 +42,8 @@ class Hub(msgspec.Struct):
     status: int | None = None  # answered to everything
     cut_at: dict[str, list[int]] = {}  # bytes of a body after which the connection ends, one per request
     wrong_bytes: bool = False
+    page: bytes | None = None  # answered to everything, as by a proxy
+    files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
     requests: list[Request] = []
 
@@ -89,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
+        if self.hub.page is not None:
+            return self._send(200, self.hub.page, {"Content-Type": "text/html"})
         if self.hub.status is not None:
             return self._fail(self.hub.status, None, "broken")
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
@@ -134,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.files[commit].get(name)
         if content is None:
             self._fail(404, "EntryNotFound", "Entry not found")
+            return
+        if self.hub.files_at is not None:
+            self._send(302, b"", {"Location": self.hub.files_at + self.path})
             return
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
         if _is_lfs(content):

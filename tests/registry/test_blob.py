@@ -102,3 +102,15 @@ def test_take_reads_no_more_than_it_needs() -> None:
     assert take(Answer(is_partial=False, chunks=chunks()), 4, skip=8) == b"89ab"
     with pytest.raises(Unavailable, match="ignores ranges"):
         take(Answer(is_partial=False, chunks=chunks()), 4, skip=1 << 30)
+
+
+def test_take_gives_up_a_server_that_trickles() -> None:
+    now_s = 0.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 9.0
+        return now_s
+
+    with pytest.raises(Unavailable, match="too slow"):
+        take(Answer(is_partial=True, chunks=iter([b"x"] * 1000)), 1000, clock=clock)

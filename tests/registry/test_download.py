@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
 from xinf.registry import Progress, download_model, resolve_model
+from xinf.registry.download import Meter, fetch_all
+from xinf.registry.sources import find_sources
 
 WEIGHTS = random.Random(5).randbytes(3 << 20)
 FILES = {
@@ -136,3 +139,17 @@ def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="does not answer as a hub"):
             download_model("org/name", environ=environ(hub, tmp_path))
     assert [path for path in tmp_path.rglob("*evil*") if "cache" not in path.name] == []
+
+
+def test_first_failure_ends_the_files_under_way() -> None:
+    meter, late_s = Meter(None), time.monotonic() + 60
+
+    def bring(name: str) -> None:
+        if name == "broken":
+            raise Unavailable("no answer")
+        while time.monotonic() < late_s:
+            meter.add(name, 1)
+
+    with pytest.raises(Unavailable, match="no answer"):
+        fetch_all(["endless", "broken"], bring, find_sources({}), meter)
+    assert time.monotonic() < late_s

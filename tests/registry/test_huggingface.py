@@ -106,6 +106,23 @@ def test_token_opens_a_private_model_and_is_in_no_message(tmp_path: Path) -> Non
     assert "hf_wrong" not in str(caught.value)
 
 
+@pytest.mark.parametrize("page", [
+    b"<html>log in</html>", b"[]", b'"x"', b"{}", b"", b'{"id": "org/name", "sha": 5, "siblings": 3}',
+    b'{"id": "org/name", "siblings": [{"rfilename": 5, "lfs": {}}]}',
+])  # fmt: skip
+def test_page_of_somebody_else_is_no_hub(page: bytes, tmp_path: Path) -> None:
+    with serve(repository(), page=page) as hub, pytest.raises(Unavailable, match="does not answer as a hub") as caught:
+        read_model("org/name", environ=environ(hub, tmp_path))
+    assert "HF_ENDPOINT" in str(caught.value.remedy)
+
+
+def test_token_stays_with_the_hub_when_files_are_elsewhere(tmp_path: Path) -> None:
+    with serve(repository()) as store, serve(repository(), token="hf_right", files_at=store.url) as hub:
+        assert read_model("org/name", environ=environ(hub, tmp_path, HF_TOKEN="hf_right")).revision == COMMIT
+        assert {request.token for request in hub.requests} == {"Bearer hf_right"}
+        assert {request.token for request in store.requests} == {None}
+
+
 def test_hub_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with serve(repository()) as hub:
         pass

@@ -33,8 +33,12 @@ class Hub(msgspec.Struct):
     files: dict[str, bytes]
     status: int | None = None
     cut_at: list[int] = []
+    has_sizes: bool = True
+    page: bytes | None = None  # answered to everything, as by a proxy
+    files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
     asked: list[tuple[str, str, str | None]] = []  # file or "", revision, range
+    credentials: list[str | None] = []  # header by header
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,6 +53,15 @@ class _Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         name, revision = query.get("FilePath", ""), query.get("Revision", "")
         self.hub.asked.append((name, revision, self.headers.get("Range")))
+        self.hub.credentials += [self.headers.get("Authorization"), self.headers.get("Cookie")]
+        if self.hub.files_at is not None and name:
+            self.send_response(302)
+            self.send_header("Location", self.hub.files_at + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        if self.hub.page is not None:
+            return self._send(200, self.hub.page)
         if self.hub.status is not None:
             return self._send(self.hub.status, b'{"Code": 1, "Message": "no"}')
         if revision not in ("master", NEWEST) or not re.match(r"/api/v1/models/org/name/repo", url.path):
@@ -74,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {
                     "Path": name,
                     "Type": "blob",
-                    "Size": len(content),
+                    "Size": len(content) if self.hub.has_sizes else None,
                     "Sha256": hashlib.sha256(content).hexdigest(),
                     "Revision": OLDER if number else NEWEST,
                     "CommittedDate": 1_700_000_000 - number,
@@ -97,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(files: dict[str, bytes], *, status: int | None = None, cut_at: list[int] | None = None) -> Iterator[Hub]:
-    hub = Hub(files=files, status=status, cut_at=cut_at or [], asked=[])
+    hub = Hub(files=files, status=status, cut_at=cut_at or [], asked=[], credentials=[])
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -200,3 +213,31 @@ def test_model_that_was_not_pulled_says_how(tmp_path: Path) -> None:
     assert "xinf pull modelscope://org/name" in str(caught.value.remedy)
     with pytest.raises(UnknownModel, match="offline"):
         read_model("modelscope://org/name", environ=env, offline=True)
+
+
+def test_file_of_unknown_size_is_no_empty_file(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_sizes = False
+        with pytest.raises(Unavailable, match="does not say how large"):
+            download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_token_stays_with_the_hub_when_files_are_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(repository()) as store, serve(repository()) as hub:
+        hub.files_at = store.url.replace("127.0.0.1", "localhost")  # a cookie knows no ports
+        env = environ(hub, tmp_path, MODELSCOPE_API_TOKEN="ms-right")
+        assert read_model("modelscope://org/name", environ=env).is_counted
+        assert "Bearer ms-right" in hub.credentials
+        assert store.asked
+        assert set(store.credentials) == {None}
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"[]", b"3", b'{"Code": 200, "Data": {"Files": [3]}}'])
+def test_page_of_somebody_else_is_no_hub(page: bytes, tmp_path: Path, one_try: None) -> None:
+    with serve(repository()) as hub:
+        hub.page = page
+        with pytest.raises(Unavailable):
+            read_model("modelscope://org/name", environ=environ(hub, tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,43 @@ def test_cut_file_is_an_unknown_model_and_config_alone_is_still_read(tmp_path: P
     with pytest.raises(UnknownModel, match="damaged"):
         read_model(str(tmp_path))
     assert read_facts(tmp_path).n_layers == 2
+
+
+@pytest.mark.parametrize("factor", [1e308, 10**400, -1.0, 0])
+def test_absurd_factor_of_a_width_counts_as_not_said(factor: float, tmp_path: Path) -> None:
+    lfm = {**LLAMA, "model_type": "lfm2", "full_attn_idxs": [0]}
+    plain = read_model(str(make(tmp_path, {**lfm, "block_ffn_dim_multiplier": 1.0}))).n_parameters
+    assert plain is not None
+    assert read_model(str(make(tmp_path, {**lfm, "block_ffn_dim_multiplier": factor}))).n_parameters == plain
+
+
+def test_headers_and_shards_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, LLAMA)
+    write_safetensors(tmp_path / "a.safetensors", WHOLE)
+    write_safetensors(tmp_path / "b.safetensors", WHOLE)
+    longest = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little")
+    monkeypatch.setattr("xinf.registry.reader._MAX_HEADERS_BYTES", 2 * longest)
+    assert read_model(str(tmp_path)).n_parameters == 2 * N_PARAMETERS
+    monkeypatch.setattr("xinf.registry.reader._MAX_HEADERS_BYTES", 2 * longest - 1)
+    with pytest.raises(UnknownModel, match="has headers of more than"):
+        read_model(str(tmp_path))
+    monkeypatch.setattr("xinf.registry.reader.MAX_SHARDS", 1)
+    with pytest.raises(UnknownModel, match="has 2 files of weights"):
+        read_model(str(tmp_path))
+
+
+def test_directory_inside_that_may_not_be_listed_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, LLAMA)
+    (tmp_path / "lost+found").mkdir()
+    scan = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert read_model(str(tmp_path)).n_layers == 2
 
 
 def test_the_scripted_model_is_counted(tmp_path: Path) -> None:

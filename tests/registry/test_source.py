@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xinf.core.errors import InvalidRequest, UnknownModel
+from xinf.core.errors import ConfigError, InvalidRequest, UnknownModel
 from xinf.registry import read_facts, resolve_model
 
 
@@ -29,6 +29,14 @@ def test_directory_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_model(tmp_path / "m", architectures=["X"])
     monkeypatch.chdir(tmp_path)
     assert resolve_model("./m", models_dir=tmp_path).location == str(tmp_path / "m")
+
+
+def test_wrong_address_of_a_hub_is_no_matter_for_a_directory(tmp_path: Path) -> None:
+    make_model(tmp_path / "m", architectures=["X"])
+    environ = {"HF_ENDPOINT": "hf-mirror.com"}
+    assert resolve_model(str(tmp_path / "m"), models_dir=tmp_path, environ=environ).facts is not None
+    with pytest.raises(ConfigError, match="no address of a hub"):
+        resolve_model("Org/Name", models_dir=tmp_path, environ=environ)
 
 
 @pytest.mark.parametrize("typed", ["/no/such/model", "./nowhere", "../nowhere", "~/no/such/model"])

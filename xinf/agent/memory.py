@@ -213,7 +213,8 @@ def _processor(node: NodeRecord) -> Device | None:
 
 
 def _read_offline(model: str, environ: Mapping[str, str]) -> ModelFacts:
-    return read_model(model, environ=environ, offline=True)
+    # An engine takes a bare id to Hugging Face, whatever `registry.source` says.
+    return read_model(model if Path(model).is_absolute() else f"hf://{model}", environ=environ, offline=True)
 
 
 def _proportional_bytes(path: Path) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,7 +139,9 @@ async def _launch(
     async with session.store() as store:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
-        known = await asyncio.to_thread(find_known_for, session.config, wish.spec, nodes)
+        screen.status(f"reading what {wish.spec.model} needs")
+        known = await find_known_for(session.config, wish.spec, nodes)
+        screen.status("")
         check_wish(wish.spec, known.facts, nodes, screen.line)
         since_s = time.time()
         measured = [record for record, _ in await records.list(MeasuredRecord)]

@@ -14,8 +14,9 @@ import msgspec
 
 from xinf.cli.known import Known, find_known
 from xinf.cli.session import Session
+from xinf.cli.verdict import environment_of
 from xinf.core.config import Config
-from xinf.core.device import KIND_OF_VENDOR, Device, Health, Vendor, is_selected
+from xinf.core.device import Device, Health, Vendor, is_selected
 from xinf.core.errors import InvalidRequest, PlacementFailed, XinfError
 from xinf.core.ids import NodeName
 from xinf.core.records import DeploymentRecord, EngineSpec, MeasuredRecord, NodeRecord
@@ -161,9 +162,9 @@ def choose_plan(spec: EngineSpec, plans: Sequence[DevicePlan]) -> MemoryPlan | s
     return unknown.note or "unknown" if unknown is not None else None
 
 
-def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
+async def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
     """What is known of a model, if a device that is meant has an engine: otherwise no hub is asked in vain."""
-    return find_known(config, spec) if _with_engine(spec, nodes) else Known()
+    return await find_known(config, spec) if _with_engine(spec, nodes) else Known()
 
 
 def describe_plan(plan: MemoryPlan) -> str:
@@ -211,12 +212,10 @@ def _find_measured(
     if not measured:
         return None
     identity = identify_model(spec.model, revision=facts.revision, environ={**os.environ, **spec.env})
-    kind = KIND_OF_VENDOR[device.vendor]
-    for environment in node.environments:
-        if identity is not None and spec.engine in environment.engines and kind in environment.device_kinds:
-            digest = fingerprint(identity, spec, engine_version=environment.version, device=device)
-            return measured.get(digest)
-    return None
+    environment = environment_of(node, spec.engine, device)
+    if identity is None or environment is None:
+        return None
+    return measured.get(fingerprint(identity, spec, engine_version=environment.version, device=device))
 
 
 def _with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
@@ -224,8 +223,7 @@ def _with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[No
 
 
 def _has_engine(spec: EngineSpec, node: NodeRecord, device: Device) -> bool:
-    kind = KIND_OF_VENDOR[device.vendor]
-    return any(spec.engine in one.engines and kind in one.device_kinds for one in node.environments)
+    return environment_of(node, spec.engine, device) is not None
 
 
 def _is_split(node: NodeRecord, device: Device) -> bool:

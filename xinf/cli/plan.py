@@ -25,7 +25,7 @@ from xinf.cli.options import (
 )
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.cli.wish import choose_name, make_spec
+from xinf.cli.wish import choose_name, find_planned, make_spec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, check_selector, is_selected
 from xinf.core.errors import NotFound
 from xinf.core.ids import DeploymentName
@@ -99,16 +99,18 @@ def plan(
         trust_remote_code=False,
         engine_args=arguments,
         env=(),
+        find=find_planned,
     )
     if device != "all":
         check_selector(device)
-    planned = run(_plan(session, spec, device, is_all=all_ or server is not None, name=model))
+    is_all = all_ or server is not None
+    planned = run(_plan(session, spec, device, is_all=is_all, name=model))
     if json:
         print_json(planned)
         return
     print(describe_model(planned.model, planned.facts))
     print()
-    print_table(("NODE", *_COLUMNS) if all_ else _COLUMNS, [row(made, with_node=all_) for made in planned.devices])
+    print_table(("NODE", *_COLUMNS) if is_all else _COLUMNS, [row(made, with_node=is_all) for made in planned.devices])
     for line in notes(planned):
         print(line)
 

@@ -34,8 +34,10 @@ def pull(
 
     chosen = open_session(config, None, settings=settings).config
     meter = _Meter()
-    done = download_model(model, revision=revision, config=chosen.registry, on_progress=meter.show)
-    meter.end()
+    try:
+        done = download_model(model, revision=revision, config=chosen.registry, on_progress=meter.show)
+    finally:
+        meter.end()
     if json:
         print_json({"model": model, "directory": str(done.directory), "revision": done.revision,
                     "n_files": done.n_files, "n_bytes": done.n_bytes})  # fmt: skip

@@ -122,7 +122,9 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     from xinf.agent import describe_node
 
     node = run(describe_node(session.config))
-    known = find_known_for(session.config, wish.spec, (node,))
+    screen.status(f"reading what {wish.spec.model} needs")
+    known = run(find_known_for(session.config, wish.spec, (node,)))
+    screen.status("")
     check_wish(wish.spec, known.facts, (node,), screen.line)
     wish, told = add_need(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
     if told is not None:

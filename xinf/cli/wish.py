@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xinf.core.config import Config
 from xinf.core.device import check_selector
-from xinf.core.errors import InvalidRequest
+from xinf.core.errors import InvalidRequest, UnknownModel
 from xinf.core.ids import DeploymentName, check_name, name_from_model
 from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
 ENGINES = ("vllm", "sim")
+
+
+def find_model(config: Config, model: str, engine: str) -> str:
+    """What the engine is to load: an absolute path or a hub id; the scripted model is written if need be.
+
+    Raises: UnknownModel, InvalidRequest.
+    """
+    from xinf.registry import resolve_model
+
+    if engine == "sim" and not Path(model).expanduser().is_dir():
+        # It simulates; a name is enough.
+        return model
+    return resolve_model(model, models_dir=config.paths.models_dir, config=config.registry).location
+
+
+def find_planned(config: Config, model: str, engine: str) -> str:
+    """The same for whoever only reads about it: what an engine could not load yet is read at its hub.
+
+    Raises: UnknownModel, InvalidRequest.
+    """
+    from xinf.registry import refer_model
+
+    try:
+        return find_model(config, model, engine)
+    except (UnknownModel, InvalidRequest):
+        reference = refer_model(model, config=config.registry)
+        if reference is None:
+            raise
+        return reference
 
 
 def make_spec(
@@ -29,11 +58,12 @@ def make_spec(
     trust_remote_code: bool,
     engine_args: Sequence[str],
     env: Sequence[str],
+    find: Callable[[Config, str, str], str] = find_model,
 ) -> EngineSpec:
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
     if engine not in ENGINES:
         raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
-    location = find_model(config, model, engine)
+    location = find(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name,) if Path(location).is_absolute() or model == name else (name, model)
     return EngineSpec(
@@ -83,19 +113,6 @@ def make_deployment(
 def choose_name(name: str | None, model: str) -> DeploymentName:
     """The given name, or one made from the model. Raises: InvalidRequest."""
     return DeploymentName(check_name(name, what="name")) if name else name_from_model(model)
-
-
-def find_model(config: Config, model: str, engine: str) -> str:
-    """What the engine is to load: an absolute path or a hub id; the scripted model is written if need be.
-
-    Raises: UnknownModel, InvalidRequest.
-    """
-    from xinf.registry import resolve_model
-
-    if engine == "sim" and not Path(model).expanduser().is_dir():
-        # It simulates; a name is enough.
-        return model
-    return resolve_model(model, models_dir=config.paths.models_dir, config=config.registry).location
 
 
 def parse_engine_args(texts: Sequence[str]) -> dict[str, ArgValue]:

@@ -38,7 +38,8 @@ from xinf.registry.memory import (
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
+from xinf.registry.source import SCRIPTED, ModelSource, refer_model, resolve_model
+from xinf.registry.sources import hub_cache_dir
 
 __all__ = [
     "MAX_SHARE",
@@ -62,6 +63,7 @@ __all__ = [
     "download_model",
     "fingerprint",
     "fit_memory",
+    "hub_cache_dir",
     "identify_model",
     "judge",
     "judge_spec",
@@ -74,6 +76,7 @@ __all__ = [
     "read_compatibility",
     "read_facts",
     "read_model",
+    "refer_model",
     "refusal_of",
     "resolve_model",
     "runtime_bytes",

@@ -25,6 +25,9 @@ _CHUNK_BYTES = 1 << 20
 _FRUITLESS_TRIES = 5
 _BACKOFF_S = 0.5
 _MAX_SKIP_BYTES = 4 << 20
+# A server that sends a byte now and then never runs into the timeout of a read.
+_PATIENCE_S = 30.0
+_SLOWEST_BYTES_PER_S = 16 << 10
 
 
 class Answer(msgspec.Struct):
@@ -37,16 +40,19 @@ class Answer(msgspec.Struct):
 Ask = Callable[[str | None], AbstractContextManager[Answer]]
 
 
-def take(answer: Answer, length: int, *, skip: int = 0) -> bytes:
+def take(answer: Answer, length: int, *, skip: int = 0, clock: Callable[[], float] = time.monotonic) -> bytes:
     """Read up to `length` bytes of an answer after `skip`, and no more: the rest stays with the server.
 
-    Raises: Unavailable if the server ignores ranges and would send a whole file first.
+    Raises: Unavailable if the server ignores ranges and would send a whole file first, or if it only trickles.
     """
     if skip > _MAX_SKIP_BYTES:
         raise Unavailable("the hub ignores ranges of bytes", remedy="use another mirror, or fetch the model first")
     found = bytearray()
+    late_s = clock() + _PATIENCE_S + (skip + length) / _SLOWEST_BYTES_PER_S
     for chunk in answer.chunks:
         found += chunk
+        if clock() > late_s:
+            raise Unavailable(f"the hub sent {len(found)} bytes and is too slow", remedy="use another mirror")
         if len(found) >= skip + length:
             break
     return bytes(found[skip : skip + length])

@@ -40,9 +40,12 @@ class ModelConfig:
         """Find a whole number above 0 by the first of its names that has one."""
         return next((found for name in names if (found := as_count(self.text.get(name))) is not None), None)
 
-    def number(self, name: str) -> float | None:
+    def factor(self, name: str) -> float | None:
+        """A number above 0 that others are multiplied by."""
         value = self.text.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if 0 < value <= _MAX_FACTOR else None
 
     def word(self, *names: str) -> str | None:
         return next((value for name in names if isinstance(value := self.text.get(name), str)), None)

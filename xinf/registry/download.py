@@ -7,8 +7,8 @@ looked up once and all files are of that commit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import msgspec
@@ -59,15 +59,32 @@ def download_model(
     reference = parse_reference(model, sources.default, revision=revision)
     if sources.is_offline:
         raise Unavailable(f"{model} cannot be fetched offline", remedy="unset HF_HUB_OFFLINE (registry.offline)")
-    meter = _Meter(on_progress)
-    if reference.hub is Hub.MODELSCOPE:
-        from xinf.registry.modelscope import download_repository
+    meter = Meter(on_progress)
+    try:
+        if reference.hub is Hub.MODELSCOPE:
+            from xinf.registry.modelscope import download_repository
 
-        return _completed(download_repository(reference, sources, meter.total_is, meter.add))
-    return _download_from_hub(reference, sources, meter)
+            return _completed(download_repository(reference, sources, meter))
+        return _download_from_hub(reference, sources, meter)
+    except OSError as error:
+        raise Unavailable(
+            f"{reference.repository} cannot be stored: {error}", remedy="make room on the disk"
+        ) from error
 
 
-def _download_from_hub(reference: Reference, sources: Sources, meter: _Meter) -> Download:
+def fetch_all(names: Sequence[str], fetch: Callable[[str], None], sources: Sources, meter: Meter) -> None:
+    """Fetch files side by side. After the first failure, or Ctrl-C, those under way end with their next bytes."""
+    pool = ThreadPoolExecutor(max_workers=sources.download_workers, thread_name_prefix="download")
+    try:
+        tasks = [pool.submit(fetch, name) for name in names]
+        for task in as_completed(tasks):
+            task.result()
+    finally:
+        meter.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _download_from_hub(reference: Reference, sources: Sources, meter: Meter) -> Download:
     from xinf.registry.huggingface import download_file, list_repository, remember_revision
 
     files = list_repository(reference, sources)
@@ -77,18 +94,7 @@ def _download_from_hub(reference: Reference, sources: Sources, meter: _Meter) ->
             f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
         )
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
-    pool = ThreadPoolExecutor(max_workers=sources.download_workers, thread_name_prefix="download")
-    try:
-        tasks = [pool.submit(download_file, files, reference, sources, name, meter.of(name)) for name in names]
-        for task in tasks:
-            task.result()
-    except OSError as error:
-        raise Unavailable(
-            f"{reference.repository} cannot be stored: {error}", remedy="make room on the disk"
-        ) from error
-    finally:
-        # After a failure the files that wait are not begun; those under way end on their own.
-        pool.shutdown(wait=True, cancel_futures=True)
+    fetch_all(names, lambda name: download_file(files, reference, sources, name, meter.of(name)), sources, meter)
     directory = remember_revision(reference, sources, files.revision)
     return _completed(Download(directory=directory, revision=files.revision, n_files=len(names), n_bytes=0))
 
@@ -98,14 +104,22 @@ def _completed(download: Download) -> Download:
     return msgspec.structs.replace(download, n_files=len(sizes), n_bytes=sum(sizes))
 
 
-class _Meter:
-    """Adds up what all threads report."""
+class _Stopped(Exception):
+    """Ends a thread whose file is not wanted any more; nobody waits for its result."""
+
+
+class Meter:
+    """Adds up what all threads report, and ends them once it is stopped."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        self._is_stopped = True
 
     def total_is(self, n_bytes: int) -> None:
         self._total_bytes = n_bytes
@@ -114,6 +128,8 @@ class _Meter:
         return lambda n_bytes: self.add(name, n_bytes)
 
     def add(self, name: str, n_bytes: int) -> None:
+        if self._is_stopped:
+            raise _Stopped
         with self._lock:
             self._done_bytes += n_bytes
             if self._on_progress is not None and n_bytes:

@@ -6,6 +6,7 @@ asked for with its length, and never more than that is read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,14 @@ from xinf.core.errors import UnknownModel
 
 def is_inside(name: str) -> bool:
     """Whether a name that a hub gave stays below the directory that it is put into."""
-    return bool(name) and not name.startswith("/") and "\\" not in name and ".." not in PurePosixPath(name).parts
+    # What a terminal or the file system would take for something else is no name of a model's file.
+    is_plain = bool(name) and name.isprintable() and "\\" not in name
+    return is_plain and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+
+
+def as_size(value: object) -> int | None:
+    """A size that a hub gave; None for what can be none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 class ModelFiles(Protocol):
@@ -84,7 +92,9 @@ def _sizes(directory: Path) -> dict[str, int | None]:
         with os.scandir(directory) as entries:
             directories = [entry for entry in entries if entry.is_dir()]
         for entry in directories:
-            sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
+            # One that only root may list (`lost+found`) holds nothing of the model.
+            with contextlib.suppress(PermissionError):
+                sizes |= {f"{entry.name}/{inner}": size for inner, size in _files(Path(entry.path)).items()}
         sizes |= _files(directory)
     except OSError as error:
         raise UnknownModel(f"{directory} cannot be read: {error}", param="model") from error

@@ -25,7 +25,7 @@ from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-de
 
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
-from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.files import LocalFiles, ModelFiles, as_size, is_inside
 from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, cached_snapshot
 from xinf.registry.wanted import wanted_files
 
@@ -118,16 +118,23 @@ def list_repository(reference: Reference, sources: Sources) -> HubFiles:
     """Ask the hub for the commit and its files. Raises: UnknownModel, PermissionDenied, Unavailable."""
     api = huggingface_hub.HfApi(endpoint=sources.huggingface_endpoint, token=sources.huggingface_token)
     with _translated(reference.repository, sources):
-        info = api.model_info(
-            reference.repository, revision=reference.revision, files_metadata=True, timeout=sources.timeout_s
-        )
+        try:
+            info = api.model_info(
+                reference.repository, revision=reference.revision, files_metadata=True, timeout=sources.timeout_s
+            )
+        except hub_errors.HFValidationError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # A page of a proxy, a login of a hotel: the client takes every answer for the hub's.
+            raise _no_hub(sources) from error
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha) or info.siblings is None:
-        raise Unavailable(f"{sources.huggingface_endpoint} does not answer as a hub", remedy="check the address")
+        raise _no_hub(sources)
     files = {}
     for sibling in info.siblings:
         sha256 = None if sibling.lfs is None else sibling.lfs.sha256
-        if is_inside(sibling.rfilename):
-            files[sibling.rfilename] = _File(sibling.size, sha256 if sha256 and SHA256.fullmatch(sha256) else None)
+        is_sum = isinstance(sha256, str) and SHA256.fullmatch(sha256) is not None
+        if isinstance(sibling.rfilename, str) and is_inside(sibling.rfilename):
+            files[sibling.rfilename] = _File(as_size(sibling.size), sha256 if is_sum else None)
     return HubFiles(reference, sources, info.sha, files)
 
 
@@ -199,6 +206,13 @@ def _open_cached(reference: Reference, sources: Sources) -> LocalFiles:
             param="model",
         )
     return LocalFiles(snapshot, revision=snapshot.name)
+
+
+def _no_hub(sources: Sources) -> Unavailable:
+    return Unavailable(
+        f"{sources.huggingface_endpoint} does not answer as a hub",
+        remedy="check the address (registry.huggingface_endpoint, HF_ENDPOINT), and what is between here and there",
+    )
 
 
 def _headers(sources: Sources) -> dict[str, str]:

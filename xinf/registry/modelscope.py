@@ -11,8 +11,7 @@ reported: the branch as it was when a file changed last. Source: modelscope-hub 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,8 @@ import msgspec
 
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel
 from xinf.registry.blob import Answer, fetch, take
-from xinf.registry.download import Download
-from xinf.registry.files import LocalFiles, ModelFiles, is_inside
+from xinf.registry.download import Download, Meter, fetch_all
+from xinf.registry.files import LocalFiles, ModelFiles, as_size, is_inside
 from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
 from xinf.registry.wanted import wanted_files
 
@@ -113,12 +112,7 @@ def downloaded(reference: Reference, sources: Sources) -> Path | None:
     return directory if (directory / "config.json").is_file() else None
 
 
-def download_repository(
-    reference: Reference,
-    sources: Sources,
-    total_is: Callable[[int], None],
-    on_bytes: Callable[[str, int], None],
-) -> Download:
+def download_repository(reference: Reference, sources: Sources, meter: Meter) -> Download:
     """Fetch what an engine reads of a repository, going on where an earlier try ended.
 
     Raises: as `open_repository`; InvalidRequest if it is no model; Conflict if another process fetches the same;
@@ -130,25 +124,22 @@ def download_repository(
         raise InvalidRequest(
             f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
         )
-    total_is(sum(files.sizes[name] or 0 for name in names))
+    meter.total_is(sum(files.sizes[name] or 0 for name in names))
     directory = _stored(reference, sources) / "snapshots" / files.revision
 
     def bring(name: str) -> None:
         file = files.files[name]
+        if file.size is None:
+            raise Unavailable(f"{files.where} does not say how large {name} is", remedy="try again; use another mirror")
         fetch(
             lambda ranges: files.ask(name, ranges),
             directory / name,
-            size=file.size or 0,
+            size=file.size,
             sha256=file.sha256,
-            on_bytes=lambda n_bytes: on_bytes(name, n_bytes),
+            on_bytes=meter.of(name),
         )
 
-    pool = ThreadPoolExecutor(max_workers=sources.download_workers, thread_name_prefix="download")
-    try:
-        for task in [pool.submit(bring, name) for name in names]:
-            task.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    fetch_all(names, bring, sources, meter)
     _remember(reference, sources, files.revision)
     return Download(directory=directory, revision=files.revision, n_files=len(names), n_bytes=0)
 
@@ -171,8 +162,14 @@ def _stored(reference: Reference, sources: Sources) -> Path:
 def _list_repository(reference: Reference, sources: Sources) -> ScopeFiles:
     client = _client(sources)
     with _translated(reference.repository, sources):
-        listed = client.list_repo_files(reference.repository, _MODEL, reference.revision or _DEFAULT_BRANCH)
-    files = [file for entry in listed if (file := _file(entry)) is not None]
+        try:
+            listed = client.list_repo_files(reference.repository, _MODEL, reference.revision or _DEFAULT_BRANCH)
+            files = [file for entry in listed if (file := _file(entry)) is not None]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise Unavailable(
+                f"{sources.modelscope_endpoint} does not answer as a hub",
+                remedy="check the address (registry.modelscope_endpoint, MODELSCOPE_ENDPOINT)",
+            ) from error
     return ScopeFiles(client, reference, sources, {file.path: file for file in files})
 
 
@@ -205,7 +202,7 @@ def _file(entry: Any) -> _File | None:
     sha256, revision, changed = entry.get("Sha256"), entry.get("Revision"), entry.get("CommittedDate")
     return _File(
         path=path,
-        size=size if isinstance(size, int) else None,
+        size=as_size(size),
         sha256=sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
         revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,

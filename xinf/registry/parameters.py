@@ -300,7 +300,7 @@ def _adjusted_width(config: ModelConfig) -> int | None:
     width = width or config.intermediate_size
     if width is None or config.model_type != "lfm2" or not config.flag("block_auto_adjust_ff_dim", True):
         return width
-    width = int((config.number("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
+    width = int((config.factor("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
     multiple = config.count("block_multiple_of") or 256
     return -(-width // multiple) * multiple
 

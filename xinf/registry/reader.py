@@ -10,6 +10,7 @@ so.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,15 @@ from xinf.registry.files import LocalFiles, ModelFiles
 from xinf.registry.kv_layers import ENCODERS, kv_layers
 from xinf.registry.parameters import count_parameters
 from xinf.registry.quantization import read_quantization, weight_bytes
-from xinf.registry.safetensors import LENGTH_BYTES, MAX_INDEX_BYTES, Tensor, header_bytes, parse_header, parse_index
+from xinf.registry.safetensors import (
+    LENGTH_BYTES,
+    MAX_INDEX_BYTES,
+    MAX_SHARDS,
+    Tensor,
+    header_bytes,
+    parse_header,
+    parse_index,
+)
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.sources import Hub, Sources, find_sources, is_reference, parse_reference
 from xinf.registry.tokenizer import has_chat_template, has_vocabulary
@@ -35,6 +44,8 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Enough for the header of most shards, so that one range is all that is asked for.
 _FIRST_READ_BYTES = 128 << 10
 _READERS = 8
+# All headers of a model: those of the largest public ones, with 100,000 tensors, have some 20 MB.
+_MAX_HEADERS_BYTES = 256 << 20
 # Quantization beside config.json, where tools of old left it.
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 _QUANTIZATION_FILE_METHODS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -178,8 +189,30 @@ def _read_headers(files: ModelFiles) -> list[Tensor] | None:
     shards = _shards(files)
     if not shards:
         return None
+    budget = _Budget(files.where)
     with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="headers") as pool:
-        return [tensor for found in pool.map(lambda shard: _read_header(files, shard), shards) for tensor in found]
+        found = pool.map(lambda shard: _read_header(files, shard, budget), shards)
+        return [tensor for tensors in found for tensor in tensors]
+
+
+class _Budget:
+    """What the headers of one model may have together: there may be thousands, of the format's 100 MB each."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._left_bytes = _MAX_HEADERS_BYTES
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> None:
+        """Raises: UnknownModel once there is no more."""
+        with self._lock:
+            self._left_bytes -= n_bytes
+            if self._left_bytes < 0:
+                raise UnknownModel(
+                    f"{self._where} has headers of more than {_MAX_HEADERS_BYTES >> 20} MiB, which is no model",
+                    remedy="check where it is from",
+                    param="model",
+                )
 
 
 def _shards(files: ModelFiles) -> list[str]:
@@ -190,13 +223,20 @@ def _shards(files: ModelFiles) -> list[str]:
         return [_SINGLE]
     # Mistral's own format lies beside the other in the same repository: the same weights twice.
     found = sorted(name for name in files.sizes if name.endswith(".safetensors") and "/" not in name)
+    if len(found) > MAX_SHARDS:
+        raise UnknownModel(
+            f"{files.where} has {len(found)} files of weights, and no model has more than {MAX_SHARDS}",
+            remedy="check where it is from",
+            param="model",
+        )
     return [name for name in found if not name.startswith("consolidated")] or found
 
 
-def _read_header(files: ModelFiles, name: str) -> list[Tensor]:
+def _read_header(files: ModelFiles, name: str, budget: _Budget) -> list[Tensor]:
     where, size = f"{files.where}/{name}", files.sizes.get(name)
     first = files.read(name, _FIRST_READ_BYTES)
     length = header_bytes(first, where, file_bytes=size)
+    budget.take(length)
     content = first[LENGTH_BYTES : LENGTH_BYTES + length]
     if len(content) < length:
         content += files.read(name, length - len(content), offset=LENGTH_BYTES + len(content))

@@ -40,22 +40,36 @@ def resolve_model(
     """
     if model == SCRIPTED and not Path(model).is_dir():
         return _in_directory(write_scripted_model(models_dir / SCRIPTED), model)
-    sources = find_sources(environ, config)
-    if is_reference(model):
-        return _from_hub(parse_reference(model, sources.default), sources)
     path = Path(model).expanduser()
-    if path.is_dir():
-        return _in_directory(path.absolute(), model)
-    if path.is_file():
-        # GGUF and the like: one file that only the engine can read.
-        return ModelSource(location=str(path.absolute()), directory=path.absolute().parent)
-    if looks_like_path(model):
-        raise UnknownModel(
-            f"there is no directory {path.absolute()} on this host",
-            remedy="check the path; it must exist on the host that runs the engine",
-            param="model",
-        )
+    if not is_reference(model):
+        if path.is_dir():
+            return _in_directory(path.absolute(), model)
+        if path.is_file():
+            # GGUF and the like: one file that only the engine can read.
+            return ModelSource(location=str(path.absolute()), directory=path.absolute().parent)
+        if looks_like_path(model):
+            raise UnknownModel(
+                f"there is no directory {path.absolute()} on this host",
+                remedy="check the path; it must exist on the host that runs the engine",
+                param="model",
+            )
+    # Asked for here alone: a variable of a hub that is wrong is no matter for a directory.
+    sources = find_sources(environ, config)
     return _from_hub(parse_reference(model, sources.default), sources)
+
+
+def refer_model(
+    model: str, *, environ: Mapping[str, str] | None = None, config: RegistryConfig | None = None
+) -> str | None:
+    """Write a model of a hub with its hub, for `read_model`: `modelscope://Org/Name@v1`.
+
+    None where something on this host is meant, or where no hub may be asked. Raises: InvalidRequest.
+    """
+    sources = find_sources(environ, config)
+    is_local = looks_like_path(model) or Path(model).expanduser().exists()
+    if sources.is_offline or (is_local and not is_reference(model)):
+        return None
+    return str(parse_reference(model, sources.default))
 
 
 def looks_like_path(model: str) -> bool:

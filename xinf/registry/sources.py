@@ -42,6 +42,10 @@ class Reference(msgspec.Struct, frozen=True):
     repository: str
     revision: str | None  # None: the hub's default branch
 
+    def __str__(self) -> str:
+        """As a user types it, with its hub."""
+        return f"{self.hub}://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """How the hubs are reached. A token is never printed."""
