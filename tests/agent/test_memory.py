@@ -77,6 +77,12 @@ def test_shared_device_gives_what_was_planned() -> None:
     assert share * 80 * GIB + runtime_bytes(Vendor.NVIDIA, 1) <= 20 * GIB
 
 
+def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> None:
+    assert choose_share(CARDS[:1], [], limit_bytes=20 * GIB) == choose_share(
+        CARDS[:1], [sample(CARDS[0], 79)], limit_bytes=20 * GIB
+    )
+
+
 # ---- what is kept -------------------------------------------------------------------------------------------------
 
 

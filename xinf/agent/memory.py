@@ -61,11 +61,16 @@ async def read_start_memory(replica: ReplicaRecord, node: NodeRecord, root: Path
 def choose_share(
     devices: Sequence[Device], samples: Iterable[Sample], *, limit_bytes: int | None = None
 ) -> float | None:
-    """The share that is free on every one of the devices, `limit_bytes` at most; None if one of them does not say."""
+    """The share that is free on every one of the devices, `limit_bytes` at most; None if one of them does not say.
+
+    With a limit that is what the engine gets of a device that does not say: others were promised the rest.
+    """
     free = {sample.uuid: sample.memory_free_bytes for sample in samples}
     shares: list[float] = []
     for device in devices:
         free_bytes = free.get(device.uuid)
+        if free_bytes is None:
+            free_bytes = limit_bytes
         if free_bytes is None or not device.memory_bytes:
             return None
         shares.append(
