@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 
 import msgspec
 
-from xinf.agent.condition import Condition, foreign_bytes, merge_inventory
+from xinf.agent.condition import Condition, foreign_bytes, foreign_step_bytes, merge_inventory
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.core.device import Device, DeviceEvent, Health, Vendor
@@ -79,18 +79,27 @@ class DeviceWatcher:
         """Note one reading and write the record if it changes anything."""
         for event in reading.events:
             _log_event(event)
-            await self._tell(event.uuid, event.kind, event.message)
         if self._condition.take(reading):
             self._list_later(reading.vendor)
-        await self._publish(self._foreign_bytes(reading))
+        changed = await self._publish(reading)
+        # The record first: where nothing may run any more matters at once, and each event may wait for the store.
+        for event in reading.events:
+            await self._tell(event.uuid, event.kind, event.message)
+        await self._tell_health(changed)
 
-    async def _publish(self, foreign: dict[str, int]) -> None:
+    async def _publish(self, reading: Reading | None = None) -> list[Device]:
+        """Write the record if it is another than before; return the devices whose health is."""
         record = self._registration.record
         devices = self._condition.mark(self._devices)
-        for device in _log_changes(record.devices, devices):
-            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
+        foreign = record.foreign_bytes if reading is None else self._foreign_bytes(reading)
+        changed = _log_changes(record.devices, devices)
         if devices != record.devices or foreign != record.foreign_bytes:
             await self._registration.update(devices=devices, foreign_bytes=foreign)
+        return changed
+
+    async def _tell_health(self, devices: Iterable[Device]) -> None:
+        for device in devices:
+            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
 
     async def _tell(self, uuid: str, kind: str, message: str) -> None:
         """Write an event down. What comes and goes, like heat, is one event with a count."""
@@ -127,7 +136,7 @@ class DeviceWatcher:
             topology = overlay(record.topology, found.topology)
             if topology != record.topology:
                 await self._registration.update(topology=topology)
-            await self._publish(record.foreign_bytes)
+            await self._tell_health(await self._publish())
         except Exception:
             logger.exception("the devices of %s could not be listed anew", vendor)
         finally:
@@ -147,9 +156,9 @@ class DeviceWatcher:
             own_bytes = {sample.uuid: own for sample in reading.samples}
         else:
             own_pids = _by_device(engines, groups)
-        known = {device.uuid for device in self._devices}
-        told = foreign_bytes(reading, own_pids, own_bytes, before)
-        return {uuid: size for uuid, size in told.items() if uuid in known}
+        steps = {device.uuid: foreign_step_bytes(device) for device in self._devices}
+        told = foreign_bytes(reading, own_pids, own_bytes, before, steps)
+        return {uuid: size for uuid, size in told.items() if uuid in steps}
 
 
 def _by_device(engines: Iterable[EngineUse], groups: Mapping[int, list[int]]) -> dict[str, list[int]]:
