@@ -320,3 +320,14 @@ async def test_fault_counts_before_heat(watch: Watch) -> None:
     assert (await watch.stored()).devices[0].health is Health.DEGRADED
     await watch.watcher.take(event("xid", Health.FAULTY))
     assert (await watch.stored()).devices[0].health is Health.FAULTY
+
+
+async def test_storm_of_events_is_counted_and_seldom_written(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    await watch.watcher.take(event("xid"))
+    before = (await watch.bench.store.status()).revision
+    for _ in range(99):
+        await watch.watcher.take(event("xid"))
+    assert (await watch.bench.store.status()).revision - before == 7
+    monkeypatch.setattr("xinf.agent.watcher._REPEAT_S", 0.0)
+    await watch.watcher.take(memory("GPU-test-0", 0))
+    assert [(kind, count) for kind, *_, count in await events(watch)] == [("xid", 100)]

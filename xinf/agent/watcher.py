@@ -28,6 +28,18 @@ from xinf.meta import Store, record_event
 
 logger = logging.getLogger(__name__)
 
+_N_AT_ONCE = 8  # repetitions of an event that are written as they come
+_REPEAT_S = 10.0  # between the writes of later ones: a broken link tells of itself hundreds of times a second
+
+
+class _Told(msgspec.Struct, kw_only=True):
+    """The last event of one kind of a device; `n_written` is the count that the store has."""
+
+    key: str
+    event: EventRecord
+    n_written: int
+    at_s: float  # by the monotonic clock
+
 
 class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
     """One engine that runs here: the leader of its process group, and the accelerators it holds."""
@@ -54,7 +66,7 @@ class DeviceWatcher:
         """`store`: where events are written down for `xinf events`; None: they are only logged."""
         self._registration = registration
         self._store = store
-        self._told: dict[tuple[str, str], tuple[str, EventRecord]] = {}  # device, kind -> key and content of the last
+        self._told: dict[tuple[str, str], _Told] = {}  # by device and kind
         self._engines = engines
         self._list_devices = list_devices
         self._interval_s = interval_s
@@ -86,6 +98,7 @@ class DeviceWatcher:
         for event in reading.events:
             await self._tell(event.uuid, event.kind, event.message)
         await self._tell_health(changed)
+        await self._tell_repeated()
 
     async def _publish(self, reading: Reading | None = None) -> list[Device]:
         """Write the record if it is another than before; return the devices whose health is."""
@@ -111,14 +124,27 @@ class DeviceWatcher:
             at_s=time.time(), kind=kind, object=name, node=self._registration.record.name, message=message
         )
         before = self._told.get((uuid, kind))
-        repeats = None
-        if before is not None and before[1].message == message:
-            repeats = before[0]
-            event = msgspec.structs.replace(event, count=before[1].count + 1)
+        if before is None or before.event.message != message:
+            await self._write_event(self._store, uuid, event, repeats=None)
+            return
+        before.event = msgspec.structs.replace(event, count=before.event.count + 1)
+        if before.event.count <= _N_AT_ONCE:
+            await self._write_event(self._store, uuid, before.event, repeats=before.key)
+
+    async def _tell_repeated(self) -> None:
+        """Write what was only counted, now and then."""
+        now_s = time.monotonic()
+        for (uuid, _), told in tuple(self._told.items()):
+            if self._store is not None and told.event.count > told.n_written and now_s - told.at_s >= _REPEAT_S:
+                await self._write_event(self._store, uuid, told.event, repeats=told.key)
+
+    async def _write_event(self, store: Store, uuid: str, event: EventRecord, *, repeats: str | None) -> None:
         try:
-            self._told[uuid, kind] = (await record_event(self._store, event, repeats=repeats), event)
+            key = await record_event(store, event, repeats=repeats)
         except (StoreError, Unavailable) as error:
             logger.warning("an event is not written down: %s", error)
+        else:
+            self._told[uuid, event.kind] = _Told(key=key, event=event, n_written=event.count, at_s=time.monotonic())
 
     def _list_later(self, vendor: Vendor) -> None:
         if vendor not in self._listing:
