@@ -239,3 +239,5 @@ async def test_in_a_container_what_was_added_is_the_engines(
         on_card(tmp_path), process, tmp_path, node=node(*CARDS, CPU), start=StartMemory(), environ={}, read=small
     )
     assert unknown is None
+    shared = on_card(tmp_path, shares=True)
+    assert await measure(shared, process, tmp_path, node=node(*CARDS, CPU), start=start, environ={}, read=small) is None

@@ -194,7 +194,9 @@ async def _used_bytes(
             by_device[one.uuid] = by_device.get(one.uuid, 0) + one.memory_bytes
     if by_device:
         return max(by_device.values())
-    # No pid of ours is among them, as in a container: nobody else starts there now, so what was added is ours.
+    # No pid of ours is among them, as in a container: what was added is ours, unless others may be on the device.
+    if replica.shares:
+        return None
     grown = [
         sample.memory_used_bytes - start.used_bytes[sample.uuid]
         for sample in (sample for reading in readings for sample in reading.samples)
