@@ -13,9 +13,10 @@ import pytest
 from tests.scheduler.worlds import deployment, node, with_health
 from xinf.core.config import Config, load
 from xinf.core.device import Health
+from xinf.core.errors import Unavailable
 from xinf.core.ids import DeploymentName, NodeName
 from xinf.core.records import CordonRecord, DeploymentRecord, EventRecord, NodeRecord, Phase, ReplicaRecord
-from xinf.meta import LmdbStore, Mirror, Records, record_event
+from xinf.meta import Compare, LmdbStore, Mirror, Put, Records, TxnResult, record_event
 from xinf.scheduler import Action, SchedulerLoop, View, plan_deployment
 from xinf.scheduler.chronicle import Chronicle
 
@@ -254,6 +255,40 @@ async def test_event_that_repeats_is_counted(store: LmdbStore) -> None:
     await mirror.wait(lambda items: any(record.kind == "ready" for record, _ in items.values()), 20)
     found = [record for _, (record, _) in sorted(mirror.items.items())]
     assert [(r.kind, r.count, r.at_s) for r in found] == [("failed", 3, 3.0), ("ready", 1, 4.0)]
+    await mirror.stop()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+
+
+class Flaky:
+    """A store whose second transaction fails."""
+
+    def __init__(self, store: LmdbStore) -> None:
+        self._store = store
+        self.n_txns = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def txn(self, compares: list[Compare], ops: list[Put]) -> TxnResult:
+        self.n_txns += 1
+        if self.n_txns == 2:
+            raise Unavailable("the store is away")
+        return await self._store.txn(compares, ops)
+
+
+async def test_event_that_repeats_is_counted_through_an_outage(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.scheduler.chronicle._RETRY_S", 0.01)
+    chronicle = Chronicle(Flaky(store), n_kept=100)  # type: ignore[arg-type]
+    for at_s in (1.0, 2.0, 3.0):
+        chronicle.add(EventRecord(at_s=at_s, kind="failed", object="m-1", message="killed", node=NodeName("a")))
+    writing = asyncio.create_task(chronicle.run())
+    mirror = Mirror(store, "events/", EventRecord)
+    await mirror.start()
+    await mirror.wait(lambda items: any(record.at_s == 3.0 for record, _ in items.values()), 20)
+    assert [record.count for record, _ in mirror.items.values()] == [3]
     await mirror.stop()
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
