@@ -21,9 +21,10 @@ CPU = Device(vendor=Vendor.CPU, index=0, uuid="c", name="cpu")
 DEVICES = (A, B, CPU)
 
 
-def samples(**health: Health | None) -> Reading:
+def samples(t_s: int = 0, /, **health: Health | None) -> Reading:
     found = tuple(
-        Sample(uuid=uuid, t_ns=0, health=value, reason="hot" if value else None) for uuid, value in health.items()
+        Sample(uuid=uuid, t_ns=t_s * 10**9, health=value, reason="hot" if value else None)
+        for uuid, value in health.items()
     )
     return Reading(vendor=Vendor.NVIDIA, samples=found)
 
@@ -60,12 +61,30 @@ def test_fault_of_an_application_marks_nothing() -> None:
     assert state(condition) == [WELL, WELL, WELL]
 
 
-def test_sample_marks_until_the_next() -> None:
+def test_sample_marks_until_the_device_was_well_for_a_while() -> None:
     condition = Condition(DEVICES)
-    condition.take(samples(a=Health.FAULTY))
+    condition.take(samples(100, a=Health.FAULTY))
     assert state(condition)[0] == (Health.FAULTY, "hot")
-    condition.take(samples(a=Health.OK))
+    for t_s in (105, 110, 164):
+        condition.take(samples(t_s, a=Health.OK))
+        assert state(condition)[0] == (Health.FAULTY, "hot")
+    condition.take(samples(165, a=Health.OK))
     assert state(condition)[0] == (Health.OK, "hot")
+
+
+def test_device_that_flaps_is_ill_all_the_time() -> None:
+    condition = Condition(DEVICES)
+    for n in range(100):
+        condition.take(samples(5 * n, a=Health.OK if n % 2 else Health.DEGRADED))
+        assert state(condition)[0][0] is Health.DEGRADED
+
+
+def test_clock_that_is_set_back_does_not_keep_a_device_ill() -> None:
+    condition = Condition(DEVICES)
+    condition.take(samples(10_000, a=Health.DEGRADED))
+    for t_s in (10_005, 10, 70):
+        condition.take(samples(t_s, a=Health.OK))
+    assert state(condition)[0][0] is Health.OK
 
 
 def test_silence_is_forgiven_once() -> None:

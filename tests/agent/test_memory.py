@@ -77,6 +77,12 @@ def test_shared_device_gives_what_was_planned() -> None:
     assert share * 80 * GIB + runtime_bytes(Vendor.NVIDIA, 1) <= 20 * GIB
 
 
+def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> None:
+    assert choose_share(CARDS[:1], [], limit_bytes=20 * GIB) == choose_share(
+        CARDS[:1], [sample(CARDS[0], 79)], limit_bytes=20 * GIB
+    )
+
+
 # ---- what is kept -------------------------------------------------------------------------------------------------
 
 
@@ -233,3 +239,5 @@ async def test_in_a_container_what_was_added_is_the_engines(
         on_card(tmp_path), process, tmp_path, node=node(*CARDS, CPU), start=StartMemory(), environ={}, read=small
     )
     assert unknown is None
+    shared = on_card(tmp_path, shares=True)
+    assert await measure(shared, process, tmp_path, node=node(*CARDS, CPU), start=start, environ={}, read=small) is None

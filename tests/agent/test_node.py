@@ -151,3 +151,5 @@ def test_device_that_does_not_work_is_refused_with_its_reason() -> None:
     sick = msgspec.structs.replace(card(Vendor.NVIDIA, 0, visible="x"), health=Health.FAULTY, reason="Xid 79")
     with pytest.raises(EngineStartFailed, match="cuda:0 on a cannot be used: Xid 79"):
         choose_environment(replica("id-0"), node_of(sick))
+    hot = msgspec.structs.replace(sick, health=Health.DEGRADED, reason="too hot")
+    assert choose_environment(replica("id-0"), node_of(hot)) == CUDA

@@ -13,12 +13,13 @@ import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
 from xinf.agent import Agent
+from xinf.agent.condition import CALM_NS
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
 from xinf.core.errors import Unavailable
-from xinf.core.records import NODES, EventRecord, NodeRecord, decode_record, encode_record
+from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_record, encode_record
 from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
@@ -102,6 +103,14 @@ async def test_readings_that_change_nothing_write_nothing(watch: Watch) -> None:
     assert (await watch.stored()).foreign_bytes == {"GPU-test-0": 2 * GIB}
 
 
+async def test_memory_of_a_large_host_counts_in_larger_steps(watch: Watch) -> None:
+    *cards, cpu = watch.watcher._devices
+    watch.watcher._devices = (*cards, msgspec.structs.replace(cpu, memory_bytes=512 * GIB))
+    for used, noted in ((40, 40), (47, 40), (33, 40), (49, 49)):
+        await watch.watcher.take(memory("CPU-test", used * GIB, Vendor.CPU))
+        assert (await watch.stored()).foreign_bytes == {"CPU-test": noted * GIB}
+
+
 async def test_device_that_the_node_does_not_have_is_left_out(watch: Watch) -> None:
     await watch.watcher.take(memory("GPU-elsewhere", 2 * GIB))
     assert (await watch.stored()).foreign_bytes == {}
@@ -179,6 +188,31 @@ async def test_what_could_not_be_written_comes_with_a_later_renewal(bench: Bench
     await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
     watch.running.cancel()
     await asyncio.gather(watch.running, return_exceptions=True)
+
+
+class NoEvents:
+    """A store that never gets an event written down."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def txn(self, compares: list[Compare], ops: list[Put]) -> object:
+        if any(op.key.startswith(EVENTS) for op in ops):
+            await asyncio.Event().wait()
+        return await self._store.txn(compares, ops)
+
+
+async def test_record_does_not_wait_for_events(bench: Bench) -> None:
+    watch = Watch(bench, NoEvents(bench.store))  # type: ignore[arg-type]
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+    taking = asyncio.create_task(watch.watcher.take(event("xid", Health.FAULTY)))
+    await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
+    for task in (taking, watch.running):
+        task.cancel()
+    await asyncio.gather(taking, watch.running, return_exceptions=True)
 
 
 async def test_new_driver_has_the_devices_listed_anew(watch: Watch) -> None:
@@ -270,8 +304,9 @@ async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
 
 
 async def test_heat_that_comes_and_goes_is_one_event_with_a_count(watch: Watch) -> None:
-    for health, reason in [(Health.DEGRADED, "too hot"), (Health.OK, None)] * 3:
-        hot = Sample(uuid="GPU-test-0", t_ns=0, health=health, reason=reason)
+    states = [(Health.DEGRADED, "too hot"), (Health.OK, None), (Health.OK, None)] * 3
+    for number, (health, reason) in enumerate(states):
+        hot = Sample(uuid="GPU-test-0", t_ns=number * CALM_NS, health=health, reason=reason)
         await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
     assert [(kind, message, count) for kind, _, _, message, count in sorted(await events(watch))] == [
         ("device_degraded", "too hot", 3),
@@ -285,3 +320,14 @@ async def test_fault_counts_before_heat(watch: Watch) -> None:
     assert (await watch.stored()).devices[0].health is Health.DEGRADED
     await watch.watcher.take(event("xid", Health.FAULTY))
     assert (await watch.stored()).devices[0].health is Health.FAULTY
+
+
+async def test_storm_of_events_is_counted_and_seldom_written(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    await watch.watcher.take(event("xid"))
+    before = (await watch.bench.store.status()).revision
+    for _ in range(99):
+        await watch.watcher.take(event("xid"))
+    assert (await watch.bench.store.status()).revision - before == 7
+    monkeypatch.setattr("xinf.agent.watcher._REPEAT_S", 0.0)
+    await watch.watcher.take(memory("GPU-test-0", 0))
+    assert [(kind, count) for kind, *_, count in await events(watch)] == [("xid", 100)]

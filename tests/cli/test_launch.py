@@ -62,6 +62,14 @@ def test_launch_without_waiting_writes_the_wish(control: Control, xinf: Callable
     assert (spec.env, spec.served_names, spec.max_model_len) == ({"A": "b=c"}, ("x", "y"), 128)
 
 
+@pytest.mark.parametrize("name", ["gpu-memory-utilization", "--kv_cache_memory_bytes"])
+def test_who_shares_a_device_cannot_size_itself(name: str, control: Control, xinf: Callable[..., Result]) -> None:
+    done = xinf(*LAUNCH, "--no-wait", "--share", "--engine-arg", f"{name}=0.9")
+    assert done.exit_code == 1
+    assert "contradict each other" in done.stderr
+    assert control.run(control.records.get(DeploymentRecord, "demo")) is None
+
+
 def test_launch_again_changes_nothing_and_differently_makes_a_generation(
     control: Control, xinf: Callable[..., Result]
 ) -> None:

@@ -18,7 +18,7 @@ from tests.cli.records import NODE, READY
 from xinf.cli.need import add_need, find_known_for, meant_devices
 from xinf.cli.plan import free_on
 from xinf.core.config import load
-from xinf.core.device import Device, Vendor
+from xinf.core.device import Device, Health, Vendor
 from xinf.core.errors import PlacementFailed
 from xinf.core.ids import DeploymentName, NodeName
 from xinf.core.records import (
@@ -282,3 +282,23 @@ def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch)
     # There is no engine for the processor of that node.
     assert need_of(made, [gpu_node(24)], [], must_fit=True) == (made, None)
     assert need_of(made, [], [], must_fit=True) == (made, None)
+
+
+def test_launch_plans_for_the_nodes_with_its_labels(control: Control, xinf: Callable[..., Result], model: Path) -> None:
+    small = replace(gpu_node(8), labels={"zone": "a"})
+    large = replace(gpu_node(80, name="b"), labels={"zone": "b"})
+    for node in (small, large):
+        control.run(control.records.create(NodeRecord, node.name, node))
+    options = ("launch", "--model", str(model), "--no-wait", "--max-model-len", "2048")
+    refused = xinf(*options, "--name", "in-a", "--label", "zone=a")
+    assert refused.exit_code == 1
+    assert "cuda:0 on gpu has 8 GiB in all" in refused.stderr
+    done = xinf(*options, "--name", "in-b", "--label", "zone=b")
+    assert done.exit_code == 0, done.output
+
+
+def test_hot_device_is_what_auto_means() -> None:
+    node = gpu_node(24)
+    hot = replace(node, devices=(replace(node.devices[0], health=Health.DEGRADED, reason="too hot"), node.devices[1]))
+    spec = EngineSpec(model="m")
+    assert meant_devices(spec, [hot]) == [(hot, hot.devices[0])]

@@ -13,10 +13,11 @@ import pytest
 from tests.scheduler.worlds import deployment, node, with_health
 from xinf.core.config import Config, load
 from xinf.core.device import Health
-from xinf.core.ids import NodeName
+from xinf.core.errors import Unavailable
+from xinf.core.ids import DeploymentName, NodeName
 from xinf.core.records import CordonRecord, DeploymentRecord, EventRecord, NodeRecord, Phase, ReplicaRecord
-from xinf.meta import LmdbStore, Mirror, Records, record_event
-from xinf.scheduler import SchedulerLoop
+from xinf.meta import Compare, LmdbStore, Mirror, Put, Records, TxnResult, record_event
+from xinf.scheduler import Action, SchedulerLoop, View, plan_deployment
 from xinf.scheduler.chronicle import Chronicle
 
 
@@ -257,3 +258,60 @@ async def test_event_that_repeats_is_counted(store: LmdbStore) -> None:
     await mirror.stop()
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
+
+
+class Flaky:
+    """A store whose second transaction fails."""
+
+    def __init__(self, store: LmdbStore) -> None:
+        self._store = store
+        self.n_txns = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def txn(self, compares: list[Compare], ops: list[Put]) -> TxnResult:
+        self.n_txns += 1
+        if self.n_txns == 2:
+            raise Unavailable("the store is away")
+        return await self._store.txn(compares, ops)
+
+
+async def test_event_that_repeats_is_counted_through_an_outage(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.scheduler.chronicle._RETRY_S", 0.01)
+    chronicle = Chronicle(Flaky(store), n_kept=100)  # type: ignore[arg-type]
+    for at_s in (1.0, 2.0, 3.0):
+        chronicle.add(EventRecord(at_s=at_s, kind="failed", object="m-1", message="killed", node=NodeName("a")))
+    writing = asyncio.create_task(chronicle.run())
+    mirror = Mirror(store, "events/", EventRecord)
+    await mirror.start()
+    await mirror.wait(lambda items: any(record.at_s == 3.0 for record, _ in items.values()), 20)
+    assert [record.count for record, _ in mirror.items.values()] == [3]
+    await mirror.stop()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+
+
+async def test_memory_that_others_use_is_planned_for_once_in_a_while(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.scheduler.loop._MEMORY_DELAY_S", 0.3)
+    planned = []
+
+    def count(name: DeploymentName, view: View, now_s: float) -> list[Action]:
+        planned.append(name)
+        return plan_deployment(name, view, now_s)
+
+    monkeypatch.setattr("xinf.scheduler.loop.plan_deployment", count)
+    control.start()
+    await control.add_node(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 23}))
+    await control.wish(deployment(device="cuda", gib=10))
+    await control.until(lambda rs: len(rs) == 1 and "used by others" in str(rs[0].placement_note))
+    n_before = len(planned)
+    for n in range(100):
+        await control.add_node(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 16 + n % 8}))
+    await control.add_node(node(n_cuda=1, memory=24))
+    await control.until(lambda rs: rs[0].phase is Phase.PLACED)
+    assert len(planned) - n_before < 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import combinations
 
 import msgspec
@@ -31,7 +32,7 @@ from xinf.scheduler import (
 )
 from xinf.scheduler.claims import Draft
 from xinf.scheduler.place import Search
-from xinf.scheduler.preempt import find_eviction
+from xinf.scheduler.preempt import Eviction, find_eviction
 from xinf.scheduler.value import Value, value_of
 
 
@@ -239,3 +240,26 @@ def test_nobody_goes_who_could_be_spared(start: World) -> None:
         assert best == []
     else:
         assert tuple(value_of(r, start.deployments[r.deployment].priority) for r in found.victims) == min(best)
+
+
+def test_many_that_wait_in_vain_ask_once_whom_they_may_push_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(search: Search, view: View) -> Eviction | None:
+        asked.append(search)
+        return find_eviction(search, view)
+
+    monkeypatch.setattr(sys.modules["xinf.scheduler.plan"], "find_eviction", count)
+    start = full(holder("a", "GPU-a-0", name="x"), holder("a", "GPU-a-1", name="y"), replicas=40, gib=30)
+    actions = plan_deployment(DeploymentName("high"), View(start), 0)
+    assert (len(actions), stopped_by(actions), len(asked)) == (40, {}, 1)
+
+
+def test_more_than_one_plan_pushes_out_go_in_several() -> None:
+    held = [holder(f"n{n}", f"GPU-n{n}-0", name="low", number=n) for n in range(20)]
+    low, high = deployment("low", replicas=20), deployment("high", replicas=20, device="cuda", priority=5)
+    simulation = Simulation(world([low, high], [node(f"n{n}", n_cuda=1) for n in range(20)], held))
+    assert len(stopped_by(simulation.plan_once())) == 8
+    simulation.settle()
+    assert len(simulation.ready("high")) == 20
+    assert {replica.phase for replica in simulation.of("low")} == {Phase.PENDING}

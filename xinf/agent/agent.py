@@ -56,7 +56,7 @@ from xinf.meta import KeyQueue, Mirror, Records, Store
 
 logger = logging.getLogger(__name__)
 
-_N_WORKERS = 4  # replicas handled at once; a handler waits for the store at most
+_N_WORKERS = 4  # replicas handled at once; a handler waits for the store, and before a start for the driver
 _LOG_LINES = 200  # looked through for a cause
 _KEPT_DIRECTORIES = 20  # of replicas without a record, for their logs
 _STOP_MARGIN_S = 30.0

@@ -5,7 +5,7 @@ A device carries marks of several origins; the first that says it is not well co
     event      an Xid, a lost card          until `recovered`, or until its driver was loaded anew
     inventory  as it was found              until the next inventory
     vendor     nothing can be read          until something can be read again, which asks for an inventory
-    sample     the card's own state         until the next sample
+    sample     the card's own state         until samples say for CALM_NS that it is well
 
 A driver that is silent once is late; when the reader that replaced the silent one stays silent too, its devices are
 marked. The marks of a card hold for its MIG instances.
@@ -21,7 +21,9 @@ from xinf.core.device import Device, DeviceEvent, Health, Vendor
 from xinf.device import Inventory, Reading
 
 MAX_LATE = 1  # readings that may fail to come in a row
+CALM_NS = 60_000_000_000  # heat comes and goes; who is marked, written down and planned for must not do so with it
 FOREIGN_STEP_BYTES = 256 << 20  # a change below this is not worth a write to the store
+_FOREIGN_STEPS = 64  # of a host's memory, if that is more
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -41,6 +43,7 @@ class Condition:
         self._found = {device.uuid: Mark(device.health, device.reason) for device in devices}
         self._by_event: dict[str, Mark] = {}
         self._by_sample: dict[str, Mark] = {}
+        self._well_since_ns: dict[str, int] = {}  # of those whose mark by a sample is not over yet
         self._by_vendor: dict[Vendor, Mark] = {}
         self._reloaded: set[Vendor] = set()  # whose driver changed since the last inventory
 
@@ -61,7 +64,7 @@ class Condition:
     def take(self, reading: Reading) -> bool:
         """Note what a reading says; return whether the vendor's devices are to be listed anew."""
         for sample in reading.samples:
-            if sample.health is not None:
+            if sample.health is not None and not self._is_calming(sample.uuid, sample.health, sample.t_ns):
                 self._by_sample[sample.uuid] = Mark(sample.health, sample.reason)
         for event in reading.events:
             self._take_event(event)
@@ -83,6 +86,20 @@ class Condition:
     def mark(self, devices: Sequence[Device]) -> tuple[Device, ...]:
         """Give the devices as they are now."""
         return tuple(self._mark(device) for device in devices)
+
+    def _is_calming(self, uuid: str, health: Health, t_ns: int) -> bool:
+        """Whether a device that is well now was ill a moment ago, by its samples."""
+        before = self._by_sample.get(uuid, _WELL)
+        if health is not Health.OK or before.health is Health.OK:
+            self._well_since_ns.pop(uuid, None)
+            return False
+        # A clock that was set back must not prolong it.
+        since_ns = min(t_ns, self._well_since_ns.get(uuid, t_ns))
+        self._well_since_ns[uuid] = since_ns
+        if t_ns - since_ns < CALM_NS:
+            return True
+        del self._well_since_ns[uuid]
+        return False
 
     def _take_event(self, event: DeviceEvent) -> None:
         if event.kind == "recovered":
@@ -132,13 +149,23 @@ def merge_inventory(before: Sequence[Device], now: Inventory, vendor: Vendor) ->
     return tuple(kept)
 
 
+def foreign_step_bytes(device: Device) -> int:
+    """The change of a device's memory that is worth a write: that of a large host's is never still."""
+    share = (device.memory_bytes or 0) // _FOREIGN_STEPS if device.vendor is Vendor.CPU else 0
+    return max(FOREIGN_STEP_BYTES, share)
+
+
 def foreign_bytes(
-    reading: Reading, own_pids: Mapping[str, Collection[int]], own_bytes: Mapping[str, int], before: Mapping[str, int]
+    reading: Reading,
+    own_pids: Mapping[str, Collection[int]],
+    own_bytes: Mapping[str, int],
+    before: Mapping[str, int],
+    steps: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Say how much memory of each device others than our engines use; devices that nothing is known of keep `before`.
 
     `own_pids`: the processes of our engines by the device that they run on. `own_bytes`: what they use, where this
-    host knows it without the driver (the processor).
+    host knows it without the driver (the processor). `steps`: the changes that count, FOREIGN_STEP_BYTES by default.
 
     Of a device that our engines run on, the driver must know at least one of their processes: in a container of its own
     it counts pids of another namespace, and the engine would look like somebody else.
@@ -161,6 +188,6 @@ def foreign_bytes(
         if own is None:
             continue
         others = max(0, used_bytes - own)
-        if abs(others - before.get(uuid, 0)) > FOREIGN_STEP_BYTES:
+        if abs(others - before.get(uuid, 0)) > (steps or {}).get(uuid, FOREIGN_STEP_BYTES):
             result[uuid] = others
     return {uuid: size for uuid, size in result.items() if size}

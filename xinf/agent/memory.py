@@ -61,11 +61,16 @@ async def read_start_memory(replica: ReplicaRecord, node: NodeRecord, root: Path
 def choose_share(
     devices: Sequence[Device], samples: Iterable[Sample], *, limit_bytes: int | None = None
 ) -> float | None:
-    """The share that is free on every one of the devices, `limit_bytes` at most; None if one of them does not say."""
+    """The share that is free on every one of the devices, `limit_bytes` at most; None if one of them does not say.
+
+    With a limit that is what the engine gets of a device that does not say: others were promised the rest.
+    """
     free = {sample.uuid: sample.memory_free_bytes for sample in samples}
     shares: list[float] = []
     for device in devices:
         free_bytes = free.get(device.uuid)
+        if free_bytes is None:
+            free_bytes = limit_bytes
         if free_bytes is None or not device.memory_bytes:
             return None
         shares.append(
@@ -189,7 +194,9 @@ async def _used_bytes(
             by_device[one.uuid] = by_device.get(one.uuid, 0) + one.memory_bytes
     if by_device:
         return max(by_device.values())
-    # No pid of ours is among them, as in a container: nobody else starts there now, so what was added is ours.
+    # No pid of ours is among them, as in a container: what was added is ours, unless others may be on the device.
+    if replica.shares:
+        return None
     grown = [
         sample.memory_used_bytes - start.used_bytes[sample.uuid]
         for sample in (sample for reading in readings for sample in reading.samples)

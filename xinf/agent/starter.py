@@ -29,6 +29,8 @@ _FOREIGN = frozenset(
 )
 # Set but empty, these hide every device. Others take that for unset. Source: docs/reference/devices.md.
 _EMPTY_HIDES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+# On a hot device engines stay, so one that ended there starts there again: slow is better than not at all.
+_USABLE = (Health.OK, Health.DEGRADED)
 
 
 class EngineProcess(subprocess.Popen[bytes]):
@@ -70,7 +72,7 @@ def device_kind(replica: ReplicaRecord, node: NodeRecord) -> str:
                 remedy="run `xinf devices`; a new launch places it elsewhere",
                 cause="device_unavailable",
             )
-        if device.health is not Health.OK:
+        if device.health not in _USABLE:
             raise EngineStartFailed(
                 f"{device.selector} on {node.name} cannot be used: {device.reason or device.health}",
                 remedy="see to the device; the replica starts again when it is well, or is placed elsewhere",

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 
 import msgspec
 
-from xinf.agent.condition import Condition, foreign_bytes, merge_inventory
+from xinf.agent.condition import Condition, foreign_bytes, foreign_step_bytes, merge_inventory
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.core.device import Device, DeviceEvent, Health, Vendor
@@ -27,6 +27,18 @@ from xinf.device import Inventory, Reading, overlay
 from xinf.meta import Store, record_event
 
 logger = logging.getLogger(__name__)
+
+_N_AT_ONCE = 8  # repetitions of an event that are written as they come
+_REPEAT_S = 10.0  # between the writes of later ones: a broken link tells of itself hundreds of times a second
+
+
+class _Told(msgspec.Struct, kw_only=True):
+    """The last event of one kind of a device; `n_written` is the count that the store has."""
+
+    key: str
+    event: EventRecord
+    n_written: int
+    at_s: float  # by the monotonic clock
 
 
 class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +66,7 @@ class DeviceWatcher:
         """`store`: where events are written down for `xinf events`; None: they are only logged."""
         self._registration = registration
         self._store = store
-        self._told: dict[tuple[str, str], tuple[str, EventRecord]] = {}  # device, kind -> key and content of the last
+        self._told: dict[tuple[str, str], _Told] = {}  # by device and kind
         self._engines = engines
         self._list_devices = list_devices
         self._interval_s = interval_s
@@ -79,18 +91,28 @@ class DeviceWatcher:
         """Note one reading and write the record if it changes anything."""
         for event in reading.events:
             _log_event(event)
-            await self._tell(event.uuid, event.kind, event.message)
         if self._condition.take(reading):
             self._list_later(reading.vendor)
-        await self._publish(self._foreign_bytes(reading))
+        changed = await self._publish(reading)
+        # The record first: where nothing may run any more matters at once, and each event may wait for the store.
+        for event in reading.events:
+            await self._tell(event.uuid, event.kind, event.message)
+        await self._tell_health(changed)
+        await self._tell_repeated()
 
-    async def _publish(self, foreign: dict[str, int]) -> None:
+    async def _publish(self, reading: Reading | None = None) -> list[Device]:
+        """Write the record if it is another than before; return the devices whose health is."""
         record = self._registration.record
         devices = self._condition.mark(self._devices)
-        for device in _log_changes(record.devices, devices):
-            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
+        foreign = record.foreign_bytes if reading is None else self._foreign_bytes(reading)
+        changed = _log_changes(record.devices, devices)
         if devices != record.devices or foreign != record.foreign_bytes:
             await self._registration.update(devices=devices, foreign_bytes=foreign)
+        return changed
+
+    async def _tell_health(self, devices: Iterable[Device]) -> None:
+        for device in devices:
+            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
 
     async def _tell(self, uuid: str, kind: str, message: str) -> None:
         """Write an event down. What comes and goes, like heat, is one event with a count."""
@@ -102,14 +124,27 @@ class DeviceWatcher:
             at_s=time.time(), kind=kind, object=name, node=self._registration.record.name, message=message
         )
         before = self._told.get((uuid, kind))
-        repeats = None
-        if before is not None and before[1].message == message:
-            repeats = before[0]
-            event = msgspec.structs.replace(event, count=before[1].count + 1)
+        if before is None or before.event.message != message:
+            await self._write_event(self._store, uuid, event, repeats=None)
+            return
+        before.event = msgspec.structs.replace(event, count=before.event.count + 1)
+        if before.event.count <= _N_AT_ONCE:
+            await self._write_event(self._store, uuid, before.event, repeats=before.key)
+
+    async def _tell_repeated(self) -> None:
+        """Write what was only counted, now and then."""
+        now_s = time.monotonic()
+        for (uuid, _), told in tuple(self._told.items()):
+            if self._store is not None and told.event.count > told.n_written and now_s - told.at_s >= _REPEAT_S:
+                await self._write_event(self._store, uuid, told.event, repeats=told.key)
+
+    async def _write_event(self, store: Store, uuid: str, event: EventRecord, *, repeats: str | None) -> None:
         try:
-            self._told[uuid, kind] = (await record_event(self._store, event, repeats=repeats), event)
+            key = await record_event(store, event, repeats=repeats)
         except (StoreError, Unavailable) as error:
             logger.warning("an event is not written down: %s", error)
+        else:
+            self._told[uuid, event.kind] = _Told(key=key, event=event, n_written=event.count, at_s=time.monotonic())
 
     def _list_later(self, vendor: Vendor) -> None:
         if vendor not in self._listing:
@@ -127,7 +162,7 @@ class DeviceWatcher:
             topology = overlay(record.topology, found.topology)
             if topology != record.topology:
                 await self._registration.update(topology=topology)
-            await self._publish(record.foreign_bytes)
+            await self._tell_health(await self._publish())
         except Exception:
             logger.exception("the devices of %s could not be listed anew", vendor)
         finally:
@@ -147,9 +182,9 @@ class DeviceWatcher:
             own_bytes = {sample.uuid: own for sample in reading.samples}
         else:
             own_pids = _by_device(engines, groups)
-        known = {device.uuid for device in self._devices}
-        told = foreign_bytes(reading, own_pids, own_bytes, before)
-        return {uuid: size for uuid, size in told.items() if uuid in known}
+        steps = {device.uuid: foreign_step_bytes(device) for device in self._devices}
+        told = foreign_bytes(reading, own_pids, own_bytes, before, steps)
+        return {uuid: size for uuid, size in told.items() if uuid in steps}
 
 
 def _by_device(engines: Iterable[EngineUse], groups: Mapping[int, list[int]]) -> dict[str, list[int]]:

@@ -139,13 +139,15 @@ async def _launch(
     async with session.store() as store:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
+        # What other nodes could do is of no use to it.
+        meant = [node for node in nodes if wish.labels.items() <= node.labels.items()]
         screen.status(f"reading what {wish.spec.model} needs")
-        known = await find_known_for(session.config, wish.spec, nodes)
+        known = await find_known_for(session.config, wish.spec, meant)
         screen.status("")
-        check_wish(wish.spec, known.facts, nodes, screen.line)
+        check_wish(wish.spec, known.facts, meant, screen.line)
         since_s = time.time()
         measured = [record for record, _ in await records.list(MeasuredRecord)]
-        wish, told = add_need(wish, known, nodes, measured, must_fit=must_fit)
+        wish, told = add_need(wish, known, meant, measured, must_fit=must_fit)
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
         if told is not None:

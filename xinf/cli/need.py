@@ -44,7 +44,9 @@ def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[N
 
     Without an engine environment for it a device counts only if it is named.
     """
-    everything = [(node, device) for node in nodes for device in node.devices if device.health is Health.OK]
+    # One that is only hot is what `auto` means all the same, and is free again when it has cooled.
+    works = (Health.OK, Health.DEGRADED)
+    everything = [(node, device) for node in nodes for device in node.devices if device.health in works]
     whole = [(node, device) for node, device in everything if not _is_split(node, device)]
     if spec.device != _AUTO:
         parts = spec.device.split(",")

@@ -84,8 +84,9 @@ _GOOD_FIRST = (Support.NATIVE, Support.WEIGHT_ONLY, Support.UNKNOWN)
 
 
 def _candidates(spec: EngineSpec, judged: Sequence[Judged]) -> list[Judged]:
-    """Those the scheduler may choose: healthy, selected, served by an environment; `auto` prefers accelerators."""
-    usable = [each for each in judged if each.device.health is Health.OK and each.environment is not None]
+    """Those the scheduler may choose: healthy or only hot, selected, with an environment; `auto`: accelerators."""
+    works = (Health.OK, Health.DEGRADED)
+    usable = [each for each in judged if each.device.health in works and each.environment is not None]
     if spec.device != AUTO:
         return [each for each in usable if any(is_selected(each.device, part) for part in spec.device.split(","))]
     accelerators = [each for each in usable if each.device.vendor is not Vendor.CPU]

@@ -12,6 +12,8 @@ from xinf.core.ids import DeploymentName, check_name, name_from_model
 from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
 ENGINES = ("vllm", "sim")
+# With one of these an engine takes what it is told, whatever its share of a device is.
+_OWN_SIZE = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 
 
 def find_model(config: Config, model: str, engine: str) -> str:
@@ -98,6 +100,12 @@ def make_deployment(
     if placement not in tuple(PlacementPolicy):
         known = " or ".join(PlacementPolicy)
         raise InvalidRequest(f"placement {placement!r} is not known: use {known}", param="placement")
+    if shares and (own := next((name for name in _OWN_SIZE if name in spec.engine_args), None)):
+        raise InvalidRequest(
+            f"--share and --engine-arg {own} contradict each other: who shares a device keeps to the memory plan",
+            remedy="leave one of them out",
+            param="engine_arg",
+        )
     return DeploymentRecord(
         name=name,
         spec=spec,

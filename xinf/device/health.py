@@ -26,5 +26,6 @@ class HealthWatch:
                     f"{new} uncorrectable memory errors since the agent started: reset the card and restart the agent"
                 )
         if temp_c is not None and temp_limit_c is not None and temp_c >= temp_limit_c:
-            return Health.FAULTY, (f"{temp_c:g} C is at its critical limit of {temp_limit_c:g} C: look at its cooling")
+            # Without the temperature itself: each new reason is written to the store.
+            return Health.FAULTY, f"it is at its critical limit of {temp_limit_c:g} C or above: look at its cooling"
         return (None, None) if ecc_uncorrected is None and temp_c is None else (Health.OK, None)

@@ -55,8 +55,10 @@ class Chronicle:
             self._changed.clear()
             try:
                 while self._waiting:
-                    await self._write(self._waiting[0])
-                    self._waiting.popleft()
+                    event = self._waiting[0]
+                    await self._write(event)
+                    if self._waiting and self._waiting[0] is event:  # not pushed out by later ones meanwhile
+                        self._waiting.popleft()
                 if self._must_trim:
                     await trim_events(self._store, self._n_kept)
                     self._must_trim = False
@@ -66,12 +68,13 @@ class Chronicle:
                 self._changed.set()
 
     async def _write(self, event: EventRecord) -> None:
-        before = self._last.pop(event.object, None)
+        before = self._last.get(event.object)
         repeats = None
         if before is not None and _is_same(before[1], event):
             repeats = before[0]
             event = msgspec.structs.replace(event, count=before[1].count + 1)
         key = await record_event(self._store, event, repeats=repeats)
+        self._last.pop(event.object, None)
         self._last[event.object] = (key, event)
         if len(self._last) > _MAX_OBJECTS:
             self._last.pop(next(iter(self._last)))

@@ -38,6 +38,7 @@ from xinf.scheduler.world import Rules, World
 logger = logging.getLogger(__name__)
 
 _CATCH_UP_TIMEOUT_S = 10.0
+_MEMORY_DELAY_S = 2.0  # how long a node's memory in use may change before plans are made for it
 
 
 class SchedulerLoop:
@@ -197,9 +198,12 @@ class SchedulerLoop:
 
     def _on_node(self, name: str) -> None:
         record = self._nodes.get(name)
+        before = self._view.fleet.hosts.get(NodeName(name))
         self._view.set_node(NodeName(name), record)
         self._chronicle.add(self._chronicle.journal.on_node(NodeName(name), record, self._clock.now_s()))
-        self._add_all()
+        # In a large fleet the memory that others use changes somewhere all the time: one plan for many of them.
+        is_quiet = before is not None and record is not None and _is_memory_only(before.record, record)
+        self._add_all(_MEMORY_DELAY_S if is_quiet else 0)
 
     def _on_cordon(self, name: str) -> None:
         record = self._cordons.get(name)
@@ -207,9 +211,9 @@ class SchedulerLoop:
         self._chronicle.add(self._chronicle.journal.on_cordon(NodeName(name), record, self._clock.now_s()))
         self._add_all()
 
-    def _add_all(self) -> None:
+    def _add_all(self, delay_s: float = 0) -> None:
         for name in (*self._view.deployments, *self._view.claims.deployments):
-            self._queue.add(name)
+            self._queue.add_after(name, delay_s)
 
     def _tell(self, action: Action, replica: ReplicaRecord, now_s: float) -> None:
         """Log what was done, and write down what people should know of it."""
@@ -217,6 +221,11 @@ class SchedulerLoop:
         reason = action.note if isinstance(action, Note) else action.reason
         logger.info("%s %s: %s", kind, replica.id, reason, extra={"kv": {"action": kind, "replica": replica.id}})
         self._chronicle.add(self._chronicle.journal.on_action(action, replica, now_s))
+
+
+def _is_memory_only(before: NodeRecord, now: NodeRecord) -> bool:
+    """Whether nothing but the memory that others use is another."""
+    return msgspec.structs.replace(now, foreign_bytes=before.foreign_bytes) == before
 
 
 def _put(record: ReplicaRecord) -> Put:

@@ -43,13 +43,15 @@ from xinf.scheduler.actions import (
     stopped,
 )
 from xinf.scheduler.leave import reason_to_leave
-from xinf.scheduler.preempt import find_eviction
+from xinf.scheduler.place import Search
+from xinf.scheduler.preempt import Eviction, find_eviction
 from xinf.scheduler.prospect import Prospect
 from xinf.scheduler.value import usefulness
 from xinf.scheduler.view import View
 from xinf.scheduler.world import Rules, World
 
 _SHOWN = 4  # replicas that somebody waits for
+_MAX_EVICTIONS = 8  # of one plan: each looks at the whole fleet, and what one plan writes starts the next
 _STILL_THERE = "it moves when another is ready to take its place"
 
 
@@ -107,6 +109,8 @@ class _Deployment:
         self.n_secured = sum(r.node is not None for r in self.current)
         self.has_secured = False  # one of them was given it by this plan
         self.ended: list[ReplicaRecord] = []  # by this plan, so that their places become free
+        self.n_evictions = 0
+        self.is_hopeless = False  # nobody whose going would make room was found, and nothing was given back since
         self.n_planned = 0
         self.prospect = Prospect(deployment, view, now_s)
 
@@ -178,7 +182,7 @@ class _Deployment:
         if isinstance(found, Refusal):
             # One more than n while old ones are replaced is no reason to stop others.
             is_short = self.n_secured + len(self.old) < self.deployment.replicas
-            eviction = find_eviction(later, self.view) if is_short else None
+            eviction = self._evict(later) if is_short else None
             if eviction is None:
                 return refusal.note, []
             stops = [self._preempt(victim) for victim in eviction.victims]
@@ -190,6 +194,15 @@ class _Deployment:
         self._secure()
         going = [stop.replica for stop in stops] or self._stopping_at(found)
         return f"waits for {_listed(going)} on {found.node} to stop; {refusal.note}" if going else refusal.note, stops
+
+    def _evict(self, later: Search) -> Eviction | None:
+        """Whom it may push out, asked as seldom as possible: many may wait for the same."""
+        if self.is_hopeless or self.n_evictions == _MAX_EVICTIONS:
+            return None
+        eviction = find_eviction(later, self.view)
+        self.is_hopeless = eviction is None
+        self.n_evictions += 1
+        return eviction
 
     def _preempt(self, victim: ReplicaRecord) -> Stop:
         over = f"priority {self.deployment.priority} over {self.view.priority_of(victim)}"
@@ -227,6 +240,7 @@ class _Deployment:
         # What these hold will be free: nobody else has to go for what fits there.
         self.ended = [r for r in ended if self.view.is_present(r)]
         self.prospect.expect_gone(self.ended)
+        self.is_hopeless = False
         self.old = [r for r in ready if r.id not in {r.id for r in ended}]
         return actions
 
