@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -79,6 +80,15 @@ def test_up_of_an_engine_that_cannot_start_says_why_and_ends(place: Place) -> No
     assert place.sockets() == []
 
 
+@pytest.fixture
+def heard_hangups() -> Iterator[None]:
+    """Children hear HUP, whatever we were started with: under `nohup` they would inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard_hangups")
 def test_closed_terminal_ends_it_like_an_interrupt(place: Place) -> None:
     process = up(place, "demo")
     process.send_signal(signal.SIGHUP)
