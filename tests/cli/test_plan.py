@@ -187,7 +187,7 @@ def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path)
     assert "--tensor-parallel-size 2" in str(c.value.remedy)
     assert "--force writes it anyway" in str(c.value.remedy)
     forced, told = need_of(wish(model), [gpu_node(16, 16)], [], must_fit=False)
-    assert forced.need is not None
+    assert forced.need is None, "a need that fits nowhere would keep it from being placed"
     assert told is not None
     assert "written all the same" in told
 
@@ -259,8 +259,7 @@ def test_launch_refuses_before_anything_is_written(control: Control, xinf: Calla
     forced = xinf("launch", "--model", str(model), "--no-wait", "--force")
     assert forced.exit_code == 0, forced.output
     ((record, _),) = control.run(control.records.list(DeploymentRecord))
-    assert record.need is not None
-    assert record.need.weights_bytes == 12 * GIB
+    assert record.need is None
 
 
 def test_plan_that_changed_is_written_and_no_change_for_the_user(

@@ -130,8 +130,8 @@ def add_need(
         refusal = _refusal(wish, facts, plans)
         if must_fit:
             raise refusal
-        chosen = min((made.plan for made in plans if made.plan is not None), key=lambda plan: plan.device_bytes)
-        return msgspec.structs.replace(wish, need=chosen.need), f"memory: {refusal.message}; written all the same"
+        # Without a need, or nobody would place it: whoever forces it knows better than the plan, or the engine will tell.
+        return wish, f"memory: {refusal.message}; written all the same, the engine checks it itself"
     return msgspec.structs.replace(wish, need=chosen.need), describe_plan(chosen)
 
 
