@@ -37,10 +37,7 @@ def read_samples() -> tuple[Sample, ...]:
     start()
     samples: list[Sample] = []
     for handle in handles():
-        sample = _read_sample(handle)
-        if sample is not None:
-            samples.append(sample)
-            samples.extend(_read_instances(handle))
+        samples.extend(_read_card(handle))
     return tuple(samples)
 
 
@@ -69,18 +66,18 @@ def read_recovery_action(handle: Any) -> str | None:
     return None if action == 0 else _RECOVERY_ACTIONS.get(action, f"the driver asks for recovery action {action}")
 
 
-def _read_sample(handle: Any) -> Sample | None:
-    """Read one card; None if not even its name can be read. Raises: LibraryError."""
+def _read_card(handle: Any) -> list[Sample]:
+    """Read one card and its instances; none if not even its name can be read. Raises: LibraryError."""
     uuid = read_uuid(handle)
     if uuid is None:
-        return None
+        return []
     try:
-        return _read_metrics(handle, uuid)
+        return [_read_metrics(handle, uuid), *_read_instances(handle)]
     except pynvml.NVMLError as error:
         if error.value not in _LOST:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
         reason = f"the driver says `{error}`: {LOST_REMEDY}"
-        return Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)
+        return [Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)]
 
 
 def _read_metrics(handle: Any, uuid: str) -> Sample:
