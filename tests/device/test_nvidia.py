@@ -174,12 +174,13 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
     assert words in str(card.reason)
 
 
+@pytest.mark.parametrize("scenario", ["2xlate", "2xstuck"])
 async def test_card_that_is_lost_while_it_is_read_costs_its_own_sample_only(
-    make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path
+    make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path, scenario: str
 ) -> None:
     mark = tmp_path / "lost"
     mark.touch()
-    environ = {**nvml_environ("2xlate"), "FAKE_NVML_MARK": str(mark)}
+    environ = {**nvml_environ(scenario), "FAKE_NVML_MARK": str(mark)}
     reading = await read_once(make_tree(CARD, SECOND_CARD), environ)
     assert [sample.health for sample in reading.samples] == [Health.OK, Health.FAULTY], reading.fault
 

@@ -118,3 +118,17 @@ async def test_host_is_read_where_no_child_can_be_started(
     card, processor = (await read_host(root=make_tree(NVIDIA))).devices
     assert (card.health, processor.vendor) == (Health.FAULTY, Vendor.CPU)
     assert "cannot be started" in str(card.reason)
+
+
+async def test_mask_of_the_agent_is_not_the_childs(
+    make_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, seen = tmp_path / "python", tmp_path / "seen"
+    python.write_text(f"#!/bin/sh\nenv > {seen}\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("MUSA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("XINF_OTHER", "1")
+    await read_host(root=make_tree(NVIDIA))
+    names = {line.partition("=")[0] for line in seen.read_text().splitlines()}
+    assert ("XINF_OTHER" in names, "MUSA_VISIBLE_DEVICES" in names) == (True, False)

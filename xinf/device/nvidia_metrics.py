@@ -13,8 +13,13 @@ from xinf.device.library import LibraryError
 from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, known, read_uuid, start, text
 from xinf.device.reading import DeviceProcess
 
-# Of one card: the others go on. Everything else that NVML raises concerns all of them.
+# Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+_OF_THE_DRIVER = (
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+)
 # By their numbers, as in nvml.h: older releases of the binding lack the names.
 _FI_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 _RECOVERY_ACTIONS = {
@@ -74,9 +79,9 @@ def _read_card(handle: Any) -> list[Sample]:
     try:
         return [_read_metrics(handle, uuid), *_read_instances(handle)]
     except pynvml.NVMLError as error:
-        if error.value not in _LOST:
+        if error.value in _OF_THE_DRIVER:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
-        reason = f"the driver says `{error}`: {LOST_REMEDY}"
+        reason = f"the driver says `{error}`: {LOST_REMEDY if error.value in _LOST else 'look at `dmesg`'}"
         return [Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)]
 
 

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from xinf.core.device import Vendor
+from xinf.core.device import VISIBLE_ENV, Vendor
 
 _KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
+_MASKS = frozenset(name for names in VISIBLE_ENV.values() for name in names)
 _PR_SET_PDEATHSIG = 1
 # Looked up here: between fork and exec, where a tool calls it, nothing may be loaded any more.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -29,12 +30,14 @@ async def start_child(
 ) -> asyncio.subprocess.Process:
     """Start `xinf.device WORD VENDOR [WORD...] ROOT` with its output in a pipe. Raises: OSError."""
     first, *others = words
+    inherited = os.environ if environ is None else environ
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "xinf.device", first, vendor, *others, str(root)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,
-        env=dict(os.environ if environ is None else environ),
+        # A mask that the agent was started with would hide devices and count the others anew.
+        env={name: value for name, value in inherited.items() if name not in _MASKS},
         limit=limit,
     )
 

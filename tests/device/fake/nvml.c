@@ -11,7 +11,8 @@
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
- * long as it is there; 2xlate: it can still be opened. FAKE_NVML_LOG: a file to which the name of every metric call is appended.
+ * long as it is there; 2xlate: it can still be opened. 2xstuck: the second
+ * of two cards does not answer in time. FAKE_NVML_LOG: a file to which the name of every metric call is appended.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -92,7 +93,7 @@ static int is(const char *name) {
     const char *scenario = getenv("FAKE_NVML");
     return scenario && !strcmp(scenario, name);
 }
-static int is_b200(void) { return is("2xb200") || is("mig") || is("2xlost") || is("2xlate"); }
+static int is_b200(void) { return is("2xb200") || is("mig") || is("2xlost") || is("2xlate") || is("2xstuck"); }
 static int is_marked(void) { return getenv("FAKE_NVML_MARK") && !access(getenv("FAKE_NVML_MARK"), F_OK); }
 static int is_lost(nvmlDevice_t device) { return (is("2xlost") || is("2xlate")) && device->minor == 1 && is_marked(); }
 
@@ -127,7 +128,7 @@ const char *nvmlErrorString(nvmlReturn_t result) {
     return result == DRIVER_NOT_LOADED ? "Driver Not Loaded" : result == LOST ? "GPU is lost" : "error of the fake";
 }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
-    *count = is("2xb200") || is("2x5090") || is("2xlost") || is("2xlate") || is("lost") ? 2 : 1;
+    *count = is("2xb200") || is("2x5090") || is("2xlost") || is("2xlate") || is("2xstuck") || is("lost") ? 2 : 1;
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
@@ -236,6 +237,7 @@ nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *answ
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates) {
     metric("utilization");
     if (is_lost(device)) return LOST;
+    if (is("2xstuck") && device->minor == 1) return TIMEOUT;
     if (is("gb10")) return NOT_SUPPORTED;
     rates->gpu = 37;
     rates->memory = 12;
