@@ -146,9 +146,10 @@ def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
     assert "lists 2 other NPUs but not this one" in str(devices[1].reason)
 
 
-def test_display_of_the_management_processor_is_no_npu(make_tree: MakeTree) -> None:
-    root = make_tree(("0000:05:00.0", "0x19e5", "0x030000", 0))
-    (root / "sys/bus/pci/devices/0000:05:00.0/device").write_text("0x1711\n")
+@pytest.mark.parametrize("other", ["0x1711", "0xa250"], ids=["display of the management processor", "compression"])
+def test_other_parts_of_the_server_are_no_npu(make_tree: MakeTree, other: str) -> None:
+    root = make_tree(("0000:05:00.0", "0x19e5", "0x120000" if other == "0xa250" else "0x030000", 0))
+    (root / "sys/bus/pci/devices/0000:05:00.0/device").write_text(f"{other}\n")
     assert not AscendProbe().is_present(root)
     (root / "dev").mkdir()
     (root / "dev/davinci_manager").touch()

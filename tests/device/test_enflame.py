@@ -28,7 +28,7 @@ from xinf.device.enflame_library import (
 )
 from xinf.device.enflame_tool import parse_query, parse_table
 from xinf.device.roster import Card
-from xinf.device.tool import FormatError
+from xinf.device.tool import FormatError, ToolError
 
 LATER = ("0000:3d:00.0", "0x1e36", "0x120000", -1)
 EARLIER = ("0000:2d:00.0", "0x1e36", "0x120000", 0)
@@ -180,8 +180,9 @@ def test_refused_library_gives_way_to_the_tool(
 
 def test_refusal_is_kept(with_library: WithLibrary) -> None:
     root, probe = with_library("not_loaded"), EnflameProbe()
-    assert probe.sample(root) == ()
-    assert probe.sample(root) == ()
+    for _ in range(2):
+        with pytest.raises(ToolError, match="efsmi is not there"):
+            probe.sample(root)
     assert calls(root, "EfmlInit") == 1
 
 
@@ -320,7 +321,8 @@ def test_failing_tool_is_named(
     assert (card.health, card.vendor) == (Health.NO_DRIVER, Vendor.ENFLAME)
     assert "libefml" in str(card.reason)
     assert "efsmi" in str(card.reason).partition("libefml")[2]
-    assert probe.sample(root) == ()
+    with pytest.raises(ToolError, match="efsmi"):
+        probe.sample(root)
 
 
 def test_nothing_is_asked_without_a_card(make_tree: MakeTree) -> None:

@@ -99,6 +99,7 @@ def test_discrete_gpu_is_described_by_level_zero(level_zero: GpuTree, fake_tool:
 def test_processors_graphics_and_npu_are_no_devices(gpu_tree: GpuTree) -> None:
     gpu_tree.add_card(GRAPHICS, vendor=0x8086, device=0x4680, driver="i915", pci_class=0x030000)
     gpu_tree.add_card(NPU, vendor=0x8086, device=0x7D1D, driver="intel_vpu", pci_class=0x120000)
+    gpu_tree.add_card("0000:b2:00.0", vendor=0x8086, device=0x0B30, driver="dfl-pci", pci_class=0x120000)  # an FPGA
     assert not IntelProbe().is_present(gpu_tree.root)
     assert IntelProbe().inventory(gpu_tree.root) == ()
 

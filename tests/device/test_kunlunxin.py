@@ -16,7 +16,7 @@ from xinf.core.device import Health, Vendor
 from xinf.device.kunlunxin import KunlunxinProbe
 from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table
 from xinf.device.roster import Card
-from xinf.device.tool import FormatError
+from xinf.device.tool import FormatError, ToolError
 
 LATER = ("0000:52:00.0", "0x1d22", "0x120000", 1)
 EARLIER = ("0000:03:00.0", "0x1d22", "0x120000", 0)
@@ -101,7 +101,8 @@ def test_without_the_tool_the_bus_is_what_there_is(make_tree: MakeTree, fake_too
     (card,) = KunlunxinProbe().inventory(root)
     assert (card.health, card.vendor) == (Health.NO_DRIVER, Vendor.KUNLUNXIN)
     assert "install Kunlunxin's driver" in str(card.reason)
-    assert KunlunxinProbe().sample(root) == ()
+    with pytest.raises(ToolError, match="install Kunlunxin's driver"):
+        KunlunxinProbe().sample(root)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -114,7 +115,8 @@ def test_failing_tool_is_named(
     (card,) = probe.inventory(root)
     assert card.health is Health.NO_DRIVER
     assert str(card.reason).count("xpu-smi") >= 3
-    assert probe.sample(root) == ()
+    with pytest.raises(ToolError, match="xpu-smi"):
+        probe.sample(root)
 
 
 def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:

@@ -21,7 +21,7 @@ from xinf.device.mthreads import MthreadsProbe
 from xinf.device.mthreads_library import LinkLayout, PciInfo, Property
 from xinf.device.mthreads_tool import parse_json, parse_table
 from xinf.device.roster import Card
-from xinf.device.tool import FormatError
+from xinf.device.tool import FormatError, ToolError
 
 LATER = ("0000:2a:00.0", "0x1ed5", "0x030200", 1)
 EARLIER = ("0000:18:00.0", "0x1ed5", "0x030200", 0)
@@ -179,8 +179,9 @@ def test_refused_library_gives_way_to_the_tool(
 
 def test_refusal_is_kept(with_library: WithLibrary) -> None:
     root, probe = with_library("not_loaded"), MthreadsProbe()
-    assert probe.sample(root) == ()
-    assert probe.sample(root) == ()
+    for _ in range(2):
+        with pytest.raises(ToolError, match="mthreads-gmi is not there"):
+            probe.sample(root)
     assert probe.topology(root).pairs == ()
     assert calls(root, "mtmlLibraryInit") == 1
 
@@ -305,7 +306,8 @@ def test_failing_tool_is_named(
     assert (card.health, card.vendor) == (Health.NO_DRIVER, Vendor.MTHREADS)
     assert "libmtml" in str(card.reason)
     assert "mthreads-gmi" in str(card.reason)
-    assert probe.sample(root) == ()
+    with pytest.raises(ToolError, match="mthreads-gmi"):
+        probe.sample(root)
 
 
 def test_nothing_is_asked_without_a_card(make_tree: MakeTree) -> None:

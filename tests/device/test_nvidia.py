@@ -174,6 +174,24 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
     assert words in str(card.reason)
 
 
+@pytest.mark.parametrize("scenario", ["2xlate", "2xstuck"])
+async def test_card_that_is_lost_while_it_is_read_costs_its_own_sample_only(
+    make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path, scenario: str
+) -> None:
+    mark = tmp_path / "lost"
+    mark.touch()
+    environ = {**nvml_environ(scenario), "FAKE_NVML_MARK": str(mark)}
+    reading = await read_once(make_tree(CARD, SECOND_CARD), environ)
+    assert [sample.health for sample in reading.samples] == [Health.OK, Health.FAULTY], reading.fault
+
+
+async def test_library_may_print_what_it_likes(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree(CARD)
+    (card,) = await nvidia(root, nvml_environ("chatty"))
+    assert (card.arch, card.health) == ("sm_120", Health.OK), card.reason
+    assert (await read_once(root, nvml_environ("chatty"))).samples
+
+
 async def test_instances_are_sampled_for_their_memory(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     _, *instances = (await read_once(make_tree(CARD), nvml_environ("mig"))).samples
     assert [(found.uuid[:4], found.memory_used_bytes) for found in instances] == [("MIG-", 512 << 20)] * 2

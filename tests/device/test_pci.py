@@ -31,6 +31,9 @@ def test_accelerators_are_found_by_vendor_and_class(make_tree: Callable[..., Pat
 
 def test_no_bus_is_no_accelerator(tmp_path: Path) -> None:
     assert find_pci_functions(tmp_path) == ()
+    (tmp_path / "sys/bus/pci").mkdir(parents=True)
+    (tmp_path / "sys/bus/pci/devices").touch()  # as unreadable as a bus that is hidden from a container
+    assert find_pci_functions(tmp_path) == ()
 
 
 @pytest.mark.parametrize("text", ["00000000:1B:00.0", "0000:1B:00.0", "0000:1b:00.0"])

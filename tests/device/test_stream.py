@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from xinf.core.device import Vendor
 from xinf.device import Reading, ReadingStream, read_once
+from xinf.device.cpu import CpuProbe
 
 CARD = ("0000:1b:00.0", "0x10de", "0x030200", 1)
 Environ = Callable[[str], Mapping[str, str]]
@@ -66,6 +70,25 @@ async def test_processor_is_read_without_a_child(make_tree: Callable[..., Path])
         assert children_of_this_process() == []
     assert first.samples[0].memory_free_bytes == 65536 * 1024
     assert second.samples[0].t_ns > first.samples[0].t_ns
+
+
+async def test_processor_that_cannot_be_read_says_why_and_is_read_again(
+    make_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: CpuProbe, __: Path) -> NoReturn:
+        raise PermissionError("/proc/meminfo: not for you")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CpuProbe, "sample", refuse)
+        async with ReadingStream(interval_s=0.01, root=make_tree()) as stream:
+            readings = aiter(stream)
+            bad = await anext(readings)
+            broken.undo()
+            async with asyncio.timeout(30):
+                while (good := await anext(readings)).fault is not None:
+                    pass
+    assert bad.fault == "/proc/meminfo: not for you"
+    assert good.samples
 
 
 async def test_readers_wait_for_who_reads_slowly(make_tree: Callable[..., Path]) -> None:

@@ -24,10 +24,11 @@ def main(arguments: list[str]) -> None:
         case []:
             import asyncio
 
-            from xinf.device.child import write_line
+            import msgspec
+
             from xinf.device.inventory import read_host
 
-            write_line(asyncio.run(read_host()))
+            sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(read_host())) + b"\n")
         case _:
             raise SystemExit(__doc__)
 

@@ -20,8 +20,9 @@ from xinf.device.library import LibraryError
 from xinf.device.pci import PciFunction, find_pci_functions, read_numa, without_driver
 from xinf.device.tool import ToolError
 
-# The display of the management processor that is in every server of the same maker, with the same PCI vendor.
-_BMC_DISPLAY = 0x1711
+# In servers of the same maker, with the same PCI vendor: the display of the management processor, and the compression
+# engines of Kunpeng processors, which have the class of accelerators. Source of those: Linux, hisilicon/zip/zip_main.c.
+_OTHERS = (0x1711, 0xA250, 0xA251)
 _TOOLKIT = "usr/local/Ascend/ascend-toolkit/latest"
 
 
@@ -97,7 +98,7 @@ def _functions(root: Path) -> tuple[PciFunction, ...]:
     return tuple(
         function
         for function in find_pci_functions(root)
-        if function.vendor is Vendor.ASCEND and function.device_id != _BMC_DISPLAY
+        if function.vendor is Vendor.ASCEND and function.device_id not in _OTHERS
     )
 
 

@@ -44,10 +44,14 @@ class EnflameProbe:
         return make_devices(Vendor.ENFLAME, cards, functions, missing=missing, root=root)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
+        """Read what the cards are doing. Raises: ToolError with what was tried."""
         try:
             return make_samples(self._start(root).states())
-        except LibraryError:
-            return make_samples(self._ask_tool(_find(root), root, [])[0])
+        except LibraryError as error:
+            cards, why = self._ask_tool(_find(root), root, [str(error)])
+        if not cards:
+            raise ToolError(why)
+        return make_samples(cards)
 
     def topology(self, root: Path) -> Topology:
         """Say which cards a GCU-LARE link connects; efsmi's own topology is not read."""

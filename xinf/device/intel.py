@@ -15,7 +15,7 @@ from xinf.device.health import HealthWatch
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
 from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
 from xinf.device.library import LibraryError
-from xinf.device.pci import PciFunction, find_pci_functions, without_driver
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, without_driver
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
 
 _DRIVERS = ("xe", "i915")
@@ -130,6 +130,8 @@ def _may_be_discrete(function: PciFunction, root: Path) -> bool:
         return False  # an NPU, or a virtual function made for a virtual machine
     if _arch_of(function.device_id) is not None:
         return True  # also where a virtual machine shows it at a processor's address
+    if function.driver is not None and function.driver not in (*_DRIVERS, *PASSED_ON):
+        return False  # of the class too, and no GPU: FPGA cards (dfl-pci)
     return not function.address.startswith((_GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR))
 
 

@@ -7,21 +7,19 @@ shows are then recorded as without a driver, with what happened as the reason.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from xinf.core.device import Device, Health, Vendor
+from xinf.device.offspring import end_child, in_words, start_child
 from xinf.device.pci import find_pci_functions, without_driver
 from xinf.device.probe import IN_PROCESS, PROBES
 from xinf.device.reading import Inventory
 from xinf.device.topology import overlay, read_topology
 
 DEADLINE_S = 15.0  # a first NVML start after boot without persistence mode takes up to about ten seconds
-_KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
 
 
 async def read_host(
@@ -47,31 +45,22 @@ async def read_inventory(
 async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[str, str] | None) -> Inventory:
     if vendor in IN_PROCESS:
         return Inventory(devices=PROBES[vendor].inventory(root))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xinf.device", "inventory", vendor, str(root)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(os.environ if environ is None else environ),
-    )
+    try:
+        process = await start_child(
+            "inventory", vendor=vendor, root=root, environ=environ, stderr=asyncio.subprocess.PIPE
+        )
+    except OSError as error:
+        return _unanswered(vendor, root, f"the probe cannot be started: {error}")
     try:
         async with asyncio.timeout(deadline_s):
             out, err = await process.communicate()
     except TimeoutError:
-        process.kill()
-        try:
-            await asyncio.wait_for(process.wait(), _KILL_GRACE_S)
-        except TimeoutError:
-            pass
         return _unanswered(vendor, root, f"the driver did not answer within {deadline_s:g} s: look at `dmesg`")
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
+    finally:
+        await end_child(process)
     if status := process.returncode:
         words = err.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return _unanswered(vendor, root, f"the probe ended with {how}: {words[0][:300]}")
+        return _unanswered(vendor, root, f"the probe ended with {in_words(status)}: {words[0][:300]}")
     try:
         return msgspec.json.decode(out, type=Inventory)
     except msgspec.MsgspecError as error:

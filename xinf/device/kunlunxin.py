@@ -44,11 +44,15 @@ class KunlunxinProbe:
         return make_devices(Vendor.KUNLUNXIN, cards, functions, missing=missing, root=root)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
+        """Read what the cards are doing. Raises: ToolError with what was tried."""
         tool = find_tool(*_NAMES, directories=_DIRECTORIES, root=root)
         if tool is None:
-            return ()
+            raise ToolError(_ABSENT)
         reasons: list[str] = []
-        return make_samples(self._query(tool, reasons) or self._machine(tool, reasons) or self._table(tool, reasons))
+        cards = self._query(tool, reasons) or self._machine(tool, reasons) or self._table(tool, reasons)
+        if not cards:
+            raise ToolError("; ".join(reasons))
+        return make_samples(cards)
 
     def _query(self, tool: str, reasons: list[str]) -> Sequence[Card]:
         return self._read([tool, "-q"], parse_query, reasons)

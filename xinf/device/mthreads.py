@@ -40,10 +40,14 @@ class MthreadsProbe:
         return make_devices(Vendor.MTHREADS, cards, _find(root), missing=missing, root=root)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
+        """Read what the cards are doing. Raises: ToolError with what was tried."""
         try:
             return make_samples(self._start(root).states())
-        except LibraryError:
-            return make_samples(self._ask_tool(root, [])[0])
+        except LibraryError as error:
+            cards, why = self._ask_tool(root, [str(error)])
+        if not cards:
+            raise ToolError(why)
+        return make_samples(cards)
 
     def topology(self, root: Path) -> Topology:
         """Say how far the cards are apart; the tool's matrix is not read."""

@@ -13,8 +13,13 @@ from xinf.device.library import LibraryError
 from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, known, read_uuid, start, text
 from xinf.device.reading import DeviceProcess
 
-# Of one card: the others go on. Everything else that NVML raises concerns all of them.
+# Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+_OF_THE_DRIVER = (
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+)
 # By their numbers, as in nvml.h: older releases of the binding lack the names.
 _FI_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 _RECOVERY_ACTIONS = {
@@ -37,10 +42,7 @@ def read_samples() -> tuple[Sample, ...]:
     start()
     samples: list[Sample] = []
     for handle in handles():
-        sample = _read_sample(handle)
-        if sample is not None:
-            samples.append(sample)
-            samples.extend(_read_instances(handle))
+        samples.extend(_read_card(handle))
     return tuple(samples)
 
 
@@ -69,18 +71,18 @@ def read_recovery_action(handle: Any) -> str | None:
     return None if action == 0 else _RECOVERY_ACTIONS.get(action, f"the driver asks for recovery action {action}")
 
 
-def _read_sample(handle: Any) -> Sample | None:
-    """Read one card; None if not even its name can be read. Raises: LibraryError."""
+def _read_card(handle: Any) -> list[Sample]:
+    """Read one card and its instances; none if not even its name can be read. Raises: LibraryError."""
     uuid = read_uuid(handle)
     if uuid is None:
-        return None
+        return []
     try:
-        return _read_metrics(handle, uuid)
+        return [_read_metrics(handle, uuid), *_read_instances(handle)]
     except pynvml.NVMLError as error:
-        if error.value not in _LOST:
+        if error.value in _OF_THE_DRIVER:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
-        reason = f"the driver says `{error}`: {LOST_REMEDY}"
-        return Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)
+        reason = f"the driver says `{error}`: {LOST_REMEDY if error.value in _LOST else 'look at `dmesg`'}"
+        return [Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)]
 
 
 def _read_metrics(handle: Any, uuid: str) -> Sample:

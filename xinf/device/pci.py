@@ -25,6 +25,8 @@ VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x1D94: Vendor.HYGON,
     0x1D22: Vendor.KUNLUNXIN,
 }
+# Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
+PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 
@@ -42,10 +44,11 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
 def find_pci_functions(root: Path = Path("/")) -> tuple[PciFunction, ...]:
     """List the accelerators below `root`, by bus address; none if there is no PCI bus to be seen."""
     found: list[PciFunction] = []
-    directory = root / "sys/bus/pci/devices"
-    if not directory.is_dir():
+    try:
+        entries = sorted((root / "sys/bus/pci/devices").iterdir(), key=lambda path: path.name)
+    except OSError:  # no such bus, or one that this process may not see
         return ()
-    for entry in sorted(directory.iterdir(), key=lambda path: path.name):
+    for entry in entries:
         vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
         if vendor_id is None or pci_class is None:
             continue

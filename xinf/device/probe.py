@@ -29,7 +29,7 @@ from xinf.device.intel import IntelProbe
 from xinf.device.kunlunxin import KunlunxinProbe
 from xinf.device.mthreads import MthreadsProbe
 from xinf.device.nvidia import NvidiaProbe
-from xinf.device.reading import DeviceProcess
+from xinf.device.reading import DeviceProcess, Reading
 
 
 class Probe(Protocol):
@@ -90,3 +90,14 @@ PROBES: dict[Vendor, Probe] = {
 }
 # Files of the kernel only: these cannot hang on a driver, and a child would cost more than all that they read.
 IN_PROCESS = frozenset({Vendor.CPU})
+
+
+def read_vendor(vendor: Vendor, root: Path) -> Reading:
+    """Read one vendor's devices once; a probe that raises is a reading with the reason."""
+    probe = PROBES[vendor]
+    try:
+        samples = probe.sample(root)
+        processes = probe.processes(root) if isinstance(probe, ProcessProbe) else ()
+    except Exception as error:  # whatever a binding raises is the reason that people are told
+        return Reading(vendor=vendor, fault=str(error) or type(error).__name__)
+    return Reading(vendor=vendor, samples=samples, processes=processes)

@@ -17,11 +17,9 @@ from xinf.core.device import Device, Distance, Health, Sample, Vendor
 from xinf.device.amdgpu import CardFacts, CardReading, is_lost, read_facts
 from xinf.device.health import HealthWatch
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
-from xinf.device.pci import PciFunction, find_pci_functions
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions
 from xinf.device.reading import DeviceProcess
 
-# Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
-PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
 _RECHECK_S = 60.0  # a card that came or went in between has no sample, or an empty one
 COMPUTE_NODES = ("dev/kfd", "dev/mkfd")  # the second is of newer drivers of Hygon
 

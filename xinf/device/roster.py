@@ -1,7 +1,7 @@
 """The cards of a vendor as its library or tool describes them, made into devices and samples.
 
-A description becomes a Device when the PCI bus confirms its place: devices are in bus order and numbered from 0, cards
-that only the bus shows are added with the reason, and identities that two dies of one card share are told apart.
+Devices are in bus order and numbered from 0, cards that only the bus shows are added with the reason, and identities
+that two dies of one card share are told apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.device import Device, Health, Sample, Vendor
-from xinf.device.pci import PciFunction, read_numa, without_driver
+from xinf.device.pci import PASSED_ON, PciFunction, read_numa, without_driver
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,7 +56,7 @@ def make_devices(
     for function in functions:
         if function.address not in listed:
             taken = f"it is bound to {function.driver}, for a virtual machine"
-            devices.append(without_driver(function, 0, taken if function.driver == "vfio-pci" else missing))
+            devices.append(without_driver(function, 0, taken if function.driver in PASSED_ON else missing))
     # A card goes before the instances that it was divided into: they share its address.
     devices.sort(key=lambda device: (device.pci or "", device.parent is not None, _order(device.visible)))
     return tuple(msgspec.structs.replace(device, index=index) for index, device in enumerate(devices))

@@ -11,20 +11,18 @@ child is killed at its deadline; a new one starts after a wait that doubles whil
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from xinf.core.device import Vendor
-from xinf.device.probe import IN_PROCESS, PROBES
+from xinf.device.offspring import end_child, in_words, start_child
+from xinf.device.probe import IN_PROCESS, PROBES, read_vendor
 from xinf.device.reading import Reading
 
 DEADLINE_S = 15.0  # silence beyond the interval after which a child counts as hung
 MAX_BACKOFF_S = 60.0
-_KILL_GRACE_S = 1.0  # a child stuck inside the kernel cannot even be killed; it is left behind then
 _MAX_LINE_BYTES = 1 << 20
 _MAX_QUEUED = 64  # beyond it the children wait: a slow reader makes readings rare, not many
 
@@ -70,7 +68,7 @@ class ReadingStream:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # A task that was cancelled while it waited for a child's end has left it behind.
-        await asyncio.gather(*(_end(process) for process in self._processes))
+        await asyncio.gather(*(end_child(process) for process in self._processes))
 
     async def __aiter__(self) -> AsyncIterator[Reading]:
         while True:
@@ -78,7 +76,7 @@ class ReadingStream:
 
     async def _read_here(self, vendor: Vendor) -> None:
         while True:
-            await self._readings.put(Reading(vendor=vendor, samples=PROBES[vendor].sample(self._root)))
+            await self._readings.put(read_vendor(vendor, self._root))
             await asyncio.sleep(self._interval_s)
 
     async def _follow(self, vendor: Vendor) -> None:
@@ -98,12 +96,12 @@ class ReadingStream:
     async def _follow_child(self, vendor: Vendor) -> _Ending:
         """Pass on the lines of one child until it ends, is silent beyond its deadline or writes nonsense."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "xinf.device", "read", vendor, str(self._interval_s), str(self._root)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+            process = await start_child(
+                *("read", str(self._interval_s)),
+                vendor=vendor,
+                root=self._root,
+                environ=self._environ,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=dict(os.environ if self._environ is None else self._environ),
                 limit=_MAX_LINE_BYTES,
             )
         except OSError as error:
@@ -117,9 +115,10 @@ class ReadingStream:
             while True:
                 async with asyncio.timeout_at(due_s):
                     line = await process.stdout.readline()
-                if not line:
-                    status = await process.wait()
-                    return _Ending(n_read=n_read, reason=f"its reader ended with {_in_words(status)}")
+                    # Its output is closed before the driver is, which may hang on that.
+                    status = None if line else await process.wait()
+                if status is not None:
+                    return _Ending(n_read=n_read, reason=f"its reader ended with {in_words(status)}")
                 reading = msgspec.json.decode(line, type=Reading)
                 await self._readings.put(reading)
                 if reading.fault is not None or any(event.kind == "driver" for event in reading.events):
@@ -132,7 +131,7 @@ class ReadingStream:
         except (ValueError, msgspec.MsgspecError) as error:
             return _Ending(n_read=n_read, reason=f"its reader wrote what cannot be read: {error}")
         finally:
-            await _end(process)
+            await end_child(process)
             self._processes.discard(process)
 
 
@@ -165,21 +164,3 @@ class _Ending(msgspec.Struct, frozen=True, kw_only=True):
     n_read: int
     is_silent: bool = True
     reason: str = ""
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        try:
-            process.kill()
-        except ProcessLookupError:
-            pass
-    try:
-        # Not wait_for: in Python 3.11 it may swallow a cancellation that comes as the process ends.
-        async with asyncio.timeout(_KILL_GRACE_S):
-            await process.wait()
-    except TimeoutError:
-        pass  # stuck in the kernel; it ends when the driver lets go
-
-
-def _in_words(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"status {status}"

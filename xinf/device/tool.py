@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from xinf.device.offspring import die_with_parent
+
 TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
 _MAX_OUTPUT_BYTES = 8 << 20
 
@@ -56,6 +58,8 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
                 cwd=directory,
                 env={**os.environ, "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
                 start_new_session=True,
+                # A child that is killed at its deadline cannot end its tool any more, and each successor runs one more.
+                preexec_fn=die_with_parent,
             )
         except OSError as error:
             raise ToolError(f"{name} cannot be run: {error.strerror}") from error

@@ -7,11 +7,12 @@
  * Scenarios: 5090, 2xb200 (NVLink), 2x5090 (no NVLink: a P2P status that says so), mig, lost (the second of two cards
  * fell off the bus), gb10 (unified memory: 0 bytes), sick (ECC, hot, a row to be remapped, two processes), reset (the
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
- * remap_failed, hang_sample (in every metric), crash.
+ * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output).
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
- * long as it is there. FAKE_NVML_LOG: a file to which the name of every metric call is appended.
+ * long as it is there; 2xlate: it can still be opened. 2xstuck: the second
+ * of two cards does not answer in time. FAKE_NVML_LOG: a file to which the name of every metric call is appended.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -92,9 +93,9 @@ static int is(const char *name) {
     const char *scenario = getenv("FAKE_NVML");
     return scenario && !strcmp(scenario, name);
 }
-static int is_b200(void) { return is("2xb200") || is("mig") || is("2xlost"); }
+static int is_b200(void) { return is("2xb200") || is("mig") || is("2xlost") || is("2xlate") || is("2xstuck"); }
 static int is_marked(void) { return getenv("FAKE_NVML_MARK") && !access(getenv("FAKE_NVML_MARK"), F_OK); }
-static int is_lost(nvmlDevice_t device) { return is("2xlost") && device->minor == 1 && is_marked(); }
+static int is_lost(nvmlDevice_t device) { return (is("2xlost") || is("2xlate")) && device->minor == 1 && is_marked(); }
 
 /* Opens and closes a file; says whether that worked. */
 static int fclose_of(const char *path, const char *mode) {
@@ -113,6 +114,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     if (is("not_loaded")) return DRIVER_NOT_LOADED;
     if (is("mismatch")) return MISMATCH;
     if (is("crash")) { raise(SIGSEGV); }
+    if (is("chatty")) { puts("NVML: hello"); fflush(stdout); }
     if (is("hang")) for (;;) pause();
     if (is("hang_once") && !is_marked()) {
         fclose_of(getenv("FAKE_NVML_MARK"), "w");
@@ -126,14 +128,14 @@ const char *nvmlErrorString(nvmlReturn_t result) {
     return result == DRIVER_NOT_LOADED ? "Driver Not Loaded" : result == LOST ? "GPU is lost" : "error of the fake";
 }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
-    *count = is("2xb200") || is("2x5090") || is("2xlost") || is("lost") ? 2 : 1;
+    *count = is("2xb200") || is("2x5090") || is("2xlost") || is("2xlate") || is("2xstuck") || is("lost") ? 2 : 1;
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
     if (is("lost") && index == 1) return LOST;
     /* Two cards are listed against the order of the bus: the inventory must sort. */
     *device = &cards[is("2xb200") ? 1 - index : index];
-    return is_lost(*device) ? LOST : OK;
+    return is_lost(*device) && !is("2xlate") ? LOST : OK; /* 2xlate: lost after it was opened */
 }
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int length) {
     if (device->slot >= 0) snprintf(text, length, "MIG-00000000-0000-0000-0000-00000000000%d", device->slot);
@@ -210,7 +212,7 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
 }
 nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
-    (void)device;
+    if (is_lost(device)) return LOST;
     if (!is_b200()) return NOT_SUPPORTED;
     *current = *pending = is("mig");
     return OK;
@@ -235,6 +237,7 @@ nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *answ
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates) {
     metric("utilization");
     if (is_lost(device)) return LOST;
+    if (is("2xstuck") && device->minor == 1) return TIMEOUT;
     if (is("gb10")) return NOT_SUPPORTED;
     rates->gpu = 37;
     rates->memory = 12;
