@@ -19,7 +19,7 @@ from xinf.device.amd_tool import LIST, METRIC, STATIC, parse_list, parse_metric,
 from xinf.device.amdgpu import CardReading
 from xinf.device.library import LibraryError
 from xinf.device.rocm_library import RocmSmi
-from xinf.device.tool import FormatError
+from xinf.device.tool import FormatError, ToolError
 
 Read = Callable[[str], str]
 FIRST, SECOND = "0000:83:00.0", "0000:c1:00.0"
@@ -157,6 +157,8 @@ def test_card_without_its_driver_is_recorded(gpu_tree: GpuTree, driver: str | No
     (card,) = AmdProbe().inventory(gpu_tree.root)
     assert (card.health, card.pci, card.memory_bytes, card.visible) == (Health.NO_DRIVER, FIRST, None, None)
     assert words in str(card.reason)
+    with pytest.raises(ToolError, match="no card of amd has its kernel driver"):
+        AmdProbe().sample(gpu_tree.root)
 
 
 def test_closed_kfd_is_the_reason(two_cards: GpuTree) -> None:

@@ -78,7 +78,7 @@ class AmdProbe:
         return Topology(pairs=find_links(find_cards(Vendor.AMD, root)))
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
-        """Read what the cards are doing. Raises: FormatError."""
+        """Read what the cards are doing. Raises: FormatError, ToolError."""
         cards = self._cards.find(root)
         readings = {card.address: read_reading(card.address, root) for card in cards}
         if any(reading.memory_used_bytes is None for reading in readings.values()):
@@ -87,7 +87,7 @@ class AmdProbe:
         return tuple(make_sample(card, readings[card.address], self._watch, root) for card in cards)
 
     def processes(self, root: Path) -> tuple[DeviceProcess, ...]:
-        """List who computes on the cards. Raises: FormatError."""
+        """List who computes on the cards. Raises: FormatError, ToolError."""
         return find_processes(self._cards.find(root), root)
 
     def _gather(self, cards: tuple[RocmCard, ...], root: Path) -> tuple[dict[str, CardFacts], list[str]]:

@@ -19,6 +19,7 @@ from xinf.device.health import HealthWatch
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions
 from xinf.device.reading import DeviceProcess
+from xinf.device.tool import ToolError
 
 _RECHECK_S = 60.0  # a card that came or went in between has no sample, or an empty one
 COMPUTE_NODES = ("dev/kfd", "dev/mkfd")  # the second is of newer drivers of Hygon
@@ -65,10 +66,15 @@ class CardCache:
         self._found_at_s = 0.0
 
     def find(self, root: Path) -> tuple[RocmCard, ...]:
-        """List the cards, looked up again once in a while. Raises: FormatError."""
+        """List the cards, looked up again once in a while. Raises: FormatError, ToolError if none has its driver.
+
+        An empty sample would hide that a driver is loaded later: only a fault that ends has the devices listed anew.
+        """
         now = time.monotonic()
         if root != self._root or now - self._found_at_s > _RECHECK_S:
             self._cards, self._root, self._found_at_s = find_cards(self._vendor, root), root, now
+        if not self._cards:
+            raise ToolError(f"no card of {self._vendor} has its kernel driver")
         return self._cards
 
 
