@@ -6,7 +6,7 @@ Each run has new engines with empty caches: behind shims for xinf, on plain HTTP
 the same arguments. Every repeat goes through the cells, and in each cell through all contestants, beginning with
 another one each time. What the others do not say (who answered, what they predicted) is left out.
 
-About 40 minutes at its defaults.
+About an hour at its defaults.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -160,8 +161,13 @@ def settings_of(
         )
 
 
-def measure(cells: Sequence[str], contestants: Sequence[str], options: argparse.Namespace) -> RouteDocument:
-    """Go through all cells, as often as asked for. Ctrl-C ends it early with the runs that were complete."""
+def measure(
+    cells: Sequence[str], contestants: Sequence[str], options: argparse.Namespace, result: Path
+) -> RouteDocument:
+    """Go through all cells, as often as asked for; the result is written after each time.
+
+    Ctrl-C ends it early with the runs that were complete.
+    """
     documents: list[RouteDocument] = []
     turn = 0
     asked = list(settings_of(cells, contestants, options))
@@ -175,8 +181,12 @@ def measure(cells: Sequence[str], contestants: Sequence[str], options: argparse.
                 documents.append(run_route(wanted, site, _tell))
                 _say(documents[-1], repeat)
                 if documents[-1].is_interrupted:
-                    return _joined(documents, asked, contestants, options)
-    return _joined(documents, asked, contestants, options)
+                    break
+            joined = _joined(documents, asked, contestants, options)
+            write_route_document(joined, result)
+            if joined.is_interrupted:
+                break
+    return joined
 
 
 def _joined(
@@ -245,10 +255,11 @@ def main(arguments: Sequence[str]) -> int:
     directory = RESULTS if is_whole else SCRATCH
     directory.mkdir(parents=True, exist_ok=True)
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    document = measure(cells, contestants, options)
+    # A shell that started us in the background may have had INT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     result = directory / f"{date}{MARK}peers-{commit().rstrip('+')}.json"
-    write_route_document(document, result)
+    document = measure(cells, contestants, options, result)
     print(f"\n{render_routing(document, result.name)}\nresults: {result}")
     return 130 if document.is_interrupted else 0
 

@@ -130,7 +130,7 @@ def add_need(
         refusal = _refusal(wish, facts, plans)
         if must_fit:
             raise refusal
-        # Without a need, or nobody would place it: whoever forces it knows better than the plan, or the engine will tell.
+        # Without a need, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
         return wish, f"memory: {refusal.message}; written all the same, the engine checks it itself"
     return msgspec.structs.replace(wish, need=chosen.need), describe_plan(chosen)
 
