@@ -7,14 +7,13 @@ from pathlib import Path
 
 from xinf.core.device import Health, Vendor
 from xinf.device import find_pci_functions
-from xinf.device.roster import Card, find_functions, make_devices, make_samples
+from xinf.device.roster import Card, make_devices, make_samples
 
 TWO = (("0000:03:00.0", "0x1ed5", "0x030200", 0), ("0000:2a:00.0", "0x1ed5", "0x030200", -1))
 
 
 def test_only_the_vendors_cards_are_picked(make_tree: Callable[..., Path]) -> None:
-    functions = find_pci_functions(make_tree(*TWO, ("0000:1b:00.0", "0x10de", "0x030200", 0)))
-    found = find_functions(Vendor.MTHREADS, functions)
+    found = find_pci_functions(make_tree(*TWO, ("0000:1b:00.0", "0x10de", "0x030200", 0)), Vendor.MTHREADS)
     assert [function.address for function in found] == ["0000:03:00.0", "0000:2a:00.0"]
 
 

@@ -49,10 +49,10 @@ class AmdProbe:
         self._numbers: dict[int, str] | None = None  # of amd-smi; asked once
 
     def is_present(self, root: Path) -> bool:
-        return bool(_functions(root))
+        return bool(find_pci_functions(root, Vendor.AMD))
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
-        functions = _functions(root)
+        functions = find_pci_functions(root, Vendor.AMD)
         try:
             cards = find_cards(Vendor.AMD, root)
         except FormatError as error:
@@ -132,10 +132,6 @@ class AmdProbe:
         if tool is None:
             raise ToolError("amd-smi is not there")
         return tool
-
-
-def _functions(root: Path) -> tuple[PciFunction, ...]:
-    return tuple(function for function in find_pci_functions(root) if function.vendor is Vendor.AMD)
 
 
 def _why_unusable(card: RocmCard, facts: CardFacts, reasons: list[str]) -> str | None:

@@ -31,10 +31,12 @@ class CambriconProbe:
         self._library: Cndev | None = None  # started once: what starting it again does is the driver's secret
 
     def is_present(self, root: Path) -> bool:
-        return bool(_functions(root)) or (root / "dev/cambricon_ctl").exists()  # a container may show the nodes only
+        return (
+            bool(find_pci_functions(root, Vendor.CAMBRICON)) or (root / "dev/cambricon_ctl").exists()
+        )  # a container may show the nodes only
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
-        functions, tried = _functions(root), list[str]()
+        functions, tried = find_pci_functions(root, Vendor.CAMBRICON), list[str]()
         cards: tuple[MluCard, ...] = ()
         try:
             cards = self._start(root).cards()
@@ -81,10 +83,6 @@ class CambriconProbe:
     def _start(self, root: Path) -> Cndev:
         self._library = self._library or Cndev(root)
         return self._library
-
-
-def _functions(root: Path) -> tuple[PciFunction, ...]:
-    return tuple(function for function in find_pci_functions(root) if function.vendor is Vendor.CAMBRICON)
 
 
 def _place(card: MluCard, cards: Sequence[MluCard], functions: Sequence[PciFunction]) -> MluCard:

@@ -15,7 +15,7 @@ from xinf.device.enflame_library import Efml
 from xinf.device.enflame_tool import parse_query, parse_table
 from xinf.device.library import LibraryError
 from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, find_functions, make_devices, make_samples
+from xinf.device.roster import Card, make_devices, make_samples
 from xinf.device.tool import ToolError, find_tool, run_tool
 
 _TIMEOUT_S = 5.0  # twice within the deadline of an inventory
@@ -96,7 +96,7 @@ class EnflameProbe:
 
 
 def _find(root: Path) -> tuple[PciFunction, ...]:
-    return find_functions(Vendor.ENFLAME, find_pci_functions(root))
+    return find_pci_functions(root, Vendor.ENFLAME)
 
 
 def _complete(address: str, functions: tuple[PciFunction, ...]) -> str:

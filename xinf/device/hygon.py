@@ -48,10 +48,10 @@ class HygonProbe:
         self._cards = CardCache(Vendor.HYGON)
 
     def is_present(self, root: Path) -> bool:
-        return bool(_functions(root))
+        return bool(find_pci_functions(root, Vendor.HYGON))
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
-        functions = _functions(root)
+        functions = find_pci_functions(root, Vendor.HYGON)
         try:
             cards = find_cards(Vendor.HYGON, root)
         except FormatError as error:
@@ -141,10 +141,6 @@ class HygonProbe:
         if tool is None:
             raise ToolError("hy-smi is not there")
         return tool
-
-
-def _functions(root: Path) -> tuple[PciFunction, ...]:
-    return tuple(function for function in find_pci_functions(root) if function.vendor is Vendor.HYGON)
 
 
 def _bound(cards: tuple[RocmCard, ...]) -> list[str]:

@@ -68,6 +68,6 @@ async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[s
 
 
 def _unanswered(vendor: Vendor, root: Path, reason: str) -> Inventory:
-    functions = [function for function in find_pci_functions(root) if function.vendor is vendor]
+    functions = find_pci_functions(root, vendor)
     found = (without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))
     return Inventory(devices=tuple(found))

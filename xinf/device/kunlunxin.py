@@ -14,7 +14,7 @@ import msgspec
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table
 from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, find_functions, make_devices, make_samples
+from xinf.device.roster import Card, make_devices, make_samples
 from xinf.device.tool import ToolError, find_tool, run_tool
 
 _TIMEOUT_S = 4.0  # three times within the deadline of an inventory
@@ -81,4 +81,4 @@ def _number(cards: Sequence[Card], numbered: Sequence[Card]) -> Sequence[Card]:
 
 
 def _find(root: Path) -> tuple[PciFunction, ...]:
-    return find_functions(Vendor.KUNLUNXIN, find_pci_functions(root))
+    return find_pci_functions(root, Vendor.KUNLUNXIN)

@@ -12,7 +12,7 @@ from xinf.device.library import LibraryError
 from xinf.device.mthreads_library import Mtml
 from xinf.device.mthreads_tool import parse_json, parse_table
 from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, find_functions, make_devices, make_samples
+from xinf.device.roster import Card, make_devices, make_samples
 from xinf.device.tool import ToolError, find_tool, run_tool
 
 _TIMEOUT_S = 5.0  # twice within the deadline of an inventory
@@ -85,4 +85,4 @@ class MthreadsProbe:
 
 
 def _find(root: Path) -> tuple[PciFunction, ...]:
-    return find_functions(Vendor.MTHREADS, find_pci_functions(root))
+    return find_pci_functions(root, Vendor.MTHREADS)

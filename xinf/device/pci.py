@@ -41,8 +41,8 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
     numa: int | None
 
 
-def find_pci_functions(root: Path = Path("/")) -> tuple[PciFunction, ...]:
-    """List the accelerators below `root`, by bus address; none if there is no PCI bus to be seen."""
+def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> tuple[PciFunction, ...]:
+    """List the accelerators below `root`, of one vendor or of all, by bus address; none if no PCI bus is to be seen."""
     found: list[PciFunction] = []
     try:
         entries = sorted((root / "sys/bus/pci/devices").iterdir(), key=lambda path: path.name)
@@ -52,14 +52,14 @@ def find_pci_functions(root: Path = Path("/")) -> tuple[PciFunction, ...]:
         vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
         if vendor_id is None or pci_class is None:
             continue
-        vendor = VENDOR_OF_PCI_ID.get(vendor_id)
-        if vendor is None or pci_class >> 16 not in _CLASSES:
+        maker = VENDOR_OF_PCI_ID.get(vendor_id)
+        if maker is None or (vendor or maker) is not maker or pci_class >> 16 not in _CLASSES:
             continue
         driver = entry / "driver"
         found.append(
             PciFunction(
                 address=entry.name.lower(),
-                vendor=vendor,
+                vendor=maker,
                 device_id=device_id or 0,
                 driver=driver.resolve().name if driver.exists() else None,
                 numa=read_numa(entry.name, root),

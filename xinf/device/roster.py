@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,11 +40,6 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temp_c: float | None = None
     power_w: float | None = None
     ecc_uncorrected: int | None = None
-
-
-def find_functions(vendor: Vendor, functions: Iterable[PciFunction]) -> tuple[PciFunction, ...]:
-    """Pick a vendor's cards from the bus."""
-    return tuple(function for function in functions if function.vendor is vendor)
 
 
 def make_devices(
