@@ -31,9 +31,8 @@ class CambriconProbe:
         self._library: Cndev | None = None  # started once: what starting it again does is the driver's secret
 
     def is_present(self, root: Path) -> bool:
-        return (
-            bool(find_pci_functions(root, Vendor.CAMBRICON)) or (root / "dev/cambricon_ctl").exists()
-        )  # a container may show the nodes only
+        # A container may show the nodes only.
+        return bool(find_pci_functions(root, Vendor.CAMBRICON)) or (root / "dev/cambricon_ctl").exists()
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
         functions, tried = find_pci_functions(root, Vendor.CAMBRICON), list[str]()
