@@ -13,7 +13,8 @@ import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
 from xinf.agent import Agent
-from xinf.agent.condition import CALM_NS
+from xinf.agent.chart import Chart, read_chart
+from xinf.agent.damper import CALM_S
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.agent.watcher import DeviceWatcher, EngineUse
@@ -28,20 +29,42 @@ GIB = 1 << 30
 
 
 class Watch:
-    """A registered node and its watcher; the test says what is read and what an inventory finds."""
+    """A registered node and its watcher; the test says what is read, what an inventory finds and how time goes."""
 
-    def __init__(self, bench: Bench, store: Store) -> None:
+    def __init__(self, bench: Bench, store: Store, node: NodeRecord | None = None) -> None:
         self.bench = bench
-        self.registration = Registration(store, bench.node, ttl_s=3)
+        self.registration = Registration(store, node or bench.node, ttl_s=3)
         self.engines: list[EngineUse] = []
-        self.found = Inventory(devices=bench.node.devices)
+        self.found: Inventory | Exception = Inventory(devices=bench.node.devices)
+        self.n_listed = 0
+        self.now_s = 1000.0
         self.watcher = DeviceWatcher(
-            self.registration, engines=lambda: self.engines, list_devices=self._list, interval_s=0.01, store=store
+            self.registration,
+            engines=lambda: self.engines,
+            list_devices=self._list,
+            interval_s=0.01,
+            store=store,
+            chart=bench.config.paths.devices_file,
+            now_s=lambda: self.now_s,
         )
         self.running = asyncio.create_task(self.registration.run())
 
     async def _list(self) -> Inventory:
+        self.n_listed += 1
+        if isinstance(self.found, Exception):
+            raise self.found
         return self.found
+
+    async def calm(self) -> None:
+        """Let a calm time go by, with a reading at its end."""
+        await self.watcher.take(Reading(vendor=Vendor.CPU))
+        self.now_s += CALM_S
+        await self.watcher.take(Reading(vendor=Vendor.CPU))
+
+    async def close(self) -> None:
+        self.running.cancel()
+        await self.watcher._lister.close()
+        await asyncio.gather(self.running, return_exceptions=True)
 
     async def stored(self) -> NodeRecord:
         found = await self.bench.store.get(NODES + self.bench.node.name)
@@ -60,8 +83,7 @@ async def watch(bench: Bench) -> AsyncIterator[Watch]:
     made = Watch(bench, bench.store)
     await asyncio.wait_for(made.registration.is_registered.wait(), WAIT_S)
     yield made
-    made.running.cancel()
-    await asyncio.gather(made.running, return_exceptions=True)
+    await made.close()
 
 
 def event(kind: str, health: Health = Health.OK, uuid: str = "GPU-test-0") -> Reading:
@@ -80,8 +102,14 @@ async def test_event_is_in_the_record_and_recovery_takes_it_out(watch: Watch) ->
         (Health.FAULTY, "Xid 79: it fell off"),
         (Health.OK, None),
     ]
+    assert marked[0].since_s is not None
     await watch.watcher.take(event("recovered"))
-    assert (await watch.stored()).devices == watch.bench.node.devices
+    assert (await watch.stored()).devices == marked, "not at once: it may come again"
+    await watch.calm()
+    well = (await watch.stored()).devices
+    assert [(device.health, device.reason) for device in well[:2]] == [(Health.OK, None)] * 2
+    assert well[0].since_s is not None
+    assert well[0].since_s > marked[0].since_s
 
 
 async def test_record_stays_under_its_lease(watch: Watch) -> None:
@@ -104,8 +132,10 @@ async def test_readings_that_change_nothing_write_nothing(watch: Watch) -> None:
 
 
 async def test_memory_of_a_large_host_counts_in_larger_steps(watch: Watch) -> None:
-    *cards, cpu = watch.watcher._devices
-    watch.watcher._devices = (*cards, msgspec.structs.replace(cpu, memory_bytes=512 * GIB))
+    *cards, cpu = watch.bench.node.devices
+    watch.watcher._condition.take_inventory(
+        Inventory(devices=(*cards, msgspec.structs.replace(cpu, memory_bytes=512 * GIB))), Vendor.CPU
+    )
     for used, noted in ((40, 40), (47, 40), (33, 40), (49, 49)):
         await watch.watcher.take(memory("CPU-test", used * GIB, Vendor.CPU))
         assert (await watch.stored()).foreign_bytes == {"CPU-test": noted * GIB}
@@ -155,8 +185,7 @@ async def test_neither_writer_loses_what_it_wrote(bench: Bench) -> None:
     store.n_edits = 3
     await watch.watcher.take(event("xid", Health.FAULTY))
     record = await watch.stored()
-    watch.running.cancel()
-    await asyncio.gather(watch.running, return_exceptions=True)
+    await watch.close()
     assert (record.labels, record.devices[0].health) == ({"edit": "0"}, Health.FAULTY)
     assert watch.registration.record == record
 
@@ -186,8 +215,7 @@ async def test_what_could_not_be_written_comes_with_a_later_renewal(bench: Bench
     assert (await watch.stored()).devices[0].health is Health.OK
     store.is_down = False
     await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
-    watch.running.cancel()
-    await asyncio.gather(watch.running, return_exceptions=True)
+    await watch.close()
 
 
 class NoEvents:
@@ -223,7 +251,8 @@ async def test_new_driver_has_the_devices_listed_anew(watch: Watch) -> None:
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("driver"))
     record = await watch.until(lambda record: record.devices[0].driver == "600.10")
-    assert record.devices[0].health is Health.OK, "what happened under the old driver is over"
+    await watch.calm()
+    assert (await watch.stored()).devices[0].health is Health.OK, "what happened under the old driver is over"
     assert record.topology.between(first.uuid, second.uuid) is Distance.LINK
 
 
@@ -294,6 +323,7 @@ async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("recovered"))
+    await watch.calm()
     name = watch.bench.node.name
     assert sorted(await events(watch)) == [
         ("device_faulty", "cuda:0", name, "Xid 79: it fell off", 1),
@@ -305,9 +335,10 @@ async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
 
 async def test_heat_that_comes_and_goes_is_one_event_with_a_count(watch: Watch) -> None:
     states = [(Health.DEGRADED, "too hot"), (Health.OK, None), (Health.OK, None)] * 3
-    for number, (health, reason) in enumerate(states):
-        hot = Sample(uuid="GPU-test-0", t_ns=number * CALM_NS, health=health, reason=reason)
+    for health, reason in states:
+        hot = Sample(uuid="GPU-test-0", t_ns=0, health=health, reason=reason)
         await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+        watch.now_s += 4 * CALM_S
     assert [(kind, message, count) for kind, _, _, message, count in sorted(await events(watch))] == [
         ("device_degraded", "too hot", 3),
         ("device_ok", "it is well again", 3),
@@ -331,3 +362,108 @@ async def test_storm_of_events_is_counted_and_seldom_written(watch: Watch, monke
     monkeypatch.setattr("xinf.agent.watcher._REPEAT_S", 0.0)
     await watch.watcher.take(memory("GPU-test-0", 0))
     assert [(kind, count) for kind, *_, count in await events(watch)] == [("xid", 100)]
+
+
+async def test_inventory_that_fails_is_tried_again(watch: Watch) -> None:
+    watch.found = RuntimeError("no process can be started")
+    await watch.watcher.take(event("driver"))
+    async with asyncio.timeout(WAIT_S):
+        while watch.n_listed < 3:
+            await asyncio.sleep(0.005)
+    first, *others = watch.bench.node.devices
+    watch.found = Inventory(devices=(msgspec.structs.replace(first, driver="600.10"), *others))
+    await watch.until(lambda record: record.devices[0].driver == "600.10")
+
+
+async def test_devices_that_an_inventory_found_ill_are_listed_until_they_are_well(bench: Bench) -> None:
+    first, *others = bench.node.devices
+    ill = msgspec.structs.replace(first, health=Health.NO_DRIVER, reason="run modprobe")
+    watch = Watch(bench, bench.store, msgspec.structs.replace(bench.node, devices=(ill, *others)))
+    watch.found = Inventory(devices=(ill, *others))
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+
+    async def nothing() -> AsyncIterator[Reading]:
+        while watch.n_listed < 3:
+            await asyncio.sleep(0.005)
+        watch.found = Inventory(devices=bench.node.devices)
+        n_listed = watch.n_listed
+        while watch.n_listed == n_listed:
+            await asyncio.sleep(0.005)
+        watch.now_s += CALM_S + 1
+        yield Reading(vendor=Vendor.CPU)
+        watch.now_s += CALM_S + 1
+        yield Reading(vendor=Vendor.CPU)
+
+    await asyncio.wait_for(watch.watcher.run(nothing()), WAIT_S)
+    assert (await watch.stored()).devices[0].health is Health.OK
+    assert [(kind, name) for kind, name, *_ in await events(watch)] == [
+        ("device_no_driver", "cuda:0"), ("device_ok", "cuda:0"),
+    ]  # fmt: skip
+    await watch.close()
+
+
+async def test_card_that_is_split_anew_is_listed_and_told(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    part = msgspec.structs.replace(second, uuid="MIG-1", parent=second.uuid, index=2)
+    whole = (Sample(uuid=first.uuid, t_ns=0), Sample(uuid=second.uuid, t_ns=0))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=whole))
+    assert watch.n_listed == 0
+    watch.found = Inventory(devices=(first, second, part, cpu))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(*whole, Sample(uuid="MIG-1", t_ns=0))))
+    await watch.until(lambda record: "MIG-1" in {device.uuid for device in record.devices})
+    watch.found = Inventory(devices=(first, second, cpu))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=whole))
+    await watch.until(lambda record: "MIG-1" not in {device.uuid for device in record.devices})
+    async with asyncio.timeout(WAIT_S):
+        while len(told := await events(watch)) < 2:
+            await asyncio.sleep(0.005)
+    assert sorted((kind, name) for kind, name, *_ in told) == [("device_gone", "cuda:2"), ("device_new", "cuda:2")]
+
+
+async def test_card_that_was_swapped_is_another(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    old = msgspec.structs.replace(second, pci="0000:02:00.0")
+    watch.watcher._condition.take_inventory(Inventory(devices=(first, old, cpu)), Vendor.NVIDIA)
+    await watch.watcher.take(event("xid", Health.FAULTY, uuid=second.uuid))
+    watch.found = Inventory(devices=(first, msgspec.structs.replace(old, uuid="GPU-new"), cpu))
+    await watch.watcher.take(event("driver"))
+    record = await watch.until(lambda record: "GPU-new" in {device.uuid for device in record.devices})
+    new = next(device for device in record.devices if device.uuid == "GPU-new")
+    assert (new.selector, new.health) == ("cuda:1", Health.OK)
+    assert second.uuid not in {device.uuid for device in record.devices}
+
+
+async def test_next_agent_knows_how_the_devices_were(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    before = (await watch.stored()).devices
+    await watch.close()
+    n_told = len(await events(watch))
+    # Its own inventory finds the card well: an Xid is not seen there, and no sample has come yet.
+    again = Watch(watch.bench, watch.bench.store)
+    again.now_s = watch.now_s + 10
+    assert again.registration.record.devices == before
+    await asyncio.wait_for(again.registration.is_registered.wait(), WAIT_S)
+    assert (await again.stored()).devices == before, "not for a moment did it count as well"
+
+    async def one() -> AsyncIterator[Reading]:
+        yield memory("GPU-test-0", 0)
+
+    await again.watcher.run(one())
+    assert len(await events(again)) == n_told, "what was told is not told again"
+    await again.calm()
+    assert (await again.stored()).devices[0].health is Health.OK
+    await again.close()
+
+
+async def test_chart_of_an_earlier_boot_says_nothing(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    path = watch.bench.config.paths.devices_file
+    chart = msgspec.json.decode(path.read_bytes(), type=Chart)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(chart, boot_id="another")))
+    await watch.close()
+    again = Watch(watch.bench, watch.bench.store)
+    assert again.registration.record.devices == watch.bench.node.devices
+    await again.close()
+    for content in (b"", b"{", b"[]"):
+        path.write_bytes(content)
+        assert read_chart(path) is None

@@ -83,14 +83,27 @@ async def test_card_without_driver_is_recorded(
 
 async def test_hanging_driver_costs_its_deadline_only(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("hang"), deadline_s=4)
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT, "nobody knows how it is"
     assert "did not answer within 4 s" in str(card.reason)
 
 
 async def test_crashing_library_is_recorded(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("crash"))
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT
     assert "signal 11" in str(card.reason)
+
+
+async def test_vendor_that_does_not_answer_is_named_where_the_bus_shows_nothing(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    """As in a container: without it, all its cards would look as if they had been taken out."""
+    root = make_tree()
+    (root / "dev").mkdir()
+    (root / "dev/nvidiactl").touch()
+    host = await read_host(root=root, environ=nvml_environ("crash"))
+    assert [device.vendor for device in host.devices] == [Vendor.CPU]
+    assert list(host.silent) == [Vendor.NVIDIA]
+    assert "signal 11" in host.silent[Vendor.NVIDIA]
 
 
 async def test_library_is_not_asked_without_a_card(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:

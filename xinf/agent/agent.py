@@ -105,6 +105,7 @@ class Agent:
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
+        self._watcher = self._make_watcher() if config.agent.sample_interval else None
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -228,19 +229,21 @@ class Agent:
     def _node(self) -> NodeRecord:
         return self._registration.record
 
-    async def _watch_devices(self) -> None:
-        interval_s = self._config.agent.sample_interval
-        if interval_s == 0:
-            return
-        watcher = DeviceWatcher(
+    def _make_watcher(self) -> DeviceWatcher:
+        return DeviceWatcher(
             self._registration,
             engines=self._engines_here,
             list_devices=lambda: read_host(root=self._root),
-            interval_s=interval_s,
+            interval_s=self._config.agent.sample_interval,
             store=self._store,
+            chart=self._config.paths.devices_file,
         )
-        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
-            await watcher.run(aiter(readings))
+
+    async def _watch_devices(self) -> None:
+        if self._watcher is None:
+            return
+        async with ReadingStream(interval_s=self._config.agent.sample_interval, root=self._root) as readings:
+            await self._watcher.run(aiter(readings))
 
     def _engines_here(self) -> Iterator[EngineUse]:
         for held in self._held.values():
