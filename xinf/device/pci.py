@@ -68,8 +68,15 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
     return tuple(found)
 
 
-def without_driver(function: PciFunction, index: int, reason: str, health: Health = Health.NO_DRIVER) -> Device:
-    """Describe a card that only the PCI bus knows."""
+def without_driver(function: PciFunction, index: int, reason: str, health: Health | None = None) -> Device:
+    """Describe a card that only the PCI bus knows.
+
+    Without a word on its `health` it is silent where a kernel driver of its own is bound to it: what cannot be asked
+    may serve all the same.
+    """
+    if health is None:
+        has_driver = function.driver is not None and function.driver not in PASSED_ON
+        health = Health.SILENT if has_driver else Health.NO_DRIVER
     return Device(
         vendor=function.vendor,
         index=index,
