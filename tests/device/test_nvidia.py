@@ -187,6 +187,41 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
     assert words in str(card.reason)
 
 
+@pytest.mark.parametrize(
+    ("scenario", "settings", "health", "words"),
+    [
+        ("5090", {"ECC": "0", "PAGES": "0"}, Health.OK, None),
+        ("5090", {"ECC": "2"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "2", "PAGES": "1"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "0", "PAGES": "1"}, Health.OK, "pages of its memory are to be retired"),
+        # With row remapping an error is contained, or told as an Xid.
+        ("2xb200", {"ECC": "2"}, Health.OK, None),
+        ("5090", {"TEMP": "91", "LIMITS": "95,92"}, Health.OK, None),
+        ("5090", {"TEMP": "92", "LIMITS": "95,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "95", "LIMITS": "95,92"}, Health.FAULTY, "95 C or above, where it turns itself off"),
+        ("5090", {"TEMP": "99", "LIMITS": "0,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "99", "LIMITS": "95,0"}, Health.FAULTY, "turns itself off"),
+        ("5090", {"TEMP": "99"}, Health.OK, None),  # no limits are known: its clocks say nothing of heat
+        ("gb10", {"TEMP": "99"}, None, None),  # nor does it tell of its clocks
+        ("gb10", {"TEMP": "60", "LIMITS": "95,92"}, Health.OK, None),
+        ("reset", {"TEMP": "99", "LIMITS": "95,92", "ECC": "1"}, Health.FAULTY, "--gpu-reset"),
+        ("remap_failed", {"ECC": "1"}, Health.FAULTY, "row remapping failed"),
+    ],
+)
+async def test_health_is_read_from_what_the_card_counts_and_measures(
+    make_tree: Callable[..., Path],
+    nvml_environ: Environ,
+    scenario: str,
+    settings: dict[str, str],
+    health: Health | None,
+    words: str | None,
+) -> None:
+    environ = {**nvml_environ(scenario), **{f"FAKE_NVML_{name}": value for name, value in settings.items()}}
+    card = (await read_once(make_tree(CARD), environ)).samples[0]
+    assert card.health is health
+    assert card.reason is None if words is None else words in str(card.reason)
+
+
 @pytest.mark.parametrize("scenario", ["2xlate", "2xstuck"])
 async def test_card_that_is_lost_while_it_is_read_costs_its_own_sample_only(
     make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path, scenario: str
