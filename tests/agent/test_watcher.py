@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import msgspec
 import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
-from xinf.agent import Agent
+from xinf.agent import Agent, describe_node
 from xinf.agent.chart import Chart, read_chart
 from xinf.agent.damper import CALM_S
 from xinf.agent.process import pids_by_group, read_private_bytes
@@ -25,6 +28,7 @@ from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
 FAKE_NVML = Path(__file__).resolve().parent.parent / "device" / "fake" / "nvml.c"
+CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
 
 
@@ -281,37 +285,92 @@ def nvidia_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_agent_marks_a_card_that_fell_off_the_bus(
-    bench: Bench, nvidia_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = tmp_path / "lib"
-    library.mkdir()
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library / "libnvidia-ml.so.1"), str(FAKE_NVML)]
-    subprocess.run(command, check=True, timeout=60)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fake library, in a directory of its own that a test may change; `FAKE_NVML_MARK` names a file beside it."""
+    library = tmp_path / "lib" / "libnvidia-ml.so.1"
+    library.parent.mkdir()
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(FAKE_NVML)], check=True, timeout=60)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
+    monkeypatch.setenv("FAKE_NVML_MARK", str(tmp_path / "mark"))
     monkeypatch.setenv("FAKE_NVML", "5090")
-    host = await read_host(root=nvidia_root)
-    card = host.devices[0]
-    assert (card.vendor, card.health) == (Vendor.NVIDIA, Health.OK)
-    monkeypatch.setenv("FAKE_NVML_EVENTS", "8:79")
-    node = msgspec.structs.replace(bench.node, devices=host.devices)
+    return library
+
+
+@contextlib.asynccontextmanager
+async def agent_on(bench: Bench, root: Path) -> AsyncIterator[Mirror[NodeRecord]]:
+    """An agent on the devices of a root, as an inventory finds them now; gives the nodes as the store has them."""
+    host = await read_host(root=root)
     settings = msgspec.structs.replace(bench.config.agent, sample_interval=0.1)
     config = msgspec.structs.replace(bench.config, agent=settings)
     nodes = Mirror(bench.store, NODES, NodeRecord)
     await nodes.start()
-    agent = Agent(bench.store, config, node, root=nvidia_root)
+    agent = Agent(bench.store, config, msgspec.structs.replace(bench.node, devices=host.devices), root=root)
     running = asyncio.create_task(agent.run())
     try:
-        await nodes.wait(lambda items: _is_marked(nodes.get(node.name), card), WAIT_S)
+        yield nodes
     finally:
         await agent.stop(stop_engines=False)
         await asyncio.gather(running, return_exceptions=True)
         await nodes.stop()
 
 
-def _is_marked(record: NodeRecord | None, card: Device) -> bool:
-    device = next((found for found in record.devices if found.uuid == card.uuid), None) if record else None
-    return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+def of(nodes: Mirror[NodeRecord], bench: Bench, uuid: str) -> Device | None:
+    record = nodes.get(bench.node.name)
+    return None if record is None else next((device for device in record.devices if device.uuid == uuid), None)
+
+
+async def test_agent_marks_a_card_that_fell_off_the_bus(
+    bench: Bench, nvidia_root: Path, nvml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML_EVENTS", "8:79")
+
+    def is_marked() -> bool:
+        device = of(nodes, bench, CARD)
+        return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: is_marked(), WAIT_S)
+
+
+async def test_driver_upgrade_marks_the_card_under_its_name_until_it_is_done(
+    bench: Bench, nvidia_root: Path, nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.agent.damper.CALM_S", 0.2)
+    monkeypatch.setenv("FAKE_NVML", "upgrade")
+
+    def has(health: Health) -> bool:
+        device = of(nodes, bench, CARD)
+        return device is not None and device.health is health
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: has(Health.OK), WAIT_S)
+        (tmp_path / "mark").touch()
+        shutil.copy(nvml, nvml.with_name("new"))
+        nvml.with_name("new").replace(nvml)
+        await nodes.wait(lambda _: has(Health.NO_DRIVER), WAIT_S)
+        card = of(nodes, bench, CARD)
+        assert card is not None
+        assert "differ in version" in str(card.reason)
+        assert (card.selector, card.arch) == ("cuda:0", "sm_120"), "what is known of it stays"
+        (tmp_path / "mark").unlink()  # the kernel's driver is loaded anew
+        await nodes.wait(lambda _: has(Health.OK), WAIT_S)
+
+
+async def test_agent_that_starts_while_the_driver_is_of_no_use_keeps_the_names(
+    bench: Bench, nvidia_root: Path, nvml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: of(nodes, bench, CARD) is not None, WAIT_S)
+    monkeypatch.setenv("FAKE_NVML", "crash")
+    monkeypatch.setattr("xinf.agent.node.read_host", functools.partial(read_host, root=nvidia_root))
+    settings = msgspec.structs.replace(bench.config.agent, engines_dir=str(nvml.parent))
+    node = await describe_node(msgspec.structs.replace(bench.config, agent=settings))
+    assert [(device.uuid, device.health) for device in node.devices[:1]] == [(CARD, Health.SILENT)]
+    assert "signal 11" in str(node.devices[0].reason)
+    unwatched = msgspec.structs.replace(settings, sample_interval=0.0)
+    node = await describe_node(msgspec.structs.replace(bench.config, agent=unwatched))
+    assert node.devices[0].uuid.startswith("PCI-"), "nothing would end what an earlier agent said"
 
 
 async def events(watch: Watch) -> list[tuple[str, str, str | None, str, int]]:
