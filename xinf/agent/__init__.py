@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xinf.agent.agent import Agent
     from xinf.agent.environment import detect_device_kind, find_environments, install_environment
+    from xinf.agent.host_devices import list_devices
     from xinf.agent.node import describe_node, engines_dir
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "engines_dir": "node",
     "find_environments": "environment",
     "install_environment": "environment",
+    "list_devices": "host_devices",
 }
 
 
@@ -46,4 +48,5 @@ __all__ = [
     "engines_dir",
     "find_environments",
     "install_environment",
+    "list_devices",
 ]

@@ -161,3 +161,17 @@ class Condition:
         if (device.health, device.reason) == (told.health, told.reason):
             return device
         return msgspec.structs.replace(device, health=told.health, reason=told.reason)
+
+
+def dated(before: Iterable[Device], now: Iterable[Device], wall_s: float) -> tuple[Device, ...]:
+    """Give devices with the time since when their health is as it is; it was `before` until now."""
+    known = {device.uuid: device for device in before}
+    found: list[Device] = []
+    for device in now:
+        old = known.get(device.uuid)
+        if old is not None and old.health is device.health:
+            since_s = old.since_s
+        else:
+            since_s = None if old is None and device.health is Health.OK else wall_s
+        found.append(msgspec.structs.replace(device, since_s=since_s))
+    return tuple(found)

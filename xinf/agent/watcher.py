@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.agent.chart import read_chart, write_chart
-from xinf.agent.condition import Condition
+from xinf.agent.condition import Condition, dated
 from xinf.agent.foreign import foreign_bytes, foreign_step_bytes
 from xinf.agent.lister import Lister
 from xinf.agent.process import pids_by_group, read_private_bytes
@@ -84,7 +84,7 @@ class DeviceWatcher:
         self._condition = Condition(registration.record.devices, None if before is None else before.spells)
         self._lister = Lister(self._list, first_s=interval_s)
         known = () if before is None else before.devices
-        devices = _dated(known, self._condition.mark(self._now_s()))
+        devices = dated(known, self._condition.mark(self._now_s()), time.time())
         # What the agent before told of need not be told again.
         told = {device.uuid: device.health for device in known}
         self._news = [d for d in devices if told.get(d.uuid, Health.OK) is not d.health]
@@ -123,7 +123,7 @@ class DeviceWatcher:
     async def _publish(self, reading: Reading | None = None) -> list[Device]:
         """Write the record if it is another than before; return the devices whose health is."""
         record = self._registration.record
-        devices = _dated(record.devices, self._condition.mark(self._now_s()))
+        devices = dated(record.devices, self._condition.mark(self._now_s()), time.time())
         foreign = record.foreign_bytes if reading is None else self._foreign_bytes(reading)
         changed = _log_changes(record.devices, devices)
         if devices != record.devices or foreign != record.foreign_bytes:
@@ -219,20 +219,6 @@ class DeviceWatcher:
         steps = {device.uuid: foreign_step_bytes(device) for device in self._condition.devices}
         told = foreign_bytes(reading, own_pids, own_bytes, before, steps)
         return {uuid: size for uuid, size in told.items() if uuid in steps}
-
-
-def _dated(before: Iterable[Device], now: Iterable[Device]) -> tuple[Device, ...]:
-    """Give the devices with the time since when their health is as it is."""
-    known = {device.uuid: device for device in before}
-    found: list[Device] = []
-    for device in now:
-        old = known.get(device.uuid)
-        if old is not None and old.health is device.health:
-            since_s = old.since_s
-        else:
-            since_s = None if old is None and device.health is Health.OK else time.time()
-        found.append(msgspec.structs.replace(device, since_s=since_s))
-    return tuple(found)
 
 
 def _by_device(engines: Iterable[EngineUse], groups: Mapping[int, list[int]]) -> dict[str, list[int]]:
