@@ -78,6 +78,7 @@ class _Held:
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
         self.memory = StartMemory()  # of its devices, before the start
+        self.has_looked = False  # at that memory, for the start that comes next
         self.shares = False  # whether another that shares may be on its devices
 
 
@@ -288,7 +289,10 @@ class Agent:
         now_s = self._clock.now_s()
         facts = self._look(name, held, record, now_s)
         delay_s: float | None = None
-        for action in decide(record, wish, facts, self._config.agent, now_s):
+        actions = decide(record, wish, facts, self._config.agent, now_s)
+        if held.has_looked and not any(isinstance(action, Start) for action in actions):
+            self._end_look(name, held)  # it is not to start any more
+        for action in actions:
             if isinstance(action, LookAgain):
                 delay_s = action.delay_s
             else:
@@ -418,16 +422,39 @@ class Agent:
                 self._spawn(self._measure(record, held))
 
     async def _start(self, name: str, held: _Held, now_s: float) -> None:
-        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
+        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent.
+
+        Its devices are looked at first, by a task of its own: a driver that hangs keeps no other replica waiting.
+        """
         found = self._current(name, held)
         assert found is not None
-        # Nobody else may begin on its devices while they are looked at.
-        self._starting[name] = found[0].device_uuids
+        if not held.has_looked:
+            if name not in self._starting:
+                # Nobody else may begin on its devices while they are looked at.
+                self._starting[name] = found[0].device_uuids
+                self._spawn(self._look_at_memory(name, held, found[0]))
+            return
         try:
-            held.memory = await read_start_memory(found[0], self._node, self._root)
             await self._start_on(name, held, now_s)
         finally:
-            del self._starting[name]
+            self._end_look(name, held)
+
+    async def _look_at_memory(self, name: str, held: _Held, record: ReplicaRecord) -> None:
+        """Read how much of a replica's devices is free, then have it handled again."""
+        try:
+            held.memory = await read_start_memory(record, self._node, self._root)
+        except Exception:
+            logger.exception("the memory of %s's devices is not known", name)
+            held.memory = StartMemory()
+        held.has_looked = True
+        if self._held.get(name) is not held:
+            self._end_look(name, held)
+        self._queue.add(name)
+
+    def _end_look(self, name: str, held: _Held) -> None:
+        held.has_looked = False
+        if self._starting.pop(name, None):
+            self._wake_waiting(name)
 
     async def _start_on(self, name: str, held: _Held, now_s: float) -> None:
         found = self._current(name, held)
