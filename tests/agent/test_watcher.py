@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_rec
 from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
-FAKE_NVML = Path(__file__).resolve().parent.parent / "device" / "fake" / "nvml.c"
 CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
 
@@ -271,30 +269,6 @@ async def test_reading_that_cannot_be_handled_does_not_end_the_watch(watch: Watc
     watch.watcher._engines = fail
     await watch.watcher.run(readings())
     assert (await watch.stored()).devices[0].health is Health.FAULTY
-
-
-@pytest.fixture
-def nvidia_root(tmp_path: Path) -> Path:
-    """A root with one NVIDIA card on its bus."""
-    directory = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
-    directory.mkdir(parents=True)
-    for name, text in (("vendor", "0x10de"), ("class", "0x030200"), ("device", "0x2b85"), ("numa_node", "0")):
-        (directory / name).write_text(f"{text}\n")
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:       131072 kB\nMemAvailable:    65536 kB\n")
-    return tmp_path
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The fake library, in a directory of its own that a test may change; `FAKE_NVML_MARK` names a file beside it."""
-    library = tmp_path / "lib" / "libnvidia-ml.so.1"
-    library.parent.mkdir()
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(FAKE_NVML)], check=True, timeout=60)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
-    monkeypatch.setenv("FAKE_NVML_MARK", str(tmp_path / "mark"))
-    monkeypatch.setenv("FAKE_NVML", "5090")
-    return library
 
 
 @contextlib.asynccontextmanager

@@ -61,6 +61,18 @@ async def test_event_is_told_with_what_it_means(
     assert words in event.message
 
 
+async def test_memory_error_of_a_card_that_contains_them_marks_nothing(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    environ = {**nvml_environ("2xb200"), "FAKE_NVML_EVENTS": f"{ECC}:0 {XID}:94 {XID}:95"}
+    async with stream(make_tree(*CARDS), environ) as readings:
+        events = await next_events(aiter(readings), 3)
+    assert [(event.kind, event.code, event.health) for event in events] == [
+        ("ecc", None, Health.OK), ("xid", 94, Health.OK), ("xid", 95, Health.FAULTY),
+    ]  # fmt: skip
+    assert "an Xid tells" in events[0].message
+
+
 async def test_several_events_come_in_their_order(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     environ = {**nvml_environ("5090"), "FAKE_NVML_EVENTS": f"{XID}:94 {XID}:45 {XID}:95"}
     async with stream(make_tree(CARDS[0]), environ) as readings:

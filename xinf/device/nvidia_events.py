@@ -24,15 +24,17 @@ from xinf.device.nvidia_metrics import read_recovery_action
 from xinf.device.xid import RECOVERY_ACTION_CHANGED, Verdict, find_xid
 
 # By their numbers, as in nvml.h: older releases of the binding lack names, older drivers lack kinds.
+_DOUBLE_BIT = 0x2
 _XID = 0x8
 _RECOVERY_ACTION = 0x8000
+_CONTAINED = "uncorrectable ECC error: the process that met it was ended; an Xid tells if the card is to be reset"
 _KINDS = {
-    0x2: ("ecc", "uncorrectable (double bit) ECC error: drain it, then `nvidia-smi --gpu-reset`"),
+    _DOUBLE_BIT: ("ecc", "uncorrectable (double bit) ECC error: drain it, then `nvidia-smi --gpu-reset`"),
     0x800: ("ecc", "a row or page of memory could not be retired: have it swapped"),
     0x2000: ("ecc", "fatal error of poisoned memory: drain it, then `nvidia-smi --gpu-reset`"),
     0x4000: ("lost", f"the GPU is unavailable: {LOST_REMEDY}"),
 }
-_WANTED = _XID | _RECOVERY_ACTION | 0x2 | 0x800 | 0x2000 | 0x4000
+_WANTED = _XID | _RECOVERY_ACTION | _DOUBLE_BIT | 0x800 | 0x2000 | 0x4000
 _UNBIND, _BIND = 0x1, 0x2  # nvmlSystemEventTypeGpuDriverUnbind, ...Bind
 
 _WAIT_MS = 1000
@@ -78,9 +80,19 @@ def _translate(uuid: str, handle: Any, kind: int, code: int) -> Iterator[DeviceE
         health = Health.FAULTY if xid.verdict is Verdict.UNUSABLE else Health.OK
         message = f"Xid {code}: {xid.meaning}: {xid.remedy}"
         yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind="xid", code=code, message=message, health=health)
+    elif kind == _DOUBLE_BIT and _remaps_rows(handle):
+        yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind="ecc", message=_CONTAINED)
     elif kind in _KINDS:
         name, message = _KINDS[kind]
         yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind=name, message=message, health=Health.FAULTY)
+
+
+def _remaps_rows(handle: Any) -> bool:
+    """Whether a card replaces rows of its memory, as those do that keep errors from other processes."""
+    try:
+        return known(pynvml.nvmlDeviceGetRemappedRows, handle) is not None
+    except pynvml.NVMLError:
+        return False
 
 
 def _recovery_event(uuid: str, handle: Any, now_ns: int) -> DeviceEvent:

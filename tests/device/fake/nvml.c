@@ -9,6 +9,7 @@
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
  * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output).
  *
+ * FAKE_NVML=crash_marked: a 5090 that crashes whoever asks it while FAKE_NVML_MARK is there.
  * FAKE_NVML=upgrade: a 5090 whose kernel driver is older than the library while FAKE_NVML_MARK is there. Of any scenario:
  * FAKE_NVML_ECC (volatile uncorrectable errors), FAKE_NVML_PAGES (pages wait to be retired), FAKE_NVML_TEMP, and
  * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported.
@@ -111,6 +112,7 @@ static void metric(const char *name) {
     FILE *file = getenv("FAKE_NVML_LOG") ? fopen(getenv("FAKE_NVML_LOG"), "a") : NULL;
     if (file) { fprintf(file, "%s\n", name); fclose(file); }
     if (is("hang_sample")) for (;;) pause();
+    if (is("crash_marked") && is_marked()) raise(SIGSEGV);
 }
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
@@ -119,7 +121,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     static int has_begun; /* with one library a process goes on, whatever lies in its place now */
     if (is("mismatch") || (is("upgrade") && is_marked() && !has_begun)) return MISMATCH;
     has_begun = 1;
-    if (is("crash")) { raise(SIGSEGV); }
+    if (is("crash") || (is("crash_marked") && is_marked())) { raise(SIGSEGV); }
     if (is("chatty")) { puts("NVML: hello"); fflush(stdout); }
     if (is("hang")) for (;;) pause();
     if (is("hang_once") && !is_marked()) {
