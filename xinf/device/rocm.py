@@ -202,6 +202,7 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
             ecc_uncorrected=reading.ecc_uncorrected,
             temp_c=reading.temp_c,
             temp_limit_c=reading.temp_limit_c,
+            temp_shutdown_c=reading.temp_shutdown_c,
         )
     used, total = reading.memory_used_bytes, reading.memory_total_bytes
     if card.partition is not None:
