@@ -68,6 +68,20 @@ def test_card_that_had_no_name_gets_one_and_keeps_its_number() -> None:
     assert told(merged) == [("a", 0, Health.OK), ("c", 0, Health.OK), ("b", 1, Health.OK)]
 
 
+def test_card_that_tells_nothing_of_itself_is_the_one_that_is_lost() -> None:
+    """As NVML counts one that fell off the bus, in a container that does not show the bus."""
+    unread = msgspec.structs.replace(
+        card("NVML-unreadable-0", 1), health=Health.FAULTY, reason="NVML cannot read a device: GPU is lost"
+    )
+    merged = merge_inventory(DEVICES, Inventory(devices=(A, unread, CPU)), Vendor.NVIDIA)
+    assert told(merged) == [("a", 0, Health.OK), ("b", 1, Health.FAULTY), ("c", 0, Health.OK)]
+    assert "GPU is lost" in str(merged[1].reason)
+    assert told(merge_inventory(merged, Inventory(devices=DEVICES), Vendor.NVIDIA)) == told(DEVICES)
+    alone = merge_inventory((A, CPU), Inventory(devices=(A, unread, CPU)), Vendor.NVIDIA)
+    assert told(alone) == [("a", 0, Health.OK), ("c", 0, Health.OK), ("NVML-unreadable-0", 1, Health.FAULTY)]
+    assert told(merge_inventory(alone, Inventory(devices=(A, CPU)), Vendor.NVIDIA)) == told((A, CPU))
+
+
 def test_instances_that_are_gone_are_gone_and_new_ones_have_new_numbers() -> None:
     before = (A, card("m", 1, parent="a", pci=A.pci))
     assert merge_inventory(before, Inventory(devices=(A,)), Vendor.NVIDIA) == (A,)

@@ -2,6 +2,7 @@
 
     the same UUID                                   it
     only the bus shows something in its slot        it, by its old name, with the bus's word on its health
+    a card that tells neither its name nor a slot   one of those that are lost, as in a container without a bus
     another UUID in its slot                        another: the old one was taken out and is forgotten
     nothing                                         a card is lost, and stays so that people are told why; a MIG
                                                     instance was taken apart, and is forgotten
@@ -19,7 +20,8 @@ import msgspec
 from xinf.core.device import Device, Health, Vendor
 from xinf.device import Inventory
 
-_NAMELESS = "PCI-"  # how UUIDs begin that are made of a slot alone
+# How UUIDs begin that are made of a slot alone, and those of cards that NVML counts but cannot read.
+_NAMELESS = ("PCI-", "NVML-unreadable-")
 LOST = "it is not there any more"
 
 
@@ -31,6 +33,7 @@ def merge_inventory(before: Sequence[Device], now: Inventory, vendor: Vendor) ->
     found = {device.uuid: device for device in now.devices if device.vendor is vendor}
     known = {device.uuid for device in before if device.vendor is vendor}
     nameless = {device.pci: device for device in found.values() if device.pci and device.uuid.startswith(_NAMELESS)}
+    unplaced = [device for device in found.values() if not device.pci and device.uuid.startswith(_NAMELESS)]
     newcomers = {
         device.pci: device
         for device in found.values()
@@ -50,7 +53,12 @@ def merge_inventory(before: Sequence[Device], now: Inventory, vendor: Vendor) ->
         elif device.pci in newcomers and device.parent is None:
             numbers[newcomers[device.pci].uuid] = device.index
         elif not device.uuid.startswith(_NAMELESS) and device.parent is None:
-            kept.append(msgspec.structs.replace(device, health=Health.FAULTY, reason=LOST))
+            reason = LOST
+            if unplaced:
+                shown = unplaced.pop(0)
+                found.pop(shown.uuid)
+                reason = shown.reason or LOST
+            kept.append(msgspec.structs.replace(device, health=Health.FAULTY, reason=reason))
     return _numbered(kept, list(found.values()), vendor, numbers)
 
 
