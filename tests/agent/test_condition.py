@@ -124,6 +124,47 @@ def test_sample_marks_until_the_device_was_well_for_a_while() -> None:
     assert ward.state()[0] == WELL
 
 
+def counted(count: int | None, health: Health) -> Reading:
+    sample = Sample(
+        uuid="a", t_ns=0, ecc_uncorrected=count, health=health, reason=None if health is Health.OK else "ecc"
+    )
+    return Reading(vendor=Vendor.NVIDIA, samples=(sample, Sample(uuid="b", t_ns=0)))
+
+
+def test_memory_errors_that_grew_are_not_forgotten_with_their_reader() -> None:
+    ward = Ward()
+    ward.take(counted(4, Health.OK))
+    ward.take(counted(6, Health.FAULTY))
+    ward.take(fault(1))
+    for count in (6, None, 7):  # the next reader takes what it finds for old
+        ward.take(counted(count, Health.OK))
+        assert ward.calm()[0] == (Health.FAULTY, "ecc")
+    ward.take(counted(0, Health.OK))  # the card was reset
+    assert ward.calm()[0] == WELL
+
+
+def test_memory_errors_of_before_and_faults_of_another_kind_are_over_when_samples_say_so() -> None:
+    ward = Ward()
+    ward.take(counted(4, Health.FAULTY))
+    ward.take(counted(4, Health.OK))
+    assert ward.calm()[0] == WELL
+    ward.take(counted(5, Health.OK))  # contained
+    ward.take(counted(5, Health.FAULTY))  # hot
+    ward.take(counted(5, Health.OK))
+    ward.now_s += CALM_S
+    assert ward.calm()[0] == WELL
+
+
+def test_new_driver_ends_the_memory_errors_of_the_old_one() -> None:
+    ward = Ward()
+    ward.take(counted(4, Health.OK))
+    ward.take(counted(6, Health.FAULTY))
+    ward.take(event("b", "driver"))
+    ward.find(*DEVICES)
+    ward.take(counted(6, Health.OK))
+    assert ward.calm()[0] == WELL
+
+
 def test_worst_mark_counts_whoever_gave_it() -> None:
     ward = Ward()
     ward.take(samples(a=Health.DEGRADED, b=Health.FAULTY))

@@ -7,7 +7,8 @@ own way:
                                             that cannot be reached; a new driver ends all, if an inventory finds it well
     inventory  as it was found              until the next one, which is asked for as long as it is not well
     vendor     nothing can be read          until something can be read again, which asks for an inventory
-    sample     the card's own state         until the next sample that says
+    sample     the card's own state         until the next sample that says; where a count of memory errors grew under
+                                            our eyes, until it begins anew: a reader that is new knows no growth
 
 What they say together goes through the Damper: worse counts at once, better after a calm time.
 
@@ -24,7 +25,7 @@ import msgspec
 
 from xinf.agent.damper import WELL, Damper, Mark, Spell
 from xinf.agent.succession import merge_inventory
-from xinf.core.device import Device, DeviceEvent, Health, Vendor
+from xinf.core.device import Device, DeviceEvent, Health, Sample, Vendor
 from xinf.device import Inventory, Reading
 
 MAX_LATE = 1  # readings that may fail to come in a row
@@ -43,6 +44,8 @@ class Condition:
         self._found: dict[str, Mark] = {}
         self._by_event: dict[str, dict[_EventKey, Mark]] = {}
         self._by_sample: dict[str, Mark] = {}
+        self._errors: dict[str, int] = {}  # uncorrectable ones, as last counted
+        self._grown_to: dict[str, int] = {}  # their count where its growth made a device faulty
         self._by_vendor: dict[Vendor, Mark] = {}
         self._reloaded: set[Vendor] = set()  # whose driver changed since an inventory found them well
         self._sampled: dict[Vendor, frozenset[str]] = {}  # whom its last reading told of
@@ -74,16 +77,14 @@ class Condition:
             for uuid in well:
                 self._by_event.pop(uuid, None)
                 self._by_sample.pop(uuid, None)
+                self._grown_to.pop(uuid, None)
             self._reloaded.discard(vendor)
         self._note_found()
 
     def take(self, reading: Reading) -> bool:
         """Note what a reading says; return whether the vendor's devices are to be listed anew."""
         for sample in reading.samples:
-            if sample.health is not None:
-                self._by_sample[sample.uuid] = Mark(sample.health, sample.reason)
-            if sample.health is Health.OK:
-                self._end_events(sample.uuid, _OFF_THE_BUS)
+            self._take_sample(sample)
         for event in reading.events:
             self._take_event(event)
         if reading.fault is not None:
@@ -107,7 +108,24 @@ class Condition:
         self._found = {device.uuid: Mark(device.health, device.reason) for device in self._devices}
         self._by_event = {uuid: marks for uuid, marks in self._by_event.items() if uuid in uuids}
         self._by_sample = {uuid: mark for uuid, mark in self._by_sample.items() if uuid in uuids}
+        self._errors = {uuid: count for uuid, count in self._errors.items() if uuid in uuids}
+        self._grown_to = {uuid: count for uuid, count in self._grown_to.items() if uuid in uuids}
         self._damper.forget_others(uuids)
+
+    def _take_sample(self, sample: Sample) -> None:
+        uuid, count = sample.uuid, sample.ecc_uncorrected
+        if sample.health is Health.OK:
+            self._end_events(uuid, _OFF_THE_BUS)
+        before = self._errors.get(uuid)
+        if count is not None:
+            self._errors[uuid] = count
+            if count < self._grown_to.get(uuid, 0):
+                del self._grown_to[uuid]
+            if before is not None and count > before and sample.health is Health.FAULTY:
+                self._grown_to[uuid] = count
+        is_forgotten = uuid in self._grown_to and sample.health is not Health.FAULTY
+        if sample.health is not None and not is_forgotten:
+            self._by_sample[uuid] = Mark(sample.health, sample.reason)
 
     def _take_fault(self, reading: Reading, fault: str) -> bool:
         is_told = reading.misses == 0  # by the library itself, not by its silence
