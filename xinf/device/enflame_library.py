@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from xinf.core.device import Health
+from xinf.core.device import Health, Vendor
 from xinf.device.library import LibraryError, find_function, load_library
-from xinf.device.roster import Card
+from xinf.device.roster import Card, Listing, name_by_place
 
 _NAMES = ("libefml.so", "libefml.so.2", "libefml.so.1", "libefml.so.2.1", "libefml.so.2.0", "libefml.so.1.0.0")
 _DIRECTORIES = ("/usr/lib", "/usr/local/efsmi/lib")
@@ -100,34 +101,22 @@ class Efml:
             known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
             raise LibraryError(f"libefml says version {self.version!r}; layouts are known of {known}")
 
-    def inventory(self) -> tuple[list[Card], list[str]]:
+    def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError."""
-        cards, complaints = [], []
         driver = self._text("EfmlGetDriverVer")
-        for number in range(self._count()):
-            try:
-                cards.append(self._describe(number, driver))
-            except LibraryError as error:
-                complaints.append(f"device {number}: {error}")
-        if complaints and not cards:
-            raise LibraryError("; ".join(complaints))
-        return cards, complaints
+        return self._read_all(lambda number: self._describe(number, driver))
 
-    def states(self) -> list[Card]:
+    def states(self) -> Listing:
         """Read what the cards are doing, but for those that cannot be identified. Raises: LibraryError if none can."""
-        found, complaints = [], []
-        for number in range(self._count()):
-            try:
-                found.append(self._measure(number))
-            except LibraryError as error:
-                complaints.append(f"device {number}: {error}")
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return found
+        return self._read_all(self._measure)
 
     def links(self) -> list[tuple[str, str]]:
-        """List the pairs of PCI addresses that a GCU-LARE (formerly ESL) port connects. Raises: LibraryError."""
+        """List the pairs of PCI addresses that a GCU-LARE (formerly ESL) port connects. Raises: LibraryError.
+
+        A port that leads to another host's card has an address too: only pairs of cards that are here are given.
+        """
         found = []
+        here_too = {_address(self._info(number)) for number in range(self._count())}
         for number in range(self._count()):
             here = _address(self._info(number))
             for family in ("GcuLare", "Esl"):
@@ -140,7 +129,18 @@ class Efml:
                     if self._ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
                         found.append((here, _remote_address(info)))
                 break
-        return found
+        return [link for link in found if link[1] in here_too]
+
+    def _read_all(self, read: Callable[[int], Card]) -> Listing:
+        found, complaints = [], []
+        for number in range(self._count()):
+            try:
+                found.append(read(number))
+            except LibraryError as error:
+                complaints.append(f"device {number}: {error}")
+        if complaints and not found:
+            raise LibraryError("; ".join(complaints))
+        return Listing(tuple(found), tuple(complaints))
 
     def _count(self) -> int:
         count = ctypes.c_uint32()
@@ -165,7 +165,7 @@ class Efml:
         return Card(
             pci=_address(info),
             number=number,
-            uuid=self._uuid(number),
+            uuid=name_by_place(Vendor.ENFLAME, _address(info)),
             name=name or None,
             arch=name_arch(name),
             memory_bytes=(memory.total_bytes or None) if has_memory else None,
@@ -173,6 +173,7 @@ class Efml:
             numa=node.value if node.value >= 0 else None,
             health=health,
             reason=reason,
+            extra={} if (uuid := self._text("EfmlGetDevUuid", number)) is None else {"uuid": uuid},
         )
 
     def _measure(self, number: int) -> Card:
@@ -188,7 +189,7 @@ class Efml:
         health, reason = self._health(number)
         return Card(
             pci=_address(info),
-            uuid=self._uuid(number),
+            uuid=name_by_place(Vendor.ENFLAME, _address(info)),
             memory_bytes=memory.total_bytes if has_memory else None,
             used_bytes=memory.used_mib << 20 if has_memory else None,
             util_pct=round(load.value, 1) if has_load else None,
@@ -198,10 +199,6 @@ class Efml:
             health=health,
             reason=reason,
         )
-
-    def _uuid(self, number: int) -> str | None:
-        text = self._text("EfmlGetDevUuid", number)
-        return f"GCU-{text}" if text else None
 
     def _health(self, number: int) -> tuple[Health | None, str | None]:
         good = ctypes.c_bool()

@@ -6,8 +6,9 @@
     | 0     910B3   | OK           | 91.3        53           |      a record: each cell has the values of the columns
     | 0             | 0000:d9:00.0 | 0           526/ 65536   |      of the header's cell at its place
 
-A column is a name and the pattern of its values. A name that is not known, a value that does not fit its pattern and a
-record that is not whole are refused: a table that is half understood is not understood.
+Frames are drawn with `|`, the outer ones of some tools with `*`. A column is a name and the pattern of its values. A
+name that is not known, a value that does not fit its pattern and a record that is not whole are refused: a table that
+is half understood is not understood.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def parse_framed_table(
 
     `columns`: a pattern without groups by column name; not all of them need to be there. Raises: FormatError.
     """
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [_straighten(line.strip()) for line in text.splitlines()]
     start, header = _find_header(tool, lines, columns, height)
     body: list[str] = []
     for line in lines[start + height :]:
@@ -50,6 +51,10 @@ def parse_framed_table(
     records = [_read_record(tool, body[at : at + height], header, patterns) for at in range(0, len(body), height)]
     title = " ".join(" ".join(_cells(line)) for line in lines[:start] if line.startswith("|"))
     return FramedTable(title=title, records=tuple(records))
+
+
+def _straighten(line: str) -> str:
+    return f"|{line[1:-1]}|" if len(line) > 1 and line[0] == line[-1] == "*" else line
 
 
 def _find_header(

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from xinf.core.device import Distance, Health
+from xinf.core.device import Distance, Health, Vendor
 from xinf.device.library import LibraryError, find_function, load_library
 from xinf.device.pci import normalise_address
-from xinf.device.roster import Card
+from xinf.device.roster import Card, Listing, name_by_place
 
 _NAMES = ("libmtml.so.2", "libmtml.so", "libmtml.so.1")
 _DIRECTORIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
@@ -114,43 +115,41 @@ class Mtml:
         self._complaints: list[str] = []
         self._open()
 
-    def inventory(self) -> tuple[list[Card], list[str]]:
+    def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError when there is none."""
-        cards, complaints = [], list(self._complaints)
-        for handles in self._handles:
-            try:
-                if (card := self._describe(handles)) is not None:
-                    cards.append(card)
-            except LibraryError as error:
-                complaints.append(str(error))
-        if complaints and not cards:
-            raise LibraryError("; ".join(complaints))
-        return cards, complaints
+        return self._read_all(self._describe)
 
-    def states(self) -> list[Card]:
+    def states(self) -> Listing:
         """Read what the cards are doing, but for those that cannot be identified. Raises: LibraryError if none can."""
-        found, complaints = [], list(self._complaints)
+        return self._read_all(self._measure)
+
+    def distances(self) -> list[tuple[tuple[str, str], Distance]]:
+        """Say how far each two cards are apart, by their names; pairs that it does not know are left out."""
+        cards: list[tuple[str, _Handles]] = []
         for handles in self._handles:
             try:
                 if not self._is_foreign(handles):
-                    found.append(self._measure(handles))
-            except LibraryError as error:
-                complaints.append(str(error))
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return found
-
-    def distances(self) -> list[tuple[tuple[str, str], Distance]]:
-        """Say how far each two cards are apart, by their UUIDs; pairs that it does not know are left out."""
-        cards = [(self._text("mtmlDeviceGetUUID", handles.device, 48), handles) for handles in self._handles]
+                    cards.append((self._identify(handles), handles))
+            except LibraryError:
+                continue  # one that cannot be named has no distances
         found = []
         for (first, one), (second, other) in combinations(cards, 2):
-            if first is None or second is None:
-                continue
             distance = self._distance(one.device, other.device)
             if distance is not None:
                 found.append(((min(first, second), max(first, second)), distance))
         return found
+
+    def _read_all(self, read: Callable[[_Handles], Card]) -> Listing:
+        found, complaints = [], list(self._complaints)
+        for handles in self._handles:
+            try:
+                if not self._is_foreign(handles):
+                    found.append(read(handles))
+            except LibraryError as error:
+                complaints.append(str(error))
+        if complaints and not found:
+            raise LibraryError("; ".join(complaints))
+        return Listing(tuple(found), tuple(complaints))
 
     def _open(self) -> None:
         count = ctypes.c_uint()
@@ -167,26 +166,28 @@ class Mtml:
             has_memory = self._ask("mtmlDeviceInitMemory", device, ctypes.byref(memory))
             self._handles.append(_Handles(device, gpu if has_gpu else None, memory if has_memory else None))
 
-    def _describe(self, handles: _Handles) -> Card | None:
-        if self._is_foreign(handles):
-            return None
+    def _describe(self, handles: _Handles) -> Card:
         number, kind = ctypes.c_uint(), self._property(handles)
         has_number = self._ask("mtmlDeviceGetIndex", handles.device, ctypes.byref(number))
         name = self._text("mtmlDeviceGetName", handles.device, 32)
         paths = (self._text(f"mtmlDeviceGet{which}Path", handles.device, 64) for which in ("Gpu", "Primary", "Render"))
         is_parent = kind is not None and kind.mpc_type == _MPC_PARENT
+        extra: dict[str, str | int] = {"mpc": "parent"} if is_parent else {}
+        uuid = self._text("mtmlDeviceGetUUID", handles.device, 48)
+        if uuid is not None:
+            extra["uuid"] = uuid
         return Card(
-            pci=self._address(handles),
+            pci=self._address(handles.device),
             # The mimic device through which a divided card is managed computes nothing: only its instances do.
             number=number.value if has_number and not is_parent else None,
-            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            uuid=self._identify(handles),
             name=name,
             arch=name_arch(name),
             memory_bytes=self._total_bytes(handles),
             driver=self._driver,
             dev_nodes=tuple(path for path in paths if path is not None),
             parent=self._parent(handles) if kind is not None and kind.mpc_type == _MPC_INSTANCE else None,
-            extra={"mpc": "parent"} if is_parent else {},
+            extra=extra,
         )
 
     def _measure(self, handles: _Handles) -> Card:
@@ -204,8 +205,8 @@ class Mtml:
         # One call may fail so on a card that lacks the thing; a card that is gone fails all.
         is_lost = {code for code in codes if code is not None} == {_DRIVER_FAILURE}
         return Card(
-            pci=self._address(handles),
-            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            pci=self._address(handles.device),
+            uuid=self._identify(handles),
             memory_bytes=self._total_bytes(handles),
             used_bytes=used.value if has_used else None,
             util_pct=float(load.value) if has_load else None,
@@ -250,16 +251,29 @@ class Mtml:
 
     def _parent(self, handles: _Handles) -> str | None:
         parent = ctypes.c_void_p()
-        has_parent = self._ask("mtmlDeviceGetMpcParentDevice", handles.device, ctypes.byref(parent))
-        return self._text("mtmlDeviceGetUUID", parent, 48) if has_parent else None
+        if not self._ask("mtmlDeviceGetMpcParentDevice", handles.device, ctypes.byref(parent)):
+            return None
+        return name_by_place(Vendor.MTHREADS, self._address(parent))
+
+    def _identify(self, handles: _Handles) -> str:
+        """Name a card by its place. The instances of a divided one have a number each, for they may share its address.
+
+        Raises: LibraryError when its place is not told.
+        """
+        kind, number = self._property(handles), ctypes.c_uint()
+        is_instance = kind is not None and kind.mpc_type == _MPC_INSTANCE
+        if is_instance:
+            self._demand("mtmlDeviceGetMpcInstanceIndex", handles.device, ctypes.byref(number))
+        address = self._address(handles.device)
+        return name_by_place(Vendor.MTHREADS, address, f"mpc{number.value}" if is_instance else None)
 
     def _total_bytes(self, handles: _Handles) -> int | None:
         total = ctypes.c_ulonglong()
         return (total.value or None) if self._ask("mtmlMemoryGetTotal", handles.memory, ctypes.byref(total)) else None
 
-    def _address(self, handles: _Handles) -> str:
+    def _address(self, device: ctypes.c_void_p) -> str:
         room = ctypes.create_string_buffer(4 * ctypes.sizeof(PciInfo))
-        self._demand("mtmlDeviceGetPciInfo", handles.device, room)
+        self._demand("mtmlDeviceGetPciInfo", device, room)
         text = PciInfo.from_buffer(room).sbdf.decode(errors="replace")
         if not re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]", text):
             raise LibraryError(f"mtmlDeviceGetPciInfo gives the address {text!r}, so its layout is not known")
