@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.device.fake_tool import FakeTools
@@ -25,7 +26,8 @@ from xinf.device.tool import FormatError, ToolError
 
 FIRST = ("0000:c1:00.0", "0x19e5", "0x120000", 1)
 SECOND = ("0000:d9:00.0", "0x19e5", "0x120000", -1)
-DIE = "NPU-E0F4EE64-002061B1-6A691492-89528485-000000"
+LEFT, RIGHT = "NPU-0000-c1-00.0-0", "NPU-0000-d9-00.0-0"
+DIE = "E0F4EE64 002061B1 6A691492 89528485 000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[[str], Path]
 Text = Callable[[str], str]
@@ -64,7 +66,7 @@ def test_910b_is_listed_in_bus_order_by_its_die(dcmi_root: Answer) -> None:
     assert first == Device(
         vendor=Vendor.ASCEND,
         index=0,
-        uuid=DIE + "20",
+        uuid=LEFT,
         name="Ascend 910B3",
         arch="910B3",
         memory_bytes=65536 << 20,
@@ -74,9 +76,9 @@ def test_910b_is_listed_in_bus_order_by_its_die(dcmi_root: Answer) -> None:
         numa=1,
         dev_nodes=("/dev/davinci8",),
         visible="0",
-        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20},
+        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20, "die_id": DIE + "20"},
     )
-    assert (second.index, second.uuid, second.pci, second.numa) == (1, DIE + "40", "0000:d9:00.0", None)
+    assert (second.index, second.uuid, second.pci, second.numa) == (1, RIGHT, "0000:d9:00.0", None)
     assert (second.visible, second.dev_nodes) == ("1", ("/dev/davinci9",))
 
 
@@ -139,11 +141,18 @@ def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
     shutil.copytree(root / "sys/bus/pci/devices/0000:c1:00.0", third)
     (root / "sys/bus/pci/drivers/devdrv_device_driver").mkdir(parents=True)
     (third / "driver").symlink_to(root / "sys/bus/pci/drivers/devdrv_device_driver")
+    (root / "dev").mkdir()
+    for number in (8, 9):
+        (root / f"dev/davinci{number}").touch()
+    hidden = AscendProbe().inventory(root)[1]
+    assert (hidden.pci, hidden.health) == ("0000:c5:00.0", Health.NO_DRIVER)
+    assert "a container shows the cards that it was given" in str(hidden.reason)
+    (root / "dev/davinci10").touch()
     devices = AscendProbe().inventory(root)
     assert [device.pci for device in devices] == ["0000:c1:00.0", "0000:c5:00.0", "0000:d9:00.0"]
     assert [device.index for device in devices] == [0, 1, 2]
     assert (devices[1].health, devices[1].visible) == (Health.FAULTY, None)
-    assert "lists 2 other NPUs but not this one" in str(devices[1].reason)
+    assert "lists 2 others but not this one" in str(devices[1].reason)
 
 
 @pytest.mark.parametrize("other", ["0x1711", "0xa250"], ids=["display of the management processor", "compression"])
@@ -158,7 +167,7 @@ def test_other_parts_of_the_server_are_no_npu(make_tree: MakeTree, other: str) -
 
 def test_sample_reads_what_a_chip_does(dcmi_root: Answer) -> None:
     samples = {sample.uuid: sample for sample in AscendProbe().sample(dcmi_root("910b"))}
-    sample = samples[DIE + "20"]
+    sample = samples[LEFT]
     assert (sample.memory_used_bytes, sample.memory_free_bytes) == (3413 << 20, (65536 - 3413) << 20)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (37.0, 53.0, 91.3, 2)
     assert (sample.health, sample.reason) == (Health.OK, None)
@@ -170,9 +179,11 @@ def test_sample_of_a_card_of_two_dies_tells_its_power_once(dcmi_root: Answer) ->
 
 
 def test_metric_that_cannot_be_believed_is_none(dcmi_root: Answer) -> None:
-    sample, _ = AscendProbe().sample(dcmi_root("split"))
+    root = dcmi_root("split")
+    sample, _ = AscendProbe().sample(root)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (None, None, None, None)
-    assert sample.uuid == "NPU-0000-d9-00.0-0", "a die id of zeros is none: the place names the chip"
+    assert sample.uuid == RIGHT
+    assert all("die_id" not in device.extra for device in AscendProbe().inventory(root)), "zeros are no die id"
 
 
 def test_sample_of_chips_without_hbm_reads_their_ddr(dcmi_root: Answer) -> None:
@@ -389,7 +400,7 @@ def test_failing_tool_is_named(
 ) -> None:
     fake_tool.add("npu-smi", answers(device_fixture, "a3"), failure=failure)
     with pytest.raises(ToolError, match="npu-smi"):
-        ascend_tool.read_chips(make_tree(), timeout_s=0.3)
+        ascend_tool.read_cards(make_tree(), msgspec.structs.replace(ascend_tool.TOOL, timeout_s=0.3))
 
 
 def test_310p_table_has_no_hbm(device_fixture: Text) -> None:

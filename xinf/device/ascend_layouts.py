@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from xinf.core.device import Distance
-from xinf.device.ascend_chip import HEALTH_WORDS, Condition, judge
+from xinf.device.ascend_chip import HEALTH_WORDS, Condition, Numbers, judge
 from xinf.device.framed_table import parse_framed_table
 from xinf.device.pci import normalise_address
 from xinf.device.tool import FormatError
@@ -52,17 +52,6 @@ _KINDS = {
 }
 
 
-class ChipNumbers(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of `npu-smi info -m`. `physical_id` None: the layout has no such column, or a dash in it."""
-
-    npu_id: int
-    chip_id: int
-    logic_id: int
-    physical_id: int | None
-    has_physical_id: bool  # whether the layout tells it at all
-    name: str
-
-
 class ChipRow(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the table of `npu-smi info`."""
 
@@ -93,7 +82,7 @@ class Link(msgspec.Struct, frozen=True):
     distance: Distance
 
 
-def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
+def parse_mapping(text: str) -> tuple[Numbers, ...]:
     """Read `npu-smi info -m` without the cards' controllers and processors, which have a dash for a logic id."""
     lines = [re.split(r"\t+| {2,}", line.strip()) for line in text.splitlines() if line.strip()]
     header = lines[0] if lines else []
@@ -103,7 +92,7 @@ def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
     is_whole = {"NPU ID", "Chip ID", "Chip Name"} <= set(header) <= set(_MAP_COLUMNS) and (has_logic_id or is_950)
     if not is_whole or len(set(header)) != len(header):
         raise FormatError(f"npu-smi info -m has an unknown header: {' | '.join(header)[:200]!r}")
-    found: list[ChipNumbers] = []
+    found: list[Numbers] = []
     for cells in lines[1:]:
         if len(cells) != len(header):
             raise FormatError(f"npu-smi info -m has a row that does not fit its header: {cells}")
@@ -113,7 +102,7 @@ def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
             continue
         physical_id = row.get("Chip Phy-ID", "-")
         found.append(
-            ChipNumbers(
+            Numbers(
                 npu_id=_integer(row["NPU ID"], "npu-smi info -m"),
                 chip_id=_integer(row["Chip ID"], "npu-smi info -m"),
                 logic_id=_integer(logic_id, "npu-smi info -m"),
