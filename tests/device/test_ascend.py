@@ -27,7 +27,7 @@ from xinf.device.tool import FormatError, ToolError
 FIRST = ("0000:c1:00.0", "0x19e5", "0x120000", 1)
 SECOND = ("0000:d9:00.0", "0x19e5", "0x120000", -1)
 LEFT, RIGHT = "NPU-0000-c1-00.0-0", "NPU-0000-d9-00.0-0"
-DIE = "E0F4EE64 002061B1 6A691492 89528485 000000"
+DIE = "NPU-E0F4EE64-002061B1-6A691492-89528485-000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[[str], Path]
 Text = Callable[[str], str]
@@ -76,7 +76,7 @@ def test_910b_is_listed_in_bus_order_by_its_die(dcmi_root: Answer) -> None:
         numa=1,
         dev_nodes=("/dev/davinci8",),
         visible="0",
-        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20, "die_id": DIE + "20"},
+        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20, "uuid": DIE + "20"},
     )
     assert (second.index, second.uuid, second.pci, second.numa) == (1, RIGHT, "0000:d9:00.0", None)
     assert (second.visible, second.dev_nodes) == ("1", ("/dev/davinci9",))
@@ -183,7 +183,7 @@ def test_metric_that_cannot_be_believed_is_none(dcmi_root: Answer) -> None:
     sample, _ = AscendProbe().sample(root)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (None, None, None, None)
     assert sample.uuid == RIGHT
-    assert all("die_id" not in device.extra for device in AscendProbe().inventory(root)), "zeros are no die id"
+    assert all("uuid" not in device.extra for device in AscendProbe().inventory(root)), "zeros are no die id"
 
 
 def test_sample_of_chips_without_hbm_reads_their_ddr(dcmi_root: Answer) -> None:
@@ -387,6 +387,17 @@ def test_unknown_table_is_made_up_for_by_keys(make_tree: MakeTree, fake_tool: Fa
         AscendProbe().sample(root)
 
 
+def test_950_is_not_asked_for_a_chip_of_a_card(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
+    known = answers(device_fixture, "950")
+    usages = device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")
+    board = device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")
+    keys = {f"info -t usages -i {card}": usages for card in (0, 1)}
+    keys |= {f"info -t board -i {card}": board.replace(":97:", f":1{card}:") for card in (0, 1)}
+    fake_tool.add("npu-smi", {**known, "info": "another table", **keys})
+    devices = AscendProbe().inventory(make_tree(("0000:10:00.0", "0x19e5", "0x120000", 0)))
+    assert [(device.pci, device.visible) for device in devices] == [("0000:10:00.0", "0"), ("0000:11:00.0", "1")]
+
+
 def test_tool_tells_the_topology(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
     topology = device_fixture("npu-smi-24.1.rc3.7-topo-a3.txt")
     fake_tool.add("npu-smi", {**answers(device_fixture, "a3"), "info -t topo": topology})
@@ -493,15 +504,15 @@ def test_truncated_mapping_is_refused(device_fixture: Text) -> None:
 
 def test_topology_table_tells_every_kind(device_fixture: Text) -> None:
     links = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[0]))
-    assert [(link.first[1], link.second[1], link.distance) for link in links] == [
-        (0, 1, Distance.LINK),
-        (0, 2, Distance.SYS),
-        (0, 3, Distance.PHB),
-        (1, 2, Distance.PXB),
-        (2, 3, Distance.PIX),
+    assert [(link.first, link.second, link.distance) for link in links] == [
+        ("NPU0", "NPU1", Distance.LINK),
+        ("NPU0", "NPU2", Distance.SYS),
+        ("NPU0", "NPU3", Distance.PHB),
+        ("NPU1", "NPU2", Distance.PXB),
+        ("NPU2", "NPU3", Distance.PIX),
     ]
     (link,) = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[2]))
-    assert (link.first, link.second, link.distance) == (("NPU", 0), ("NPU", 1), Distance.LINK)
+    assert (link.first, link.second, link.distance) == ("NPU0", "NPU1", Distance.LINK)
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)

@@ -35,7 +35,7 @@ from xinf.device.tool import FormatError, ToolError
 FIRST = ("0000:39:00.0", "0xcabc", "0x120000", 1)
 SECOND = ("0000:3d:00.0", "0xcabc", "0x120000", -1)
 LEFT, RIGHT = "MLU-0000-39-00.0", "MLU-0000-3d-00.0"
-UUID = "d4e5f607-1829-3a4b-0000-00000000000"
+UUID = "MLU-d4e5f607-1829-3a4b-0000-00000000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[..., Path]
 Text = Callable[[str], str]
@@ -86,6 +86,16 @@ def test_cards_are_in_bus_order_and_keep_their_numbers(cndev_root: Answer) -> No
         extra={"uuid": UUID + "1"},
     )
     assert (second.index, second.uuid, second.pci, second.visible) == (1, RIGHT, "0000:3d:00.0", "0")
+
+
+def test_neuware_is_found_where_its_variable_says(cndev_root: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cndev_root("mlu590")
+    (root / "usr/local/neuware").rename(root / "opt")
+    assert {card.health for card in CambriconProbe().inventory(root)} == {Health.NO_DRIVER}
+    (root / "opt/version.txt").write_text("Neuware Version 4.4.3\n")
+    monkeypatch.setenv("NEUWARE_HOME", "/opt")
+    first, _ = CambriconProbe().inventory(root)
+    assert (first.uuid, first.runtime) == (LEFT, "4.4.3")
 
 
 def test_inventory_reads_no_metric(cndev_root: Answer, tmp_path: Path) -> None:
@@ -297,7 +307,7 @@ def test_json_is_read_from_the_file_that_the_tool_writes(
         numa=1,
         dev_nodes=("/dev/cambricon_dev0",),
         visible="0",
-        extra={"uuid": "20012303-1003-0000-0000-000000000000"},
+        extra={"uuid": "MLU-20012303-1003-0000-0000-000000000000"},
     )
     assert (first.pci, first.visible, first.memory_bytes) == ("0000:0f:00.0", "1", 20638 << 20)
     busy, unknown = CambriconProbe().sample(root)

@@ -100,7 +100,7 @@ def test_cards_are_in_bus_order_and_keep_the_librarys_index(with_library: WithLi
     assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:3d:00.0", "0", "GCU-0000-3d-00.0")
     assert (second.name, second.arch, second.driver) == ("Enflame S60", "S60", "1.4.4.501")
     assert (second.memory_bytes, second.health) == (42976 << 20, Health.OK)
-    assert (first.extra, second.extra) == ({"uuid": "TR6Y46010301"}, {"uuid": "TR6Y46010300"})
+    assert (first.extra, second.extra) == ({"uuid": "GCU-TR6Y46010301"}, {"uuid": "GCU-TR6Y46010300"})
     assert (first.numa, second.numa) == (0, 1)  # of sysfs, then of the library
 
 
@@ -155,7 +155,7 @@ def test_dies_with_one_uuid_are_told_apart(with_library: WithLibrary) -> None:
     root, probe = with_library("dual"), EnflameProbe()
     names = {"GCU-0000-2d-00.0", "GCU-0000-3d-00.0"}
     assert {device.uuid for device in probe.inventory(root)} == names
-    assert {device.extra["uuid"] for device in probe.inventory(root)} == {"TR6Y46010307"}
+    assert {device.extra["uuid"] for device in probe.inventory(root)} == {"GCU-TR6Y46010307"}
     assert {sample.uuid for sample in probe.sample(root)} == names
 
 
@@ -235,7 +235,7 @@ def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:
         memory_bytes=42976 << 20,
         driver="1.4.3.4",
         health=Health.OK,
-        extra={"uuid": "TQ6Y46010917"},
+        extra={"uuid": "GCU-TQ6Y46010917"},
         used_bytes=512 << 20,
         free_bytes=41335 << 20,
         util_pct=12.5,
@@ -281,7 +281,7 @@ def test_tables_of_all_versions_are_read(device_fixture: Fixture, name: str) -> 
     found = [(card.name, card.pci, card.memory_bytes, card.util_pct, card.temp_c, card.power_w) for card in cards]
     assert found == TABLES[name]
     assert [card.number for card in cards] == list(range(len(cards)))
-    assert {card.extra.get("uuid") for card in cards} == ({"W28001219991"} if "t20" in name else {None})
+    assert {card.extra.get("uuid") for card in cards} == ({"GCU-W28001219991"} if "t20" in name else {None})
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)

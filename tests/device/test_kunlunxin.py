@@ -15,17 +15,18 @@ import pytest
 
 from tests.device.fake_tool import FakeTools
 from tests.device.mutations import FAILURES, RESPACINGS, Damage, Failure, damages, truncate
-from xinf.core.device import Health, Vendor
+from xinf.core.device import Distance, Health, Vendor
 from xinf.device import read_inventory
 from xinf.device.kunlunxin import KunlunxinProbe
 from xinf.device.kunlunxin_library import MemoryInfo, PciInfo, ProcessInfo, Utilization
-from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table
+from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table, parse_topology
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError, ToolError
 
 LATER = ("0000:52:00.0", "0x1d22", "0x120000", 1)
 EARLIER = ("0000:03:00.0", "0x1d22", "0x120000", 0)
 QUERY, MACHINE = "xpu-smi-5.0.21.26-p800-query.txt", "xpu-smi-5.0.21.26-p800-machine.txt"
+TOPOLOGY = "xpu-smi-5.0.21.47-topo-p800.txt"
 TABLE, IN_CONTAINER = "xpu-smi-5.0.21.26-p800.txt", "xpu-smi-515.58-p800.txt"
 LEFT, RIGHT = "KUNLUN-0000-03-00.0", "KUNLUN-0000-52-00.0"
 UUID = "GPU-420716f2-0000-5108-a5b2-e6b7cf36000"
@@ -409,3 +410,52 @@ def test_columns_may_move(respace: Damage, device_fixture: Fixture) -> None:
     assert parse_machine(device_fixture(MACHINE).replace(" ", "   ").replace("P800   OAM", "P800 OAM")) == (
         parse_machine(device_fixture(MACHINE))
     )
+
+
+def test_topology_is_read_by_its_labels(device_fixture: Fixture) -> None:
+    links = parse_topology(device_fixture(TOPOLOGY))
+    assert [(link.first, link.second, link.distance) for link in links] == [
+        ("XPU0", "XPU1", Distance.LINK),
+        ("XPU0", "XPU2", Distance.SYS),
+        ("XPU0", "XPU3", Distance.SYS),
+        ("XPU1", "XPU2", Distance.SYS),
+        ("XPU1", "XPU3", Distance.SYS),
+        ("XPU2", "XPU3", Distance.LINK),
+    ]
+    coloured = device_fixture(TOPOLOGY).replace("XL", "\x1b[32mXL\x1b[0m")
+    assert parse_topology(coloured) == links
+
+
+@pytest.mark.parametrize("respace", RESPACINGS)
+def test_columns_of_the_topology_may_move(respace: Damage, device_fixture: Fixture) -> None:
+    text = device_fixture(TOPOLOGY)
+    assert parse_topology(respace(text)) == parse_topology(text)
+
+
+def without_a_row(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("XPU3"))
+
+
+@pytest.mark.parametrize("damage", [*damages("XPU1", "XL", "CPU Affinity"), without_a_row])
+def test_damaged_topology_is_refused(damage: Damage, device_fixture: Fixture) -> None:
+    with pytest.raises(FormatError, match="xpu-smi topo"):
+        parse_topology(damage(device_fixture(TOPOLOGY)))
+
+
+def test_topology_names_the_cards_by_their_places(
+    with_library: WithLibrary, fake_tool: FakeTools, device_fixture: Fixture
+) -> None:
+    fake_tool.add("xpu-smi", {"topo -m": device_fixture(TOPOLOGY)})
+    assert KunlunxinProbe().topology(with_library("p800")).pairs == ((LEFT, RIGHT, Distance.LINK),)
+
+
+def test_topology_without_ids_says_nothing(
+    with_library: WithLibrary, fake_tool: FakeTools, device_fixture: Fixture
+) -> None:
+    fake_tool.add("xpu-smi", {"topo -m": device_fixture(TOPOLOGY)})
+    assert KunlunxinProbe().topology(with_library("renumbered")).pairs == ()
+
+
+def test_topology_that_the_tool_does_not_know_is_none(with_library: WithLibrary, fake_tool: FakeTools) -> None:
+    fake_tool.add("xpu-smi", {"*": "unknown command topo"})
+    assert KunlunxinProbe().topology(with_library("p800")).pairs == ()

@@ -69,9 +69,9 @@ def identify(npu_id: int, chip_id: int, pci: str | None) -> str:
     return f"NPU-card{npu_id}-{chip_id}"  # on the processor's own bus, as that of an Atlas 200
 
 
-def write_die_id(words: Sequence[int]) -> str | None:
-    """Write a die id of five words as npu-smi prints it; None for one of zeros, which no die has."""
-    return " ".join(f"{word:08X}" for word in words) if any(words) else None
+def uuid_of_die(words: Sequence[int]) -> str | None:
+    """Write a die id of five words as a UUID; None for one of zeros, which no die has."""
+    return "NPU-" + "-".join(f"{word:08X}" for word in words) if any(words) else None
 
 
 def describe(

@@ -14,6 +14,7 @@ import msgspec
 from xinf.core.device import Distance
 from xinf.device.ascend_chip import HEALTH_WORDS, Condition, Numbers, judge
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
 from xinf.device.tool import FormatError
 
@@ -39,7 +40,7 @@ _COLUMNS = {
 }
 _MAP_COLUMNS = ("NPU ID", "Slot ID", "Chip ID", "Chip Logic ID", "Chip Phy-ID", "Chip Name")
 _KINDS = {
-    "X": Distance.SELF,
+    "X": None,  # itself
     "SYS": Distance.SYS,
     "PHB": Distance.PHB,
     "PXB": Distance.PXB,
@@ -72,14 +73,6 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
     driver: str | None
     rows: tuple[ChipRow, ...]
-
-
-class Link(msgspec.Struct, frozen=True):
-    """How far two devices of `npu-smi info -t topo` are apart; a label is ("NPU", card) or ("Phy-ID", physical id)."""
-
-    first: tuple[str, int]
-    second: tuple[str, int]
-    distance: Distance
 
 
 def parse_mapping(text: str) -> tuple[Numbers, ...]:
@@ -148,30 +141,8 @@ def parse_table(text: str) -> Listing:
 
 
 def parse_topology(text: str) -> tuple[Link, ...]:
-    """Read `npu-smi info -t topo`; network cards in it and pairs that it calls unknown are left out."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    header = lines[0].removesuffix("CPU Affinity").split() if lines else []
-    columns = [_label(word) for word in header]
-    if not columns or None in columns:
-        raise FormatError(f"npu-smi info -t topo has an unknown header: {(lines or ['nothing'])[0][:200]!r}")
-    links: list[Link] = []
-    n_rows = 0
-    for line in lines[1:]:
-        first, *cells = line.split()
-        row = _label(first)
-        if row is None:
-            break  # the legend
-        kinds = cells[: len(columns)]
-        if len(kinds) < len(columns) or not _KINDS.keys() >= set(kinds):
-            raise FormatError(f"npu-smi info -t topo has a row that does not fit its header: {line[:200]!r}")
-        n_rows += 1
-        for column, kind in zip(columns, kinds, strict=True):
-            distance = _KINDS[kind]
-            if column is not None and distance and "NIC" not in (row[0], column[0]) and row < column:
-                links.append(Link(row, column, distance))
-    if n_rows != len(columns):
-        raise FormatError(f"npu-smi info -t topo has {n_rows} rows for {len(columns)} columns")
-    return tuple(links)
+    """Read `npu-smi info -t topo`; a label is `NPU` and the card, or `Phy-ID` and the physical id."""
+    return parse_link_matrix("npu-smi info -t topo", text, device=r"(?:NPU|Phy-ID)\d+", other=r"NIC\d+", kinds=_KINDS)
 
 
 def parse_usages(text: str) -> Mapping[int, Mapping[str, float | None]]:
@@ -203,11 +174,6 @@ def parse_board(text: str) -> str | None:
 def _key_values(text: str) -> list[tuple[str, str]]:
     pairs = [line.partition(":") for line in text.splitlines() if ":" in line]
     return [(" ".join(key.split()), value.strip()) for key, _, value in pairs]
-
-
-def _label(word: str) -> tuple[str, int] | None:
-    match = re.fullmatch(r"(NPU|Phy-ID|NIC)(\d+)", word)
-    return (match[1], int(match[2])) if match is not None else None
 
 
 def _usage(text: str) -> tuple[int | None, int | None]:

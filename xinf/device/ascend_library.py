@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from xinf.core.device import Distance
-from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify, judge, write_die_id
+from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify, judge, uuid_of_die
 from xinf.device.ascend_structs import ChipInfo, DieId, EccInfo, HbmInfo, MemoryInfo, PcieInfo
 from xinf.device.library import LibraryError, find_function, load_library
 from xinf.device.roster import Card
@@ -154,9 +154,9 @@ class Dcmi:
             extra["soc"] = f"Ascend910_{npu_name}"  # the name does not say it
         if info is not None and info.aicore_cnt:
             extra["cores"] = info.aicore_cnt
-        die_id = self._die_id(address)
-        if die_id is not None:
-            extra["die_id"] = die_id
+        uuid = self._uuid(address)
+        if uuid is not None:
+            extra["uuid"] = uuid
         logic_id = self._logic_id(address)
         return describe(
             Numbers(
@@ -242,12 +242,12 @@ class Dcmi:
     def _identify(self, address: Address) -> str:
         return identify(address[0], _chip_id(address), self._pci(address))
 
-    def _die_id(self, address: Address) -> str | None:
+    def _uuid(self, address: Address) -> str | None:
         for kind in _DIES:
             die = self._read("die", address, DieId(), kind)
-            words = write_die_id(die.soc_die) if die is not None else None
-            if words is not None:
-                return words
+            uuid = uuid_of_die(die.soc_die) if die is not None else None
+            if uuid is not None:
+                return uuid
         return None
 
     def _read(self, question: str, address: Address, answer: T, *inputs: int) -> T | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xinf.core.device import Distance
-from xinf.device.ascend_chip import Condition, Numbers, describe, identify
+from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify
 from xinf.device.ascend_layouts import (
     ChipRow,
     Listing,
@@ -55,13 +55,13 @@ def read_states(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
 
 def read_distances(root: Path, tool: VendorTool = TOOL) -> tuple[tuple[str, str, Distance], ...]:
     """Read how far the chips are apart. Raises: ToolError."""
-    names: dict[tuple[str, int], str] = {}
+    names: dict[str, str] = {}
     for card in read_cards(root, tool):
         assert card.uuid is not None  # every chip has a place
         if "physical_id" in card.extra:
-            names["Phy-ID", int(card.extra["physical_id"])] = card.uuid
+            names[f"Phy-ID{card.extra['physical_id']}"] = card.uuid
         if card.extra["chip_id"] == 0:
-            names["NPU", int(card.extra["npu_id"])] = card.uuid
+            names[f"NPU{card.extra['npu_id']}"] = card.uuid
     links = parse_topology(tool.run(root, "info", "-t", "topo"))
     return tuple(
         (names[link.first], names[link.second], link.distance)
@@ -78,7 +78,9 @@ def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> L
         card, chip = str(entry.npu_id), str(entry.chip_id)
         if entry.npu_id not in usages:
             usages[entry.npu_id] = parse_usages(tool.run(root, "info", "-t", "usages", "-i", card))
-        board = tool.run(root, "info", "-t", "board", "-i", card, "-c", chip)
+        # An Ascend 950 has no chips on a card, and refuses to be asked for one.
+        which = ("-i", card) if architecture_of(entry.name) == "950" else ("-i", card, "-c", chip)
+        board = tool.run(root, "info", "-t", "board", *which)
         values = usages[entry.npu_id].get(entry.chip_id, {})
         capacities = (values.get(f"{kind} Capacity(MB)") for kind in ("HBM", "DDR", "Memory"))
         total = next((int(mib) << 20 for mib in capacities if mib), None)

@@ -6,6 +6,7 @@ with the bus address, so that it is never guessed from the order on the bus.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from xinf.device.vendor_tool import Form, VendorTool
 from xinf.device.way import Way
 
 _TIMEOUT_S = 4.0  # three times within the deadline of an inventory
-_NEUWARE_VERSION = "usr/local/neuware/version.txt"
+_NEUWARE = "/usr/local/neuware"
 
 
 class CambriconProbe(RosterProbe):
@@ -65,9 +66,10 @@ class CambriconProbe(RosterProbe):
         return [_put(card, places.get(card.number or 0)) for card in cards]
 
     def runtime(self, root: Path) -> str | None:
-        """Read the version of Neuware."""
+        """Read the version of Neuware, where its variable says or its packages put it."""
+        home = os.environ.get("NEUWARE_HOME", _NEUWARE)
         try:
-            match = re.search(r"\d+(?:\.\d+)+", (root / _NEUWARE_VERSION).read_text())
+            match = re.search(r"\d+(?:\.\d+)+", (root / home.lstrip("/") / "version.txt").read_text())
         except (OSError, UnicodeDecodeError):
             return None
         return match[0] if match is not None else None

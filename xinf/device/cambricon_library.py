@@ -8,6 +8,7 @@ first, then 5. Memory is in MB of 2^20, power in W.
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,7 +69,9 @@ class Cndev:
     """The started library. Raises: LibraryError when it is not there or does not start."""
 
     def __init__(self, root: Path) -> None:
-        self._library = load_library(("libcndev.so",), directories=_DIRECTORIES, root=root)
+        home = os.environ.get("NEUWARE_HOME")
+        directories = _DIRECTORIES if home is None else (f"{home}/lib64", *_DIRECTORIES)
+        self._library = load_library(("libcndev.so",), directories=directories, root=root)
         code = find_function(self._library, "cndevInit")(0)
         if code != 0:
             raise LibraryError(f"cndevInit: {self._words(code)}")
@@ -134,7 +137,7 @@ class Cndev:
             memory_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
             pci=pci,
             dev_nodes=(f"/dev/cambricon_dev{number}",),
-            extra={} if uuid is None else {"uuid": uuid},
+            extra={} if uuid is None else {"uuid": f"MLU-{uuid}"},
             driver=None
             if version is None
             else f"{version.driverMajorVersion}.{version.driverMinorVersion}.{version.driverBuildVersion}",
@@ -179,7 +182,7 @@ class Cndev:
         return (ask(handle) or b"MLU").decode(errors="replace")
 
     def _uuid(self, handle: int) -> str | None:
-        """Ask for the UUID as cndev writes it, without the prefix that cnmon puts before it."""
+        """Ask for the UUID as cndev writes it, without the prefix that everybody else puts before it."""
         answer = self._read("cndevGetUUID", Uuid(), handle)
         return (answer.uuid.decode(errors="replace") or None) if answer is not None else None
 

@@ -163,8 +163,8 @@ def _card_of_text(number: int, values: Mapping[str, str]) -> Card:
 
 
 def _told_uuid(text: str | None) -> dict[str, str | int]:
-    """Keep the UUID as cndev writes it: cnmon puts a prefix before it."""
-    return {"uuid": text.removeprefix("MLU-")} if text else {}
+    """Keep the UUID with the prefix that cndev does not have, nor all versions of cnmon."""
+    return {"uuid": f"MLU-{text.removeprefix('MLU-')}"} if text else {}
 
 
 def _section(entry: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -162,6 +162,7 @@ class Efml:
         has_memory = self._ask("EfmlGetDevMem", ctypes.c_uint32(number), ctypes.byref(memory))
         self._ask("EfmlGetNumaNode", ctypes.c_uint32(number), ctypes.byref(node))
         health, reason = self._health(number)
+        uuid = self._text("EfmlGetDevUuid", number)
         return Card(
             pci=_address(info),
             number=number,
@@ -173,7 +174,7 @@ class Efml:
             numa=node.value if node.value >= 0 else None,
             health=health,
             reason=reason,
-            extra={} if (uuid := self._text("EfmlGetDevUuid", number)) is None else {"uuid": uuid},
+            extra={} if uuid is None else {"uuid": f"GCU-{uuid}"},
         )
 
     def _measure(self, number: int) -> Card:

@@ -95,7 +95,7 @@ def _read_block(number: int, fields: dict[str, str]) -> Card:
         driver=fields.get("Ver") or None,
         health=health,
         reason=UNHEALTHY if health is Health.FAULTY else None,
-        extra={} if uuid in _UNKNOWN else {"uuid": uuid},
+        extra={} if uuid in _UNKNOWN else {"uuid": f"GCU-{uuid}"},
         used_bytes=_size(usage, fields.get(usage, "")),
         free_bytes=_size("Free Size", fields.get("Free Size", "")),
         util_pct=_quantity("GCU Usage", fields.get("GCU Usage", "")),
@@ -126,7 +126,7 @@ def _read_record(record: Mapping[str, str], *, driver: str) -> Card:
         util_pct=_leading_number(used),
         temp_c=_leading_number(record["TEMP"]),
         power_w=_leading_number(record["Pwr(Usage/Cap)"]),
-        extra={"uuid": record["UUID"]} if "UUID" in record else {},
+        extra={"uuid": f"GCU-{record['UUID']}"} if "UUID" in record else {},
     )
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from xinf.core.device import Vendor
+from xinf.core.device import Topology, Vendor
 from xinf.device.kunlunxin_library import Xpuml
-from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table
+from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table, parse_topology
 from xinf.device.library import LibraryError
 from xinf.device.reading import DeviceProcess
 from xinf.device.roster import Card, Listing, name_by_place
 from xinf.device.roster_probe import RosterProbe
 from xinf.device.started_library import StartedLibrary
+from xinf.device.tool import ToolError
 from xinf.device.vendor_tool import Form, VendorTool
 from xinf.device.way import Way, ask_in_turn
 
@@ -60,6 +61,21 @@ class KunlunxinProbe(RosterProbe):
             part = None if times[card.pci] == 1 else number - first
             placed.append(msgspec.structs.replace(card, uuid=name_by_place(self.vendor, card.pci, part)))
         return placed
+
+    def topology(self, root: Path) -> Topology:
+        """Say how far the cards are apart. Only xpu-smi does, by its ids: XPU-Link is a link."""
+        cards = self.place(ask_in_turn(self.inventory_ways(root), []), root)
+        names = {f"XPU{card.number}": card.uuid for card in cards if card.uuid is not None and card.number is not None}
+        try:
+            links = parse_topology(self._tool.run(root, "topo", "-m"))
+        except ToolError:
+            return Topology()
+        known = [
+            (names[link.first], names[link.second], link.distance)
+            for link in links
+            if link.first in names and link.second in names
+        ]
+        return Topology(pairs=tuple(sorted((min(a, b), max(a, b), distance) for a, b, distance in known)))
 
     def processes(self, root: Path) -> tuple[DeviceProcess, ...]:
         """Say who holds memory of which card. Only the library does; where chips share an address nobody can."""

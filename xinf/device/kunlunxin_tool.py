@@ -4,7 +4,8 @@ Intel's tool of the same name prints none of them: call these only where the PCI
 
 Sources: `-q` in ZStack's GPU plugin (P800 PCIe, driver 5.0.21.26); `-m` in SwanLab's kunlunxin.py and in deployment
 logs of P800 OAM (2026-09), where readers require 32 fields; the table in documents of PaddlePaddle and ERNIE (driver
-5.0.21.26; in containers 515.58 with `XPU-RT Version: N/A`).
+5.0.21.26; in containers 515.58 with `XPU-RT Version: N/A`; Cloudpods' test has 5.19.0.0 alike); `topo -m` in the reader
+of a cluster's set-up tool and in an environment report of eight P800 (driver 5.0.21.47), without a whole output.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from xinf.core.device import Distance
 from xinf.device.framed_table import parse_framed_table
 from xinf.device.kunlunxin_library import name_arch
+from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError
@@ -45,6 +48,15 @@ _COLUMNS = {
     "Compute M.": _VALUE,
     "L3-Usage": _MIB_PAIR,
     "SR-IOV M.": _VALUE,
+}
+_KINDS = {
+    "X": None,  # itself
+    "XL": Distance.LINK,
+    "PIX": Distance.PIX,
+    "PXB": Distance.PXB,
+    "PHB": Distance.PHB,
+    "NODE": Distance.NODE,
+    "SYS": Distance.SYS,
 }
 _NEEDED = ("XPU", "Name", "Bus-Id", "Volatile Uncorr. ECC", "Temp", "Pwr:Usage/Cap", "Memory-Usage", "XPU-Util")
 
@@ -89,6 +101,11 @@ def parse_table(text: str) -> tuple[Card, ...]:
     table = parse_framed_table("xpu-smi", text[title.end() :], _COLUMNS, height=3, until="Processes:")
     runtime = None if title["runtime"] in _UNKNOWN else title["runtime"]
     return tuple(_read_record(record, driver=title["driver"], runtime=runtime) for record in table.records)
+
+
+def parse_topology(text: str) -> tuple[Link, ...]:
+    """Read `xpu-smi topo -m`; a label is `XPU` and the id. Raises: FormatError."""
+    return parse_link_matrix("xpu-smi topo -m", text, device=r"XPU\d+", other=r"NIC\d+|mlx5_\w+", kinds=_KINDS)
 
 
 def _read_block(bus: str, fields: dict[str, str], common: dict[str, str]) -> Card:
