@@ -111,12 +111,13 @@ def parse_mapping(text: str) -> tuple[Numbers, ...]:
 
 def parse_table(text: str) -> Listing:
     """Read the table of `npu-smi info`, without that of the processes below it."""
-    table = parse_framed_table("npu-smi info", text, _COLUMNS, height=2, until="Process")
+    needed = ("Name", "Health", "Bus-Id", "Memory-Usage(MB)")
+    table = parse_framed_table("npu-smi info", text, _COLUMNS, height=2, needed=needed, until="Process")
     rows: list[ChipRow] = []
     for record in table.records:
-        number, bus = record.get("NPU", record.get("NPU ID")), record.get("Bus-Id")
-        if number is None or bus is None or not {"Name", "Health", "Memory-Usage(MB)"} <= record.keys():
-            raise FormatError(f"npu-smi info has a table without a column that is needed: {', '.join(record)}")
+        number, bus = record.get("NPU", record.get("NPU ID")), record["Bus-Id"]
+        if number is None:
+            raise FormatError(f"npu-smi info has a table without the NPUs' numbers: {', '.join(record)}")
         used, total = _usage(record["Memory-Usage(MB)"])
         if "HBM-Usage(MB)" in record:
             used_hbm, total_hbm = _usage(record["HBM-Usage(MB)"])

@@ -45,6 +45,7 @@ _COLUMNS = {
     "SR-IOV": _VALUE,
     "Compute-Mode": _VALUE,
 }
+_NEEDED = ("Card", "Name", "Memory-Usage", "Util", "Temp")
 
 
 def parse_json(text: str) -> tuple[Card, ...]:
@@ -85,12 +86,10 @@ def parse_text(text: str) -> tuple[Card, ...]:
 
 def parse_table(text: str) -> tuple[Card, ...]:
     """Read the table that cnmon prints without arguments, up to that of the processes."""
-    table = parse_framed_table("cnmon", text, _COLUMNS, height=2, until="Processes")
+    table = parse_framed_table("cnmon", text, _COLUMNS, height=2, needed=_NEEDED, until="Processes")
     title = re.search(r"Driver v?(\S+)", table.title)
     cards: list[Card] = []
     for record in table.records:
-        if not {"Card", "Name", "Memory-Usage", "Util", "Temp"} <= record.keys():
-            raise FormatError(f"cnmon has a table without a column that is needed: {', '.join(record)}")
         number, bus = int(record["Card"]), record.get("Bus-Id", "N/A")
         used, total = (_mib(part) for part in (*record["Memory-Usage"].split("/"), "")[:2])
         pci = None if bus == "N/A" else normalise_address(bus)

@@ -11,13 +11,14 @@ No call shuts the library down. One object per process: the library keeps its st
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from xinf.core.device import Health, Vendor
-from xinf.device.library import LibraryError, find_function, load_library
-from xinf.device.roster import Card, Listing, name_by_place
+from xinf.device.c_calls import CCalls, decode
+from xinf.device.library import LibraryError, load_library
+from xinf.device.roster import Card, Listing, list_readable, name_by_place
+from xinf.device.started_library import check_version
 
 _NAMES = ("libefml.so", "libefml.so.2", "libefml.so.1", "libefml.so.2.1", "libefml.so.2.0", "libefml.so.1.0.0")
 _DIRECTORIES = ("/usr/lib", "/usr/local/efsmi/lib")
@@ -93,13 +94,9 @@ class Efml:
     """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._library = load_library(_NAMES, directories=_DIRECTORIES, root=root)
-        self._demand("EfmlInit", ctypes.c_bool(False))  # False: with the driver
-        self.version = self._text("EfmlGetLibVer") or ""
-        major = re.match(r"[Vv]?(\d+)\.\d", self.version)
-        if major is None or major[1] not in _KNOWN_MAJORS:
-            known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
-            raise LibraryError(f"libefml says version {self.version!r}; layouts are known of {known}")
+        self._calls = CCalls(load_library(_NAMES, directories=_DIRECTORIES, root=root), _ERRORS)
+        self._calls.demand("EfmlInit", ctypes.c_bool(False))  # False: with the driver
+        check_version("libefml", self._text("EfmlGetLibVer"), _KNOWN_MAJORS)
 
     def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError."""
@@ -121,35 +118,27 @@ class Efml:
             here = _address(self._info(number))
             for family in ("GcuLare", "Esl"):
                 ports = ctypes.c_uint32()
-                if not self._ask(f"EfmlGet{family}PortNum", ctypes.c_uint32(number), ctypes.byref(ports)):
+                if not self._calls.ask(f"EfmlGet{family}PortNum", ctypes.c_uint32(number), ctypes.byref(ports)):
                     continue
                 for port in range(ports.value):
                     info = PortInfo()
                     arguments = (ctypes.c_uint32(number), ctypes.c_uint32(port), ctypes.byref(info))
-                    if self._ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
+                    if self._calls.ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
                         found.append((here, _remote_address(info)))
                 break
         return [link for link in found if link[1] in here_too]
 
     def _read_all(self, read: Callable[[int], Card]) -> Listing:
-        found, complaints = [], []
-        for number in range(self._count()):
-            try:
-                found.append(read(number))
-            except LibraryError as error:
-                complaints.append(f"device {number}: {error}")
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return Listing(tuple(found), tuple(complaints))
+        return list_readable(((number, number) for number in range(self._count())), read)
 
     def _count(self) -> int:
         count = ctypes.c_uint32()
-        self._demand("EfmlGetDevCount", ctypes.byref(count))
+        self._calls.demand("EfmlGetDevCount", ctypes.byref(count))
         return count.value
 
     def _info(self, number: int) -> DeviceInfo:
         info = DeviceInfo()
-        self._demand("EfmlGetDevInfo", ctypes.c_uint32(number), ctypes.byref(info))
+        self._calls.demand("EfmlGetDevInfo", ctypes.c_uint32(number), ctypes.byref(info))
         if info.vendor_id != _PCI_VENDOR:
             # The one value that is known beforehand: anything else means that the struct is laid out differently.
             raise LibraryError(f"EfmlGetDevInfo gives the PCI vendor {info.vendor_id:#x}, so its layout is not known")
@@ -159,8 +148,8 @@ class Efml:
         info = self._info(number)
         name = info.name.decode(errors="replace").strip()
         memory, node = MemoryInfo(), ctypes.c_int(-1)
-        has_memory = self._ask("EfmlGetDevMem", ctypes.c_uint32(number), ctypes.byref(memory))
-        self._ask("EfmlGetNumaNode", ctypes.c_uint32(number), ctypes.byref(node))
+        has_memory = self._calls.ask("EfmlGetDevMem", ctypes.c_uint32(number), ctypes.byref(memory))
+        self._calls.ask("EfmlGetNumaNode", ctypes.c_uint32(number), ctypes.byref(node))
         health, reason = self._health(number)
         uuid = self._text("EfmlGetDevUuid", number)
         return Card(
@@ -181,12 +170,12 @@ class Efml:
         info, here = self._info(number), ctypes.c_uint32(number)
         memory, power, load, heat = MemoryInfo(), PowerInfo(), ctypes.c_float(), ThermalInfo()
         ecc = EccStatus()
-        has_memory = self._ask("EfmlGetDevMem", here, ctypes.byref(memory)) and memory.total_bytes
-        has_power = self._ask("EfmlGetDevPwr", here, ctypes.byref(power))
-        has_load = self._ask("EfmlGetDevDtuUsage", here, ctypes.byref(load))
+        has_memory = self._calls.ask("EfmlGetDevMem", here, ctypes.byref(memory)) and memory.total_bytes
+        has_power = self._calls.ask("EfmlGetDevPwr", here, ctypes.byref(power))
+        has_load = self._calls.ask("EfmlGetDevDtuUsage", here, ctypes.byref(load))
         heats = ("EfmlGetDevTempV2", "EfmlGetDevTemp")  # the newer header has only V2
-        has_heat = any(self._ask(name, here, ctypes.byref(heat)) for name in heats)
-        has_ecc = self._ask("EfmlGetDevEccStatus", here, ctypes.byref(ecc)) and ecc.enabled
+        has_heat = any(self._calls.ask(name, here, ctypes.byref(heat)) for name in heats)
+        has_ecc = self._calls.ask("EfmlGetDevEccStatus", here, ctypes.byref(ecc)) and ecc.enabled
         health, reason = self._health(number)
         return Card(
             pci=_address(info),
@@ -203,27 +192,15 @@ class Efml:
 
     def _health(self, number: int) -> tuple[Health | None, str | None]:
         good = ctypes.c_bool()
-        if not self._ask("EfmlGetDevHealth", ctypes.c_uint32(number), ctypes.byref(good)):
+        if not self._calls.ask("EfmlGetDevHealth", ctypes.c_uint32(number), ctypes.byref(good)):
             return None, None
         return (Health.OK, None) if good.value else (Health.FAULTY, UNHEALTHY)
 
     def _text(self, name: str, *numbers: int) -> str | None:
         buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-        if not self._ask(name, *(ctypes.c_uint32(number) for number in numbers), buffer):
+        if not self._calls.ask(name, *(ctypes.c_uint32(number) for number in numbers), buffer):
             return None
-        return buffer.value.decode(errors="replace").strip() or None
-
-    def _ask(self, name: str, *arguments: object) -> bool:
-        """Call; False when this version or this card has no answer."""
-        try:
-            return bool(find_function(self._library, name)(*arguments) == 0)
-        except LibraryError:
-            return False
-
-    def _demand(self, name: str, *arguments: object) -> None:
-        code = find_function(self._library, name)(*arguments)
-        if code != 0:
-            raise LibraryError(f"{name}: {_ERRORS.get(code, f'error {code}')}")
+        return decode(buffer.value)
 
 
 def name_arch(name: str) -> str | None:

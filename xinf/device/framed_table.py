@@ -14,7 +14,7 @@ is half understood is not understood.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -31,14 +31,24 @@ class FramedTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_framed_table(
-    tool: str, text: str, columns: Mapping[str, str], *, height: int, until: str | None = None
+    tool: str,
+    text: str,
+    columns: Mapping[str, str],
+    *,
+    height: int,
+    needed: Collection[str] = (),
+    until: str | None = None,
 ) -> FramedTable:
     """Read a table whose records take `height` lines, up to the first line that contains `until`.
 
-    `columns`: a pattern without groups by column name; not all of them need to be there. Raises: FormatError.
+    `columns`: a pattern without groups by column name; of them those `needed` must be there. Raises: FormatError.
     """
     lines = [_straighten(line.strip()) for line in text.splitlines()]
     start, header = _find_header(tool, lines, columns, height)
+    present = [name for cells in header for names in cells for name in names]
+    lacking = [name for name in needed if name not in present]
+    if lacking:
+        raise FormatError(f"{tool} printed a table without the column {lacking[0]!r}: {', '.join(present)}")
     body: list[str] = []
     for line in lines[start + height :]:
         if until is not None and until in line:

@@ -11,15 +11,16 @@ taken for the same only where a card's address is found twice in its struct, as 
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from xinf.core.device import Health, Vendor
-from xinf.device.library import LibraryError, find_function, load_library
+from xinf.device.c_calls import CCalls
+from xinf.device.library import LibraryError, load_library
 from xinf.device.reading import DeviceProcess
-from xinf.device.roster import Card, Listing, name_by_place
+from xinf.device.roster import Card, Listing, list_readable, name_by_place
+from xinf.device.started_library import check_version
 
 _NAMES = ("libxpuml.so.1", "libxpuml.so")
 _DIRECTORIES = ("/usr/local/xpu/lib64", "/usr/local/xpu/lib", "/usr/local/xpu/so", "/opt/xre/so")
@@ -97,17 +98,13 @@ class Xpuml:
     """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._library = load_library(_NAMES, directories=_DIRECTORIES, root=root)
-        self._demand("xpumlInit")
-        version = self._system_text("xpumlSystemGetXPUMLVersion") or ""
-        major = re.match(r"[Vv]?(\d+)\.\d", version)
-        if major is None or major[1] not in _KNOWN_MAJORS:
-            known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
-            raise LibraryError(f"libxpuml says version {version!r}; layouts are known of {known}")
+        self._calls = CCalls(load_library(_NAMES, directories=_DIRECTORIES, root=root), _ERRORS)
+        self._calls.demand("xpumlInit")
+        check_version("libxpuml", self._calls.text("xpumlSystemGetXPUMLVersion", length=_TEXT_BYTES), _KNOWN_MAJORS)
 
     def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError."""
-        driver = (self._system_text("xpumlSystemGetDriverVersion") or "").partition(" ")[0] or None
+        driver = (self._calls.text("xpumlSystemGetDriverVersion", length=_TEXT_BYTES) or "").partition(" ")[0] or None
         return self._read_all(lambda handle: self._describe(handle, driver))
 
     def states(self) -> Listing:
@@ -120,7 +117,7 @@ class Xpuml:
         for handle in self._handles([]):
             infos, count = (ProcessInfo * _MAX_PROCESSES)(), ctypes.c_uint(_MAX_PROCESSES)
             arguments = (handle.pointer, ctypes.byref(count), infos)
-            if self._code("xpumlDeviceGetComputeRunningProcesses", *arguments) != 0:
+            if self._calls.code("xpumlDeviceGetComputeRunningProcesses", *arguments) != 0:
                 continue
             uuid = name_by_place(Vendor.KUNLUNXIN, self._address(handle))
             found += [
@@ -131,11 +128,11 @@ class Xpuml:
 
     def _handles(self, complaints: list[str]) -> list[_Handle]:
         count, found = ctypes.c_uint(), list[_Handle]()
-        self._demand("xpumlDeviceGetCount", ctypes.byref(count))
+        self._calls.demand("xpumlDeviceGetCount", ctypes.byref(count))
         for index in range(count.value):
             pointer = ctypes.c_void_p()
             try:
-                self._demand("xpumlDeviceGetHandleByIndex", ctypes.c_uint(index), ctypes.byref(pointer))
+                self._calls.demand("xpumlDeviceGetHandleByIndex", ctypes.c_uint(index), ctypes.byref(pointer))
             except LibraryError as error:
                 complaints.append(f"device {index}: {error}")
                 continue
@@ -143,19 +140,13 @@ class Xpuml:
         return found
 
     def _read_all(self, read: Callable[[_Handle], Card]) -> Listing:
-        found, complaints = [], list[str]()
-        for handle in self._handles(complaints):
-            try:
-                found.append(read(handle))
-            except LibraryError as error:
-                complaints.append(f"device {handle.index}: {error}")
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return Listing(tuple(found), tuple(complaints))
+        complaints: list[str] = []
+        handles = [(handle.index, handle) for handle in self._handles(complaints)]
+        return list_readable(handles, read, complaints)
 
     def _describe(self, handle: _Handle, driver: str | None) -> Card:
-        name, minor = self._text("xpumlDeviceGetName", handle), self._minor(handle)
-        serial = self._text("xpumlDeviceGetSerial", handle)
+        name, minor = self._calls.text("xpumlDeviceGetName", handle.pointer, length=_TEXT_BYTES), self._minor(handle)
+        serial = self._calls.text("xpumlDeviceGetSerial", handle.pointer, length=_TEXT_BYTES)
         health, reason = self._condition(handle, 0)
         return Card(
             pci=self._address(handle),
@@ -176,9 +167,11 @@ class Xpuml:
         total, free = self._memory(handle)
         minor = self._minor(handle)
         codes = [
-            self._code("xpumlDeviceGetUtilizationRates", handle.pointer, ctypes.byref(load)),
-            self._code("xpumlDeviceGetTemperature", handle.pointer, ctypes.c_uint(_DIE_SENSOR), ctypes.byref(heat)),
-            self._code("xpumlDeviceGetPowerUsage", handle.pointer, ctypes.byref(power)),
+            self._calls.code("xpumlDeviceGetUtilizationRates", handle.pointer, ctypes.byref(load)),
+            self._calls.code(
+                "xpumlDeviceGetTemperature", handle.pointer, ctypes.c_uint(_DIE_SENSOR), ctypes.byref(heat)
+            ),
+            self._calls.code("xpumlDeviceGetPowerUsage", handle.pointer, ctypes.byref(power)),
         ]
         health, reason = self._condition(
             handle, max((code for code in codes if code in (_LOST, _RESET_REQUIRED)), default=0)
@@ -199,7 +192,7 @@ class Xpuml:
     def _condition(self, handle: _Handle, code: int) -> tuple[Health | None, str | None]:
         """Judge by the state that it is in, and by what a question about it came back with."""
         state = ctypes.c_int()
-        told = self._code("xpumlDeviceGetState", handle.pointer, ctypes.byref(state))
+        told = self._calls.code("xpumlDeviceGetState", handle.pointer, ctypes.byref(state))
         for fault in (code, told):
             if fault in (_LOST, _RESET_REQUIRED):
                 return Health.FAULTY, f"libxpuml: {_ERRORS[fault]}"
@@ -211,7 +204,7 @@ class Xpuml:
     def _memory(self, handle: _Handle) -> tuple[int | None, int | None]:
         """Read total and free bytes; what does not add up is of another layout, or of a card that is starting."""
         memory = MemoryInfo()
-        if self._code("xpumlDeviceGetMemoryInfo", handle.pointer, ctypes.byref(memory)) != 0:
+        if self._calls.code("xpumlDeviceGetMemoryInfo", handle.pointer, ctypes.byref(memory)) != 0:
             return None, None
         total, free = memory.totalGlobalMemory, memory.freeGlobalMemory
         is_whole = 0 < total < 1 << 44 and free <= total and memory.usedGlobalMemory <= total
@@ -220,41 +213,17 @@ class Xpuml:
     def _minor(self, handle: _Handle) -> int | None:
         """Read N of /dev/xpuN."""
         minor, number = ctypes.c_uint(), ctypes.c_int()
-        if self._code("xpumlDeviceGetMinorNumber", handle.pointer, ctypes.byref(minor)) == 0:
+        if self._calls.code("xpumlDeviceGetMinorNumber", handle.pointer, ctypes.byref(minor)) == 0:
             return minor.value
-        return number.value if self._code("xpumlDeviceGetId", handle.pointer, ctypes.byref(number)) == 0 else None
+        return number.value if self._calls.code("xpumlDeviceGetId", handle.pointer, ctypes.byref(number)) == 0 else None
 
     def _address(self, handle: _Handle) -> str:
         place = PciInfo()
-        self._demand("xpumlDeviceGetPciInfo", handle.pointer, ctypes.byref(place))
+        self._calls.demand("xpumlDeviceGetPciInfo", handle.pointer, ctypes.byref(place))
         text = place.busId.decode(errors="replace").lower()
         if text != f"{place.domain:08x}:{place.bus:02x}:{place.device:02x}.{place.function:x}":
             raise LibraryError(f"xpumlDeviceGetPciInfo gives the address {text!r}, so its layout is not known")
         return f"{place.domain:04x}:{place.bus:02x}:{place.device:02x}.{place.function:x}"
-
-    def _text(self, name: str, handle: _Handle) -> str | None:
-        buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-        if self._code(name, handle.pointer, buffer, ctypes.c_uint(_TEXT_BYTES)) != 0:
-            return None
-        return buffer.value.decode(errors="replace").strip() or None
-
-    def _system_text(self, name: str) -> str | None:
-        buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-        if self._code(name, buffer, ctypes.c_uint(_TEXT_BYTES)) != 0:
-            return None
-        return buffer.value.decode(errors="replace").strip() or None
-
-    def _code(self, name: str, *arguments: object) -> int | None:
-        """Call and give what it returned; None: there is no such function."""
-        try:
-            return int(find_function(self._library, name)(*arguments))
-        except LibraryError:
-            return None
-
-    def _demand(self, name: str, *arguments: object) -> None:
-        code = find_function(self._library, name)(*arguments)
-        if code != 0:
-            raise LibraryError(f"{name}: {_ERRORS.get(code, f'error {code}')}")
 
 
 def name_arch(name: str | None) -> str | None:

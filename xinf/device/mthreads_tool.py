@@ -59,7 +59,7 @@ def parse_table(text: str) -> tuple[Card, ...]:
         raise FormatError("mthreads-gmi's table does not begin with `mthreads-gmi:` and `Driver Version:`")
     lines = [_frame(line) for line in text[title.end() :].partition("Processes:")[0].splitlines()]
     height = 3 if any("ECC Mode" in line for line in lines) else 2
-    table = parse_framed_table("mthreads-gmi", "\n".join(lines), _COLUMNS, height=height)
+    table = parse_framed_table("mthreads-gmi", "\n".join(lines), _COLUMNS, height=height, needed=_NEEDED)
     return _check_places([_read_record(record, title["driver"]) for record in table.records], "mthreads-gmi's table")
 
 
@@ -102,9 +102,6 @@ def _read_gpu(entry: object, driver: str | None) -> Card:
 
 
 def _read_record(record: Mapping[str, str], driver: str) -> Card:
-    lacking = [name for name in _NEEDED if name not in record]
-    if lacking:
-        raise FormatError(f"mthreads-gmi's table has no column {lacking[0]!r}: {', '.join(record)}")
     pci = normalise_address(record["PCIe"])
     used, total = (int(mib) for mib in re.findall(r"(\d+)MiB", record["Mem"]))
     return Card(

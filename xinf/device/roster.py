@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Sample, Vendor
+from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, read_numa, without_driver
+
+H = TypeVar("H")
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +54,24 @@ class Listing(msgspec.Struct, frozen=True):
 
     cards: tuple[Card, ...]
     complaints: tuple[str, ...] = ()
+
+
+def list_readable(
+    handles: Iterable[tuple[int, H]], read: Callable[[H], Card], complaints: Sequence[str] = ()
+) -> Listing:
+    """Read the cards that can be read, by their numbers' handles; one that cannot does not hide the others.
+
+    `complaints`: of those that have not even a handle. Raises: LibraryError with all of them when no card can be read.
+    """
+    found, said = [], list(complaints)
+    for number, handle in handles:
+        try:
+            found.append(read(handle))
+        except LibraryError as error:
+            said.append(f"device {number}: {error}")
+    if said and not found:
+        raise LibraryError("; ".join(said))
+    return Listing(tuple(found), tuple(said))
 
 
 def name_by_place(vendor: Vendor, pci: str, part: int | str | None = None) -> str:

@@ -1,7 +1,8 @@
-"""A vendor's library that a process starts once."""
+"""A vendor's library that a process starts once, if it is of a version whose layouts are known."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -9,6 +10,14 @@ from typing import Generic, TypeVar
 from xinf.device.library import LibraryError
 
 T = TypeVar("T")
+
+
+def check_version(library: str, version: str | None, majors: tuple[str, ...]) -> None:
+    """Refuse a library of a version whose structs nobody has seen. Raises: LibraryError."""
+    major = re.match(r"[Vv]?(\d+)\.\d", version or "")
+    if major is None or major[1] not in majors:
+        known = " and ".join(f"{number}.x" for number in majors)
+        raise LibraryError(f"{library} says version {version or ''!r}; layouts are known of {known}")
 
 
 class StartedLibrary(Generic[T]):
