@@ -152,7 +152,7 @@ def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
     assert [device.pci for device in devices] == ["0000:c1:00.0", "0000:c5:00.0", "0000:d9:00.0"]
     assert [device.index for device in devices] == [0, 1, 2]
     assert (devices[1].health, devices[1].visible) == (Health.FAULTY, None)
-    assert "lists 2 others but not this one" in str(devices[1].reason)
+    assert "lists 2 of the cards but not this one" in str(devices[1].reason)
 
 
 @pytest.mark.parametrize("other", ["0x1711", "0xa250"], ids=["display of the management processor", "compression"])
@@ -296,6 +296,7 @@ def read_layout(library: ctypes.CDLL) -> dict[str, int]:
         ("910_9391", "910C"),
         ("910_9579", "950"),
         ("Ascend950PR", "950"),
+        ("910B3-vir10_3c_32g", "910B3"),
         ("910X", None),
         ("NPU", None),
     ],

@@ -131,7 +131,7 @@ def test_card_that_gives_no_handle_does_not_hide_the_other(cndev_root: Answer) -
     lost, good = CambriconProbe().inventory(root)
     assert (good.uuid, good.visible, good.health) == (RIGHT, "0", Health.OK)
     assert (lost.pci, lost.visible, lost.health) == ("0000:39:00.0", None, Health.FAULTY)
-    assert "lists 1 others but not this one" in str(lost.reason)
+    assert "lists 1 of the cards but not this one" in str(lost.reason)
 
 
 def test_card_without_uuid_has_its_name_all_the_same(cndev_root: Answer) -> None:

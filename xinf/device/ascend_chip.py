@@ -54,7 +54,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
 
 def architecture_of(name: str) -> str | None:
     """Tell the generation and variant by a chip's name: "910B3", "310P3", "910C" (A3), "950"; None: not known."""
-    bare = name.strip().removeprefix("Ascend").strip()
+    bare = re.split(r"-?vir", name.strip().removeprefix("Ascend").strip())[0]  # "910B3-vir10_3c_32g" is a part of one
     for pattern, architecture in _ARCHITECTURES:
         match = re.fullmatch(pattern, bare)
         if match is not None:

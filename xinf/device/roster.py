@@ -130,18 +130,16 @@ def _describe_unlisted(function: PciFunction, n_listed: int, missing: str, nodes
         return without_driver(function, 0, f"it is bound to {function.driver}, for a virtual machine")
     if nodes is None or not n_listed:
         return without_driver(function, 0, missing)
+    health = Health.NO_DRIVER
     if function.driver is None:
-        return without_driver(
-            function, 0, f"no kernel driver is bound to it: load that of {function.vendor} ({missing})"
-        )
-    if sum(1 for _ in (root / "dev").glob(nodes)) <= n_listed:
+        reason = f"no kernel driver is bound to it: load that of {function.vendor}"
+    elif sum(1 for _ in (root / "dev").glob(nodes)) <= n_listed:
         node = nodes.partition("[")[0]
-        reason = f"it has no node /dev/{node}N here: a container shows the cards that it was given ({missing})"
-        return without_driver(function, 0, reason)
-    reason = (
-        f"the driver lists {n_listed} others but not this one: look at `dmesg`, then reset or reseat it ({missing})"
-    )
-    return without_driver(function, 0, reason, Health.FAULTY)
+        reason = f"it has no node /dev/{node}N here: a container shows the cards that it was given"
+    else:
+        health = Health.FAULTY
+        reason = f"the driver lists {n_listed} of the cards but not this one: look at `dmesg`, then reset or reseat it"
+    return without_driver(function, 0, f"{reason} ({missing})", health)
 
 
 def _make_device(vendor: Vendor, card: Card, uuid: str, root: Path) -> Device:
