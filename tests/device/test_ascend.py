@@ -129,10 +129,17 @@ def test_chip_without_physical_id_is_shown_but_not_offered(dcmi_root: Answer) ->
 
 
 def test_alarm_stops_new_work_and_a_warning_does_not(dcmi_root: Answer) -> None:
-    warned, alarmed = AscendProbe().inventory(dcmi_root("alarm"))
+    root = dcmi_root("alarm")
+    warned, alarmed = AscendProbe().inventory(root)
     assert (warned.health, warned.reason) == (Health.OK, None)
     assert alarmed.health is Health.FAULTY
-    assert "Alarm" in str(alarmed.reason)
+    assert "the NPU says Alarm (errors 80E01801 00000C4F)" in str(alarmed.reason)
+    assert [sample.reason for sample in AscendProbe().sample(root)] == [alarmed.reason, None]
+
+
+def test_well_chip_is_not_asked_for_its_errors(dcmi_root: Answer, tmp_path: Path) -> None:
+    AscendProbe().sample(dcmi_root("910b"))
+    assert "errorcode" not in (tmp_path / "dcmi.log").read_text()
 
 
 def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:

@@ -110,11 +110,15 @@ def describe(
     )
 
 
-def judge(level: int) -> Condition:
-    """Say what DCMI's health number means for new work. A warning does not stop a chip from working."""
+def judge(level: int, codes: Sequence[int] = ()) -> Condition:
+    """Say what DCMI's health number means for new work. A warning does not stop a chip from working.
+
+    `codes`: the errors that the chip has at present, by the numbers of the vendor's list.
+    """
     if level in (0, 1):
         return Condition(Health.OK)
     if level == HEALTH_WORDS.index("UNKNOWN"):
         return Condition(None)
     word = HEALTH_WORDS[level] if 0 <= level < len(HEALTH_WORDS) else "not there or not started"
-    return Condition(Health.FAULTY, f"the NPU says {word}: see `npu-smi info -t health -i N -c C` and its error codes")
+    errors = f" (errors {' '.join(f'{code:08X}' for code in codes)})" if codes else ""
+    return Condition(Health.FAULTY, f"the NPU says {word}{errors}: see `npu-smi info -t health -i N -c C` and `dmesg`")

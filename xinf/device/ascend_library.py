@@ -14,7 +14,7 @@ import ctypes
 from pathlib import Path
 from typing import TypeVar
 
-from xinf.core.device import Distance
+from xinf.core.device import Distance, Health
 from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify, judge, uuid_of_die
 from xinf.device.ascend_structs import ChipInfo, DieId, EccInfo, HbmInfo, MemoryInfo, PcieInfo
 from xinf.device.library import LibraryError, find_function, load_library
@@ -25,6 +25,7 @@ Address = tuple[int, ...]  # (card, chip on it), or (logic id,) of the second in
 
 _DIRECTORIES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/lib64/driver")
 _MAX_CARDS = 64
+_MAX_ERRORS = 128  # as long as the list of the documents; a shorter one is refused
 _NPU = 0  # enum dcmi_unit_type; 1 is a card's own controller, 2 its processor
 _AICORE_RATE = 2
 _HBM = 2  # enum dcmi_device_type
@@ -63,6 +64,7 @@ _FUNCTIONS = {
     "utilization": ("dcmi_get_device_utilization_rate", "dcmiv2_get_device_utilization_rate"),
     "temperature": ("dcmi_get_device_temperature", "dcmiv2_get_device_temperature"),
     "power": ("dcmi_get_device_power_info", "dcmiv2_get_device_power_info"),
+    "errors": ("dcmi_get_device_errorcode_v2", "dcmiv2_get_device_error_code_list"),
     "ecc": ("dcmi_get_device_ecc_info", "dcmiv2_get_device_ecc_info"),
 }
 
@@ -196,7 +198,20 @@ class Dcmi:
 
     def _condition(self, address: Address) -> Condition:
         health = self._read("health", address, ctypes.c_uint())
-        return Condition(None) if health is None else judge(health.value)
+        if health is None:
+            return Condition(None)
+        condition = judge(health.value)
+        return condition if condition.health is not Health.FAULTY else judge(health.value, self._errors(address))
+
+    def _errors(self, address: Address) -> tuple[int, ...]:
+        """List the errors that a chip has at present: of a sick one only, since well ones are asked all the time."""
+        count, codes = ctypes.c_int(), (ctypes.c_uint * _MAX_ERRORS)()
+        try:
+            ask = find_function(self._library, _FUNCTIONS["errors"][self._interface - 1])
+        except LibraryError:
+            return ()
+        code = ask(*address, ctypes.byref(count), codes, ctypes.c_uint(_MAX_ERRORS))
+        return tuple(codes[: min(count.value, _MAX_ERRORS)]) if code == 0 else ()
 
     def _memory(self, address: Address) -> tuple[int | None, int | None]:
         """Read total and free bytes."""
