@@ -409,8 +409,13 @@ def test_950_is_not_asked_for_a_chip_of_a_card(make_tree: MakeTree, fake_tool: F
 def test_tool_tells_the_topology(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
     topology = device_fixture("npu-smi-24.1.rc3.7-topo-a3.txt")
     fake_tool.add("npu-smi", {**answers(device_fixture, "a3"), "info -t topo": topology})
-    found = AscendProbe().topology(make_tree())
+    root, probe = make_tree(), AscendProbe()
+    found = probe.topology(root)
     assert found.between("NPU-0000-95-00.0-0", "NPU-0000-97-00.0-1") is Distance.LINK
+    assert probe.topology(root) == found
+    assert fake_tool.calls("npu-smi") == ["info -m", "info", "info -t topo", "info -t topo"], (
+        "the cards are listed once"
+    )
 
 
 @pytest.mark.parametrize("failure", FAILURES)

@@ -71,7 +71,7 @@ class AscendProbe(RosterProbe):
         """Tell how far the NPUs are apart: HCCS, the bus between two dies and UB are links."""
         ways: tuple[Callable[[], tuple[tuple[str, str, Distance], ...]], ...] = (
             lambda: self._library.start(root).distances(),
-            lambda: ascend_tool.read_distances(root),
+            lambda: ascend_tool.read_distances(root, self.listed(root)),
         )
         for read in ways:
             try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xinf.core.device import Distance
+from xinf.core.device import Device, Distance
 from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify
 from xinf.device.ascend_layouts import (
     ChipRow,
@@ -53,15 +53,16 @@ def read_states(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
     return tuple(_state(row) for row in parse_table(tool.run(root, "info")).rows)
 
 
-def read_distances(root: Path, tool: VendorTool = TOOL) -> tuple[tuple[str, str, Distance], ...]:
+def read_distances(
+    root: Path, devices: Sequence[Device], tool: VendorTool = TOOL
+) -> tuple[tuple[str, str, Distance], ...]:
     """Read how far the chips are apart. Raises: ToolError."""
     names: dict[str, str] = {}
-    for card in read_cards(root, tool):
-        assert card.uuid is not None  # every chip has a place
-        if "physical_id" in card.extra:
-            names[f"Phy-ID{card.extra['physical_id']}"] = card.uuid
-        if card.extra["chip_id"] == 0:
-            names[f"NPU{card.extra['npu_id']}"] = card.uuid
+    for device in devices:
+        if "physical_id" in device.extra:
+            names[f"Phy-ID{device.extra['physical_id']}"] = device.uuid
+        if device.extra.get("chip_id") == 0:
+            names[f"NPU{device.extra['npu_id']}"] = device.uuid
     links = parse_topology(tool.run(root, "info", "-t", "topo"))
     return tuple(
         (names[link.first], names[link.second], link.distance)

@@ -64,8 +64,7 @@ class KunlunxinProbe(RosterProbe):
 
     def topology(self, root: Path) -> Topology:
         """Say how far the cards are apart. Only xpu-smi does, by its ids: XPU-Link is a link."""
-        cards = self.place(ask_in_turn(self.inventory_ways(root), []), root)
-        names = {f"XPU{card.number}": card.uuid for card in cards if card.uuid is not None and card.number is not None}
+        names = {f"XPU{device.visible}": device.uuid for device in self.listed(root) if device.visible is not None}
         try:
             links = parse_topology(self._tool.run(root, "topo", "-m"))
         except ToolError:

@@ -20,6 +20,7 @@ class RosterProbe:
 
     vendor: ClassVar[Vendor]
     nodes: ClassVar[str]  # a pattern of the vendor's device nodes in /dev
+    _listed: tuple[Device, ...] | None = None
 
     def inventory_ways(self, root: Path) -> Sequence[Way]:
         """The ways to list the cards, none of which reads a metric where the vendor lets one choose."""
@@ -50,7 +51,13 @@ class RosterProbe:
         if runtime is not None:
             cards = [msgspec.structs.replace(card, runtime=runtime) for card in cards]
         missing = "; ".join(said)
-        return make_devices(self.vendor, cards, self.functions(root), missing=missing, root=root, nodes=self.nodes)
+        functions = self.functions(root)
+        self._listed = make_devices(self.vendor, cards, functions, missing=missing, root=root, nodes=self.nodes)
+        return self._listed
+
+    def listed(self, root: Path) -> tuple[Device, ...]:
+        """The devices of the last inventory, which a tool's answer about distances is about; the first if need be."""
+        return self.inventory(root) if self._listed is None else self._listed
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError with what was tried."""
