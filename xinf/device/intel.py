@@ -15,7 +15,7 @@ from xinf.device.health import HealthWatch
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
 from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
 from xinf.device.library import LibraryError
-from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, without_driver
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
 
 _DRIVERS = ("xe", "i915")
@@ -188,4 +188,4 @@ def _dev_nodes(address: str, root: Path) -> tuple[str, ...]:
 
 
 def _bus_uuid(address: str) -> str:
-    return f"PCI-{address.replace(':', '-')}"
+    return name_by_address(address)

@@ -80,13 +80,18 @@ def without_driver(function: PciFunction, index: int, reason: str, health: Healt
     return Device(
         vendor=function.vendor,
         index=index,
-        uuid=f"PCI-{function.address.replace(':', '-')}",
+        uuid=name_by_address(function.address),
         name=f"{function.vendor} {function.device_id:#06x}",
         pci=function.address,
         numa=function.numa,
         health=health,
         reason=reason,
     )
+
+
+def name_by_address(address: str, prefix: str = "PCI") -> str:
+    """Name a card by where it sits, where nobody tells another name: `PCI-0000-18-00.0`."""
+    return f"{prefix}-{address.replace(':', '-')}"
 
 
 def read_numa(address: str, root: Path = Path("/")) -> int | None:

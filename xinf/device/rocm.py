@@ -17,7 +17,7 @@ from xinf.core.device import Device, Distance, Health, Sample, Vendor
 from xinf.device.amdgpu import CardFacts, CardReading, is_lost, read_facts
 from xinf.device.health import HealthWatch
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
-from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address
 from xinf.device.reading import DeviceProcess
 from xinf.device.tool import ToolError
 
@@ -234,7 +234,7 @@ def _split(function: PciFunction, nodes: Sequence[KfdNode], facts: CardFacts) ->
 
 
 def _bus_uuid(card: RocmCard) -> str:
-    uuid = f"PCI-{card.address.replace(':', '-')}"
+    uuid = name_by_address(card.address)
     return uuid if card.partition is None else f"{uuid}-p{card.partition}"
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Sample, Vendor
 from xinf.device.library import LibraryError
-from xinf.device.pci import PASSED_ON, PciFunction, read_numa, without_driver
+from xinf.device.pci import PASSED_ON, PciFunction, name_by_address, read_numa, without_driver
 
 H = TypeVar("H")
 
@@ -76,7 +76,7 @@ def list_readable(
 
 def name_by_place(vendor: Vendor, pci: str, part: int | str | None = None) -> str:
     """Name a card by its bus address, and by its number there if several may be at one: `NPU-0000-c1-00.0-0`."""
-    place = f"{KIND_OF_VENDOR[vendor].upper()}-{pci.replace(':', '-')}"
+    place = name_by_address(pci, KIND_OF_VENDOR[vendor].upper())
     return place if part is None else f"{place}-{part}"
 
 
@@ -169,11 +169,11 @@ def _identify(cards: Sequence[Card]) -> list[str]:
     times = Counter(card.uuid for card in cards)
     names = []
     for card in cards:
-        place = (card.pci or "nowhere").replace(":", "-")
+        address = card.pci or "nowhere"
         if card.uuid is None:
-            names.append(f"PCI-{place}")
+            names.append(name_by_address(address))
         else:
-            names.append(card.uuid if times[card.uuid] == 1 else f"{card.uuid}-{place}")
+            names.append(card.uuid if times[card.uuid] == 1 else name_by_address(address, card.uuid))
     return names
 
 
