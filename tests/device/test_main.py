@@ -59,7 +59,7 @@ def test_reader_of_a_library_that_refuses_says_why_and_ends(
 def test_other_words_get_the_usage(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.returncode == 1
-    assert b"python -m xinf.device inventory VENDOR [ROOT]" in done.stderr
+    assert b"python -m xinf.device inventory VENDOR [ROOT [SECONDS]]" in done.stderr
 
 
 def test_the_binding_is_not_loaded_where_there_is_no_card(make_tree: Callable[..., Path]) -> None:
@@ -70,3 +70,18 @@ def test_the_binding_is_not_loaded_where_there_is_no_card(make_tree: Callable[..
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_child_loads_no_other_vendor_and_nothing_that_starts_processes(make_tree: Callable[..., Path]) -> None:
+    code = (
+        "import sys; from xinf.device.child import print_inventory; from pathlib import Path;"
+        f" print_inventory('nvidia', Path({str(make_tree(CARD))!r}), 5.0);"
+        " print(sorted(name for name in sys.modules if name.startswith('xinf.device.')), file=sys.stderr);"
+        " print('asyncio' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    *_, loaded, has_loop = done.stderr.splitlines()
+    assert "xinf.device.nvidia" in loaded
+    others = ("amd", "intel", "apple", "ascend", "cambricon", "enflame", "mthreads", "hygon", "kunlunxin")
+    assert [vendor for vendor in others if f"'xinf.device.{vendor}" in loaded] == []
+    assert has_loop == "False"

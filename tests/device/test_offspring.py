@@ -19,6 +19,8 @@ from xinf.core.device import Health, Vendor
 from xinf.device import ReadingStream, read_host
 
 NVIDIA = ("0000:1b:00.0", "0x10de", "0x030200", 1)
+CAMBRICON = ("0000:1b:00.0", "0xcabc", "0x120000", 0)
+ENFLAME = ("0000:1b:00.0", "0x1e36", "0x120000", 0)
 KUNLUNXIN = ("0000:1b:00.0", "0x1d22", "0x120000", 0)
 Environ = Callable[[str], Mapping[str, str]]
 _DEADLINE_S = 20.0
@@ -132,3 +134,56 @@ async def test_mask_of_the_agent_is_not_the_childs(
     await read_host(root=make_tree(NVIDIA))
     names = {line.partition("=")[0] for line in seen.read_text().splitlines()}
     assert ("XINF_OTHER" in names, "MUSA_VISIBLE_DEVICES" in names) == (True, False)
+
+
+async def test_tools_that_hang_one_after_the_other_leave_the_time_to_say_so(
+    make_tree: Callable[..., Path], fake_tool: FakeTools
+) -> None:
+    fake_tool.add("efsmi", {}, failure=Failure.HUNG)
+    card, _ = (await read_host(root=make_tree(ENFLAME), deadline_s=4)).devices
+    assert card.health is Health.NO_DRIVER, "not what is said of a child that was killed at its deadline"
+    assert "efsmi did not end within 3.2" in str(card.reason)
+    assert "efsmi was not asked: what was asked before it took all the time" in str(card.reason)
+
+
+async def test_time_of_the_tools_begins_anew_with_each_reading(
+    make_tree: Callable[..., Path], fake_tool: FakeTools
+) -> None:
+    fake_tool.add("cnmon", {}, failure=Failure.HUNG)
+    root = make_tree(CAMBRICON)
+    async with ReadingStream(interval_s=0.05, deadline_s=2, vendors=[Vendor.CAMBRICON], root=root) as stream:
+        readings = aiter(stream)
+        faults = [(await anext(readings)).fault for _ in range(2)]
+    assert all("cnmon did not end within 1.6" in str(fault) for fault in faults), faults
+
+
+WORDS = "#!/bin/sh\nfor line in one two three 'libfoo: no such ring' 'libfoo: gives up'; do echo $line >&2; done\n"
+TRACEBACK = "#!/bin/sh\nprintf 'noise\nTraceback (most recent call last):\n  File x\nOSError: broken\n' >&2\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (f"{WORDS}exit 3\n", "status 3: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        (f"{TRACEBACK}exit 1\n", "status 1: it said 'OSError: broken'"),
+        (f"{WORDS}kill -SEGV $$\n", "signal 11: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        (f"{WORDS}exec sleep 120\n", "look at `dmesg`: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        ("#!/bin/sh\nhead -c 3000000 /dev/zero | tr '\\0' x >&2\nexit 4\n", f"status 4: it said '{300 * 'x'}'"),
+        ("#!/bin/sh\nexit 5\n", "status 5"),
+        ("#!/bin/sh\nsleep 30 > /dev/null &\necho bye >&2\nexit 6\n", "status 6: it said 'bye'"),
+    ],
+    ids=["words", "exception", "signal", "hung", "flood", "nothing", "heir"],
+)
+async def test_last_words_of_a_child_are_in_the_reason(
+    script: str, said: str, make_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    root = make_tree(NVIDIA)
+    card, _ = (await read_host(root=root, deadline_s=2)).devices
+    assert (card.health, str(card.reason).endswith(said)) == (Health.FAULTY, True), card.reason
+    async with ReadingStream(interval_s=0.05, deadline_s=2, vendors=[Vendor.NVIDIA], root=root) as stream:
+        first = await anext(aiter(stream))
+    assert str(first.fault).endswith(said), first.fault

@@ -49,11 +49,11 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
     except OSError:  # no such bus, or one that this process may not see
         return ()
     for entry in entries:
-        vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
-        if vendor_id is None or pci_class is None:
-            continue
-        maker = VENDOR_OF_PCI_ID.get(vendor_id)
-        if maker is None or (vendor or maker) is not maker or pci_class >> 16 not in _CLASSES:
+        maker = VENDOR_OF_PCI_ID.get(_read_int(entry / "vendor") or 0)
+        if maker is None or (vendor or maker) is not maker:
+            continue  # most of a server's functions: their other files are not even opened
+        pci_class, device_id = (_read_int(entry / name) for name in ("class", "device"))
+        if pci_class is None or pci_class >> 16 not in _CLASSES:
             continue
         driver = entry / "driver"
         found.append(
