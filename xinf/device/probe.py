@@ -25,6 +25,7 @@ import msgspec
 
 from xinf.core.device import Device, DeviceEvent, Sample, Topology, Vendor
 from xinf.device.pci import find_pci_functions
+from xinf.device.presence import has_node
 from xinf.device.reading import DeviceProcess, Reading
 
 
@@ -72,21 +73,20 @@ class ProcessProbe(Probe, Protocol):
 
 
 class _Home(msgspec.Struct, frozen=True):
-    """Where a vendor's probe is, and what shows that it may have something to ask."""
+    """Where a vendor's probe is."""
 
     module: str
     name: str
-    nodes: tuple[str, ...] = ()  # device nodes: a container, a module or WSL may show them without a PCI bus
-    is_here: bool = False  # whatever the bus shows
+    is_here: bool = False  # whatever bus and device nodes show
 
 
 _HOMES: dict[Vendor, _Home] = {
-    Vendor.NVIDIA: _Home("nvidia", "NvidiaProbe", ("dev/nvidiactl", "dev/dxg", "dev/nvhost-gpu", "dev/nvgpu")),
+    Vendor.NVIDIA: _Home("nvidia", "NvidiaProbe"),
     Vendor.AMD: _Home("amd", "AmdProbe"),
     Vendor.INTEL: _Home("intel", "IntelProbe"),
     Vendor.APPLE: _Home("apple", "AppleProbe", is_here=sys.platform == "darwin"),
-    Vendor.ASCEND: _Home("ascend", "AscendProbe", ("dev/davinci_manager",)),
-    Vendor.CAMBRICON: _Home("cambricon", "CambriconProbe", ("dev/cambricon_ctl",)),
+    Vendor.ASCEND: _Home("ascend", "AscendProbe"),
+    Vendor.CAMBRICON: _Home("cambricon", "CambriconProbe"),
     Vendor.ENFLAME: _Home("enflame", "EnflameProbe"),
     Vendor.MTHREADS: _Home("mthreads", "MthreadsProbe"),
     Vendor.HYGON: _Home("hygon", "HygonProbe"),
@@ -126,8 +126,7 @@ def find_present(root: Path) -> tuple[Vendor, ...]:
     return tuple(
         vendor
         for vendor, home in _HOMES.items()
-        if (home.is_here or vendor in on_bus or any((root / node).exists() for node in home.nodes))
-        and PROBES[vendor].is_present(root)
+        if (home.is_here or vendor in on_bus or has_node(vendor, root)) and PROBES[vendor].is_present(root)
     )
 
 
