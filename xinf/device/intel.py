@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from xinf.core.device import Device, Health, Sample, Vendor
+from xinf.core.device import Device, Distance, Health, Sample, Topology, Vendor
 from xinf.device.health import HealthWatch
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
 from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, without_driver
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
+from xinf.device.topology import make_topology
 
 _DRIVERS = ("xe", "i915")
 _GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR = "0000:00:02.", "0000:00:0b."
@@ -64,6 +65,16 @@ class IntelProbe:
             _describe(function, index, cards.get(function.address), told.get(function.address), reasons, root)
             for index, function in enumerate(functions)
         )
+
+    def topology(self, root: Path) -> Topology:
+        """Tell which cards an Xe Link joins; nothing where Level Zero does not start: the tool is not asked."""
+        try:
+            library = LevelZero(directories=_LIBRARIES, root=root)
+            uuids, links = library.uuids(), library.links()
+        except LibraryError:
+            return Topology()
+        names = {address: uuids.get(address) or _bus_uuid(address) for link in links for address in link}
+        return make_topology((names[first], names[second], Distance.LINK) for first, second in links)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError."""

@@ -26,7 +26,7 @@ VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x1D22: Vendor.KUNLUNXIN,
 }
 # Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
-PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
+PASSED_ON = ("vfio-pci", "xe-vfio-pci", "nvgrace-gpu-vfio-pci", "pci-stub", "uio_pci_generic")
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 
