@@ -36,7 +36,7 @@ class NvidiaProbe:
         return bool(find_pci_functions(root, Vendor.NVIDIA)) or has_node(Vendor.NVIDIA, root)
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
-        from xinf.device import nvidia_library, nvidia_tool
+        from xinf.device import nvidia_library
 
         devices: list[Device] = []
         complaints: list[str] = []  # one for each card that is there but cannot be read
@@ -46,6 +46,8 @@ class NvidiaProbe:
         except LibraryError as error:
             refusals.append(str(error))
             if nvidia_library.is_absent(error):
+                from xinf.device import nvidia_tool
+
                 try:
                     devices = nvidia_tool.read_devices(root)
                 except ToolError as tool_error:
@@ -62,13 +64,15 @@ class NvidiaProbe:
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Raises: LibraryError, ToolError."""
-        from xinf.device import nvidia_library, nvidia_metrics, nvidia_tool
+        from xinf.device import nvidia_library, nvidia_metrics
 
         try:
             return nvidia_metrics.read_samples(root)
         except LibraryError as error:
             if not nvidia_library.is_absent(error):
                 raise
+            from xinf.device import nvidia_tool
+
             try:
                 return nvidia_tool.read_samples(root)
             except ToolError as tool_error:

@@ -238,10 +238,12 @@ def _memory(card: RocmCard, reading: CardReading, root: Path) -> tuple[int | Non
     used, total = reading.memory_used_bytes, reading.memory_total_bytes
     if not card.is_unified:
         return used, None if used is None or total is None else max(0, total - used)
-    # What was set aside for it is for the screen then; processes share the rest with it.
+    # What was set aside for it is for the screen then. Of the machine's, what is not free is used, whoever has it: GPU
+    # and processor fill the same memory.
     used, limit, left = reading.gtt_used_bytes, facts_of_node(card).memory_bytes, read_host_memory(root).available_bytes
     bounds = [None if used is None or limit is None else max(0, limit - used), left]
-    return used, min((bound for bound in bounds if bound is not None), default=None)
+    free = min((bound for bound in bounds if bound is not None), default=None)
+    return used if free is None or limit is None else max(0, limit - free), free
 
 
 def _split(function: PciFunction, nodes: Sequence[KfdNode], facts: CardFacts) -> list[RocmCard]:
