@@ -125,6 +125,18 @@ def test_processors_graphics_and_npu_are_no_devices(gpu_tree: GpuTree) -> None:
     assert IntelProbe().inventory(gpu_tree.root) == ()
 
 
+@pytest.mark.parametrize("device", [0x4680, 0x64A0, 0x7D55, 0x9A49, 0xA780, 0xB090])
+def test_graphics_that_a_virtual_machine_shows_elsewhere_are_no_device(gpu_tree: GpuTree, device: int) -> None:
+    gpu_tree.add_card("0000:05:00.0", vendor=0x8086, device=device, driver="xe", pci_class=0x030000)
+    assert not IntelProbe().is_present(gpu_tree.root)
+
+
+@pytest.mark.parametrize("device", [0x0BD5, 0x4905, 0x56A0, 0x56C1, 0xE20B, 0xE223, 0x674C])
+def test_card_that_a_virtual_machine_shows_elsewhere_is_one(gpu_tree: GpuTree, device: int) -> None:
+    gpu_tree.add_card("0000:05:00.0", vendor=0x8086, device=device, driver="xe", pci_class=0x038000)
+    assert IntelProbe().is_present(gpu_tree.root)
+
+
 def test_integrated_gpu_elsewhere_is_known_by_level_zeros_flag(level_zero: GpuTree) -> None:
     address = level_zero.root / "sys/bus/pci/devices" / GRAPHICS
     (address / "device").write_text("0x56a0\n")  # as if a virtual machine showed a card there
