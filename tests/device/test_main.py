@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.device.fake_tool import FakeTools
+from tests.device.mutations import Failure
 from xinf.core.device import Vendor
 from xinf.device import Inventory, Reading
 
@@ -32,6 +34,16 @@ def test_inventory_of_one_vendor_below_a_root(
 ) -> None:
     done = run("inventory", "nvidia", str(make_tree(CARD)), environ=nvml_environ("5090"))
     assert [device.arch for device in msgspec.json.decode(done.stdout, type=Inventory).devices] == ["sm_120"]
+
+
+def test_tools_that_hang_one_after_the_other_leave_the_time_to_say_so(
+    make_tree: Callable[..., Path], fake_tool: FakeTools
+) -> None:
+    fake_tool.add("efsmi", {}, failure=Failure.HUNG)
+    done = run("inventory", "enflame", str(make_tree(("0000:1b:00.0", "0x1e36", "0x120000", 0))), "0.5")
+    (card,) = msgspec.json.decode(done.stdout, type=Inventory).devices
+    assert "efsmi did not end within 0." in str(card.reason)
+    assert "efsmi was not asked: what was asked before it took all the time" in str(card.reason)
 
 
 def test_reader_ends_when_nobody_reads(
