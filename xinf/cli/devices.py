@@ -87,12 +87,20 @@ def device_row(device: Device) -> tuple[str, ...]:
         device.selector,
         device.name,
         device.arch or "-",
-        format_bytes(device.memory_bytes) if device.memory_bytes is not None else "-",
+        memory_cell(device),
         dtypes_cell(_levels(device)),
         device.driver or "-",
         device.health,
         device.uuid,
     )
+
+
+def memory_cell(device: Device) -> str:
+    """How much memory it has; `shared`: with the processor."""
+    if device.memory_bytes is None:
+        return "-"
+    shared = " shared" if device.extra.get("memory") == "unified" else ""
+    return format_bytes(device.memory_bytes) + shared
 
 
 def dtypes_cell(levels: Mapping[Dtype, Support]) -> str:
