@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.compat import print_compat
@@ -42,7 +43,10 @@ def devices(
     """
     session = open_session(config, data_dir, server)
     is_remote = bool(all_ or server)
-    nodes = run(read_everything(session)).nodes if is_remote else (this_host(session),)
+    if is_remote:
+        nodes = run(read_everything(session)).nodes
+    else:
+        nodes = (these_devices() if compat is None else this_host(session),)
     if compat is not None:
         print_compat(
             session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
@@ -65,14 +69,16 @@ def devices(
 def this_host(session: Session) -> NodeRecord:
     """What a worker would tell of this host."""
     from xinf.agent import engines_dir, find_environments
+
+    environments = find_environments(engines_dir(session.config.agent))
+    return msgspec.structs.replace(these_devices(), environments=environments)
+
+
+def these_devices() -> NodeRecord:
+    """The devices alone of this host: what engines are installed costs a look into each of them."""
     from xinf.device import read_inventory
 
-    return NodeRecord(
-        name=NodeName(""),
-        address="",
-        devices=tuple(run(read_inventory())),
-        environments=find_environments(engines_dir(session.config.agent)),
-    )
+    return NodeRecord(name=NodeName(""), address="", devices=tuple(run(read_inventory())), environments=())
 
 
 def device_row(device: Device) -> tuple[str, ...]:
@@ -81,12 +87,20 @@ def device_row(device: Device) -> tuple[str, ...]:
         device.selector,
         device.name,
         device.arch or "-",
-        format_bytes(device.memory_bytes) if device.memory_bytes is not None else "-",
+        memory_cell(device),
         dtypes_cell(_levels(device)),
         device.driver or "-",
         device.health,
         device.uuid,
     )
+
+
+def memory_cell(device: Device) -> str:
+    """How much memory it has; `shared`: with the processor."""
+    if device.memory_bytes is None:
+        return "-"
+    shared = " shared" if device.extra.get("memory") == "unified" else ""
+    return format_bytes(device.memory_bytes) + shared
 
 
 def dtypes_cell(levels: Mapping[Dtype, Support]) -> str:

@@ -27,7 +27,7 @@ VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x2057: Vendor.KUNLUNXIN,  # of the P800 PCIe; Baidu's before
 }
 # Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
-PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
+PASSED_ON = ("vfio-pci", "xe-vfio-pci", "nvgrace-gpu-vfio-pci", "pci-stub", "uio_pci_generic")
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 # Kunlunxin's cards call themselves communication controllers, as `lspci -d 1d22:` of K100 to R200 shows.
@@ -52,11 +52,11 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
     except OSError:  # no such bus, or one that this process may not see
         return ()
     for entry in entries:
-        vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
-        if vendor_id is None or pci_class is None:
-            continue
-        maker = VENDOR_OF_PCI_ID.get(vendor_id)
-        if maker is None or (vendor or maker) is not maker or not _is_accelerator(maker, pci_class):
+        maker = VENDOR_OF_PCI_ID.get(_read_int(entry / "vendor") or 0)
+        if maker is None or (vendor or maker) is not maker:
+            continue  # most of a server's functions: their other files are not even opened
+        pci_class, device_id = (_read_int(entry / name) for name in ("class", "device"))
+        if pci_class is None or not _is_accelerator(maker, pci_class):
             continue
         driver = entry / "driver"
         found.append(
