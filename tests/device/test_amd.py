@@ -235,13 +235,28 @@ def test_growing_errors_make_a_card_faulty(two_cards: GpuTree) -> None:
     assert "2 uncorrectable memory errors" in str(ill.reason)
 
 
-def test_critical_heat_and_a_lost_card_are_faults(two_cards: GpuTree) -> None:
+@pytest.mark.parametrize(
+    ("milli", "health", "words"),
+    [
+        (99999, Health.OK, None),
+        (100000, Health.DEGRADED, "critical limit of 100 C"),
+        (105000, Health.FAULTY, "105 C or above, where it turns itself off"),
+    ],
+)
+def test_heat_is_judged_by_the_limits_of_the_card(
+    two_cards: GpuTree, milli: int, health: Health, words: str | None
+) -> None:
     directory = two_cards.root / "sys/bus/pci/devices"
-    (directory / FIRST / "hwmon/hwmon4/temp1_input").write_text("100000\n")
-    (directory / SECOND / "config").write_bytes(b"\xff" * 64)
-    hot, lost = AmdProbe().sample(two_cards.root)
-    assert (hot.health, lost.health) == (Health.FAULTY, Health.FAULTY)
-    assert "critical limit of 100 C" in str(hot.reason)
+    (directory / FIRST / "hwmon/hwmon4/temp1_input").write_text(f"{milli}\n")
+    hot, _ = AmdProbe().sample(two_cards.root)
+    assert hot.health is health
+    assert hot.reason is None if words is None else words in str(hot.reason)
+
+
+def test_lost_card_is_a_fault(two_cards: GpuTree) -> None:
+    (two_cards.root / "sys/bus/pci/devices" / SECOND / "config").write_bytes(b"\xff" * 64)
+    _, lost = AmdProbe().sample(two_cards.root)
+    assert lost.health is Health.FAULTY
     assert "fell off the PCI bus" in str(lost.reason)
 
 
@@ -330,6 +345,7 @@ def test_card_without_average_power_says_what_it_draws(
         util_pct=41.0,
         temp_c=62.0,
         temp_limit_c=100.0,
+        temp_shutdown_c=105.0,
         power_w=140.000001,
         ecc_uncorrected=0,
     )

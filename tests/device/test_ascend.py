@@ -228,7 +228,7 @@ async def test_library_that_hangs_or_crashes_costs_its_child(
     directory = str(fake_library("dcmi.c", "libdcmi.so"))
     environ = {**os.environ, "LD_LIBRARY_PATH": directory, "FAKE_DCMI": scenario}
     npu, cpu = await read_inventory(root=make_tree(FIRST), environ=environ, deadline_s=4)
-    assert (npu.health, cpu.vendor) == (Health.FAULTY, Vendor.CPU)
+    assert (npu.health, cpu.vendor) == (Health.SILENT, Vendor.CPU)
     assert words in str(npu.reason)
 
 

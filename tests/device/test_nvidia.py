@@ -142,14 +142,27 @@ async def test_card_without_driver_is_recorded(
 
 async def test_hanging_driver_costs_its_deadline_only(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("hang"), deadline_s=4)
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT, "nobody knows how it is"
     assert "did not answer within 4 s" in str(card.reason)
 
 
 async def test_crashing_library_is_recorded(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("crash"))
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT
     assert "signal 11" in str(card.reason)
+
+
+async def test_vendor_that_does_not_answer_is_named_where_the_bus_shows_nothing(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    """As in a container: without it, all its cards would look as if they had been taken out."""
+    root = make_tree()
+    (root / "dev").mkdir()
+    (root / "dev/nvidiactl").touch()
+    host = await read_host(root=root, environ=nvml_environ("crash"))
+    assert [device.vendor for device in host.devices] == [Vendor.CPU]
+    assert list(host.silent) == [Vendor.NVIDIA]
+    assert "signal 11" in host.silent[Vendor.NVIDIA]
 
 
 async def test_library_is_not_asked_without_a_card(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -231,6 +244,41 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
     (card,) = (await read_once(make_tree(CARD), nvml_environ(scenario))).samples
     assert card.health is Health.FAULTY
     assert words in str(card.reason)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "settings", "health", "words"),
+    [
+        ("5090", {"ECC": "0", "PAGES": "0"}, Health.OK, None),
+        ("5090", {"ECC": "2"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "2", "PAGES": "1"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "0", "PAGES": "1"}, Health.OK, "pages of its memory are to be retired"),
+        # With row remapping an error is contained, or told as an Xid.
+        ("2xb200", {"ECC": "2"}, Health.OK, None),
+        ("5090", {"TEMP": "91", "LIMITS": "95,92"}, Health.OK, None),
+        ("5090", {"TEMP": "92", "LIMITS": "95,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "95", "LIMITS": "95,92"}, Health.FAULTY, "95 C or above, where it turns itself off"),
+        ("5090", {"TEMP": "99", "LIMITS": "0,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "99", "LIMITS": "95,0"}, Health.FAULTY, "turns itself off"),
+        ("5090", {"TEMP": "99"}, Health.OK, None),  # no limits are known: its clocks say nothing of heat
+        ("gb10", {"TEMP": "99"}, None, None),  # nor does it tell of its clocks
+        ("gb10", {"TEMP": "60", "LIMITS": "95,92"}, Health.OK, None),
+        ("reset", {"TEMP": "99", "LIMITS": "95,92", "ECC": "1"}, Health.FAULTY, "--gpu-reset"),
+        ("remap_failed", {"ECC": "1"}, Health.FAULTY, "row remapping failed"),
+    ],
+)
+async def test_health_is_read_from_what_the_card_counts_and_measures(
+    make_tree: Callable[..., Path],
+    nvml_environ: Environ,
+    scenario: str,
+    settings: dict[str, str],
+    health: Health | None,
+    words: str | None,
+) -> None:
+    environ = {**nvml_environ(scenario), **{f"FAKE_NVML_{name}": value for name, value in settings.items()}}
+    card = (await read_once(make_tree(CARD), environ)).samples[0]
+    assert card.health is health
+    assert card.reason is None if words is None else words in str(card.reason)
 
 
 @pytest.mark.parametrize("scenario", ["2xlate", "2xstuck"])

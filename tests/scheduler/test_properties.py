@@ -55,7 +55,7 @@ def nodes(draw: st.DrawFn, name: str) -> NodeRecord:
         environments=draw(mostly((CPU_ENVIRONMENT, CUDA_ENVIRONMENT), (CPU_ENVIRONMENT,), ())),
     )
     for number in range(n_cuda):
-        state = draw(mostly(Health.OK, Health.DEGRADED, Health.FAULTY))
+        state = draw(mostly(Health.OK, Health.DEGRADED, Health.SILENT, Health.FAULTY))
         made = with_health(made, f"GPU-{name}-{number}", state)
     if draw(mostly(False, True)):
         made = msgspec.structs.replace(

@@ -20,11 +20,13 @@ from xinf.core.first_use import names_on_first_use
 if TYPE_CHECKING:
     from xinf.agent.agent import Agent
     from xinf.agent.environment import detect_device_kind, find_environments, install_environment
+    from xinf.agent.host_devices import list_devices
     from xinf.agent.node import describe_node, engines_dir
 
 _MODULES = {
     "agent": ("Agent",),
     "environment": ("detect_device_kind", "find_environments", "install_environment"),
+    "host_devices": ("list_devices",),
     "node": ("describe_node", "engines_dir"),
 }
 __getattr__ = names_on_first_use(__name__, _MODULES)
@@ -37,4 +39,5 @@ __all__ = [
     "engines_dir",
     "find_environments",
     "install_environment",
+    "list_devices",
 ]

@@ -78,6 +78,7 @@ class _Held:
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
         self.memory = StartMemory()  # of its devices, before the start
+        self.has_looked = False  # at that memory, for the start that comes next
         self.shares = False  # whether another that shares may be on its devices
 
 
@@ -105,6 +106,7 @@ class Agent:
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
+        self._watcher = self._make_watcher() if config.agent.sample_interval else None
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -228,19 +230,21 @@ class Agent:
     def _node(self) -> NodeRecord:
         return self._registration.record
 
-    async def _watch_devices(self) -> None:
-        interval_s = self._config.agent.sample_interval
-        if interval_s == 0:
-            return
-        watcher = DeviceWatcher(
+    def _make_watcher(self) -> DeviceWatcher:
+        return DeviceWatcher(
             self._registration,
             engines=self._engines_here,
             list_devices=lambda: read_host(root=self._root),
-            interval_s=interval_s,
+            interval_s=self._config.agent.sample_interval,
             store=self._store,
+            chart=self._config.paths.devices_file,
         )
-        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
-            await watcher.run(aiter(readings))
+
+    async def _watch_devices(self) -> None:
+        if self._watcher is None:
+            return
+        async with ReadingStream(interval_s=self._config.agent.sample_interval, root=self._root) as readings:
+            await self._watcher.run(aiter(readings))
 
     def _engines_here(self) -> Iterator[EngineUse]:
         for held in self._held.values():
@@ -285,7 +289,10 @@ class Agent:
         now_s = self._clock.now_s()
         facts = self._look(name, held, record, now_s)
         delay_s: float | None = None
-        for action in decide(record, wish, facts, self._config.agent, now_s):
+        actions = decide(record, wish, facts, self._config.agent, now_s)
+        if held.has_looked and not any(isinstance(action, Start) for action in actions):
+            self._end_look(name, held)  # it is not to start any more
+        for action in actions:
             if isinstance(action, LookAgain):
                 delay_s = action.delay_s
             else:
@@ -415,16 +422,39 @@ class Agent:
                 self._spawn(self._measure(record, held))
 
     async def _start(self, name: str, held: _Held, now_s: float) -> None:
-        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
+        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent.
+
+        Its devices are looked at first, by a task of its own: a driver that hangs keeps no other replica waiting.
+        """
         found = self._current(name, held)
         assert found is not None
-        # Nobody else may begin on its devices while they are looked at.
-        self._starting[name] = found[0].device_uuids
+        if not held.has_looked:
+            if name not in self._starting:
+                # Nobody else may begin on its devices while they are looked at.
+                self._starting[name] = found[0].device_uuids
+                self._spawn(self._look_at_memory(name, held, found[0]))
+            return
         try:
-            held.memory = await read_start_memory(found[0], self._node, self._root)
             await self._start_on(name, held, now_s)
         finally:
-            del self._starting[name]
+            self._end_look(name, held)
+
+    async def _look_at_memory(self, name: str, held: _Held, record: ReplicaRecord) -> None:
+        """Read how much of a replica's devices is free, then have it handled again."""
+        try:
+            held.memory = await read_start_memory(record, self._node, self._root)
+        except Exception:
+            logger.exception("the memory of %s's devices is not known", name)
+            held.memory = StartMemory()
+        held.has_looked = True
+        if self._held.get(name) is not held:
+            self._end_look(name, held)
+        self._queue.add(name)
+
+    def _end_look(self, name: str, held: _Held) -> None:
+        held.has_looked = False
+        if self._starting.pop(name, None):
+            self._wake_waiting(name)
 
     async def _start_on(self, name: str, held: _Held, now_s: float) -> None:
         found = self._current(name, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 
+from xinf.cli import health
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
 from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
@@ -35,6 +36,8 @@ def describe(
     for replica in replicas:
         print()
         for line in replica_lines(replica, time.time()):
+            print(line)
+        for line in health.replica_lines(replica, found.nodes, time.time()):
             print(line)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
 import typer
 
 from xinf.cli.compat import print_compat
+from xinf.cli.health import device_lines
 from xinf.cli.options import ConfigFile, DataDir, DtypeOption, Engine, Json, Quantization, Server
 from xinf.cli.ps import read_everything
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.core.device import Device, Dtype, Health, Support
+from xinf.core.device import Device, Dtype, Support
 from xinf.core.ids import NodeName
 from xinf.core.records import NodeRecord
 from xinf.core.units import format_bytes
@@ -46,7 +48,7 @@ def devices(
     if is_remote:
         nodes = run(read_everything(session)).nodes
     else:
-        nodes = (these_devices() if compat is None else this_host(session),)
+        nodes = (these_devices(session) if compat is None else this_host(session),)
     if compat is not None:
         print_compat(
             session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
@@ -63,7 +65,8 @@ def devices(
     else:
         print_table(_COLUMNS, [device_row(device) for device in found])
     _print_legend(found)
-    _print_reasons(found)
+    for line in device_lines(nodes, time.time()):
+        print(line)
 
 
 def this_host(session: Session) -> NodeRecord:
@@ -71,14 +74,14 @@ def this_host(session: Session) -> NodeRecord:
     from xinf.agent import engines_dir, find_environments
 
     environments = find_environments(engines_dir(session.config.agent))
-    return msgspec.structs.replace(these_devices(), environments=environments)
+    return msgspec.structs.replace(these_devices(session), environments=environments)
 
 
-def these_devices() -> NodeRecord:
+def these_devices(session: Session) -> NodeRecord:
     """The devices alone of this host: what engines are installed costs a look into each of them."""
-    from xinf.device import read_inventory
+    from xinf.agent import list_devices
 
-    return NodeRecord(name=NodeName(""), address="", devices=tuple(run(read_inventory())), environments=())
+    return NodeRecord(name=NodeName(""), address="", devices=run(list_devices(session.config)), environments=())
 
 
 def device_row(device: Device) -> tuple[str, ...]:
@@ -128,12 +131,6 @@ def _print_legend(found: Iterable[Device]) -> None:
     told = [text for mark, text in (("*", "* weights only"), ("?", "? no source says")) if mark in cells]
     if told:
         print(f"DTYPES: {', '.join(told)}")
-
-
-def _print_reasons(found: Sequence[Device]) -> None:
-    for device in found:
-        if device.health is not Health.OK and device.reason:
-            print(f"{device.selector}: {device.reason}")
 
 
 def _fields(device: Device) -> dict[str, object]:

@@ -251,6 +251,8 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     object: str  # id of a replica, selector of a device, name of a node
     message: str
     node: NodeName | None = None
+    deployment: DeploymentName | None = None  # of the replica
+    device_uuid: str | None = None  # of the device; `object` is what it is called on its node now
     count: int = 1  # how often it happened, in a row
     schema: int = SCHEMA_VERSION
 

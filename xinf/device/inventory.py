@@ -1,7 +1,7 @@
 """Asks every vendor that the host seems to have, each in a child process of its own with a deadline.
 
 A library that hangs, crashes or prints nonsense costs its vendor's answer and nothing else: the cards that the PCI bus
-shows are then recorded as without a driver, with what happened as the reason.
+shows are then recorded as silent, with what happened as the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ async def read_host(
     """
     answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in find_present(root)))
     devices = tuple(device for answer in answers for device in answer.devices)
-    return Inventory(devices=devices, topology=overlay(read_topology(devices, root), *(a.topology for a in answers)))
+    topology = overlay(read_topology(devices, root), *(answer.topology for answer in answers))
+    silent = {vendor: reason for answer in answers for vendor, reason in answer.silent.items()}
+    return Inventory(devices=devices, topology=topology, silent=silent)
 
 
 async def read_inventory(
@@ -70,5 +72,5 @@ async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[s
 
 def _unanswered(vendor: Vendor, root: Path, reason: str) -> Inventory:
     functions = find_pci_functions(root, vendor)
-    found = (without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))
-    return Inventory(devices=tuple(found))
+    found = (without_driver(function, index, reason, Health.SILENT) for index, function in enumerate(functions))
+    return Inventory(devices=tuple(found), silent={vendor: reason})

@@ -75,8 +75,15 @@ def _is_accelerator(maker: Vendor, pci_class: int) -> bool:
     return pci_class >> 16 in (*_CLASSES, _OTHER_CLASSES.get(maker))
 
 
-def without_driver(function: PciFunction, index: int, reason: str, health: Health = Health.NO_DRIVER) -> Device:
-    """Describe a card that only the PCI bus knows."""
+def without_driver(function: PciFunction, index: int, reason: str, health: Health | None = None) -> Device:
+    """Describe a card that only the PCI bus knows.
+
+    Without a word on its `health` it is silent where a kernel driver of its own is bound to it: what cannot be asked
+    may serve all the same.
+    """
+    if health is None:
+        has_driver = function.driver is not None and function.driver not in PASSED_ON
+        health = Health.SILENT if has_driver else Health.NO_DRIVER
     return Device(
         vendor=function.vendor,
         index=index,

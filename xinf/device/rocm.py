@@ -215,6 +215,7 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
             ecc_uncorrected=reading.ecc_uncorrected,
             temp_c=reading.temp_c,
             temp_limit_c=reading.temp_limit_c,
+            temp_shutdown_c=reading.temp_shutdown_c,
         )
     used, free = _memory(card, reading, root)
     return Sample(

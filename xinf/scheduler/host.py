@@ -66,7 +66,7 @@ class Host:
         An engine that runs anywhere (`sim`) has no use for an accelerator.
         """
         kinds = {kind for e in self.record.environments if engine in e.engines for kind in e.device_kinds} - {"cpu"}
-        is_there = (Health.OK, Health.DEGRADED)
+        is_there = (Health.OK, Health.DEGRADED, Health.SILENT)
         return kinds & {KIND_OF_VENDOR[device.vendor] for device in self.devices if device.health in is_there}
 
     def match(self, spec: EngineSpec, kinds: frozenset[str]) -> tuple[Group, ...] | Miss:

@@ -31,6 +31,8 @@ from xinf.scheduler.score import Key, score
 from xinf.scheduler.verdict import Miss, Offer, Verdict
 from xinf.scheduler.world import Rules
 
+_PASSES = (Health.DEGRADED, Health.SILENT)
+
 
 class Search:
     """Places for one deployment on a draft of claims. Change the draft through the search: it remembers verdicts."""
@@ -133,13 +135,13 @@ def place(deployment: DeploymentRecord, fleet: Fleet, claims: Claims, rules: Rul
 def could_fit(
     deployment: DeploymentRecord, nodes: Mapping[NodeName, NodeRecord], rules: Rules | None = None
 ) -> Placement | Refusal:
-    """Whether a replica would fit if all that passes had passed: other engines and programs, cordons, heat."""
+    """Whether a replica would fit if all that passes had passed: other engines and programs, cordons, heat, silence."""
     return place(deployment, Fleet(map(_at_rest, nodes.values())), Claims(), rules or Rules())
 
 
 def _at_rest(node: NodeRecord) -> NodeRecord:
     cooled = tuple(
-        msgspec.structs.replace(device, health=Health.OK) if device.health is Health.DEGRADED else device
+        msgspec.structs.replace(device, health=Health.OK) if device.health in _PASSES else device
         for device in node.devices
     )
     return msgspec.structs.replace(node, devices=cooled, foreign_bytes={})

@@ -10,6 +10,11 @@
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
  * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output).
  *
+ * FAKE_NVML=crash_marked: a 5090 that crashes whoever asks it while FAKE_NVML_MARK is there.
+ * FAKE_NVML=upgrade: a 5090 whose kernel driver is older than the library while FAKE_NVML_MARK is there. Of any scenario:
+ * FAKE_NVML_ECC (volatile uncorrectable errors), FAKE_NVML_PAGES (pages wait to be retired), FAKE_NVML_TEMP, and
+ * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported.
+ *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
  * long as it is there; 2xlate: it can still be opened. 2xstuck: the second
@@ -108,13 +113,16 @@ static void metric(const char *name) {
     FILE *file = getenv("FAKE_NVML_LOG") ? fopen(getenv("FAKE_NVML_LOG"), "a") : NULL;
     if (file) { fprintf(file, "%s\n", name); fclose(file); }
     if (is("hang_sample")) for (;;) pause();
+    if (is("crash_marked") && is_marked()) raise(SIGSEGV);
 }
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     (void)flags;
     if (is("not_loaded")) return DRIVER_NOT_LOADED;
-    if (is("mismatch")) return MISMATCH;
-    if (is("crash")) { raise(SIGSEGV); }
+    static int has_begun; /* with one library a process goes on, whatever lies in its place now */
+    if (is("mismatch") || (is("upgrade") && is_marked() && !has_begun)) return MISMATCH;
+    has_begun = 1;
+    if (is("crash") || (is("crash_marked") && is_marked())) { raise(SIGSEGV); }
     if (is("chatty")) { puts("NVML: hello"); fflush(stdout); }
     if (is("hang")) for (;;) pause();
     if (is("hang_once") && !is_marked()) {
@@ -267,7 +275,16 @@ nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned 
     metric("temperature");
     if (is_lost(device)) return LOST;
     if (sensor != 0) return INVALID_ARGUMENT;
-    *celsius = 53;
+    *celsius = getenv("FAKE_NVML_TEMP") ? atoi(getenv("FAKE_NVML_TEMP")) : 53;
+    return OK;
+}
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, int kind, unsigned int *celsius) {
+    unsigned int limits[2] = {0, 0}; /* NVML_TEMPERATURE_THRESHOLD_SHUTDOWN is 0, ..._SLOWDOWN is 1 */
+    (void)device;
+    metric("threshold");
+    if (getenv("FAKE_NVML_LIMITS")) sscanf(getenv("FAKE_NVML_LIMITS"), "%u,%u", &limits[0], &limits[1]);
+    if (kind > 1 || !limits[kind]) return NOT_SUPPORTED;
+    *celsius = limits[kind];
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons) {
@@ -283,8 +300,15 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigne
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, int kind, int counter, unsigned long long *count) {
     (void)device;
     metric("ecc");
-    if (!is("sick") || kind != 1 || counter != 0) return NOT_SUPPORTED;
-    *count = 3;
+    if ((!is("sick") && !getenv("FAKE_NVML_ECC")) || kind != 1 || counter != 0) return NOT_SUPPORTED;
+    *count = getenv("FAKE_NVML_ECC") ? strtoull(getenv("FAKE_NVML_ECC"), NULL, 10) : 3;
+    return OK;
+}
+nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t device, int *is_pending) {
+    (void)device;
+    metric("pages");
+    if (!getenv("FAKE_NVML_PAGES")) return NOT_SUPPORTED;
+    *is_pending = atoi(getenv("FAKE_NVML_PAGES"));
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetRemappedRows(
