@@ -57,9 +57,68 @@ async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvm
     ]
 
 
-async def test_unified_memory_is_the_hosts(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
-    (card,) = await nvidia(make_tree(CARD), nvml_environ("gb10"))
-    assert (card.arch, card.memory_bytes, card.extra["memory"]) == ("sm_121", 131072 * 1024, "unified")
+@pytest.mark.parametrize(("scenario", "arch"), [("gb10", "sm_121"), ("wsl", "sm_120")])
+async def test_unified_memory_is_the_hosts(
+    make_tree: Callable[..., Path], nvml_environ: Environ, scenario: str, arch: str
+) -> None:
+    root = make_tree(CARD)
+    (card,) = await nvidia(root, nvml_environ(scenario))
+    assert (card.arch, card.memory_bytes, card.extra["memory"]) == (arch, 131072 * 1024, "unified")
+    (sample,) = (await read_once(root, nvml_environ(scenario))).samples
+    assert (sample.memory_used_bytes, sample.memory_free_bytes) == (65536 * 1024, 65536 * 1024)
+
+
+async def test_memory_that_cannot_be_read_is_not_the_hosts(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root = make_tree(CARD)
+    (card,) = await nvidia(root, nvml_environ("unread"))
+    assert (card.arch, card.memory_bytes, "memory" in card.extra) == ("sm_120", None, False)
+    (sample,) = (await read_once(root, nvml_environ("unread"))).samples
+    assert (sample.memory_used_bytes, sample.memory_free_bytes, sample.util_pct) == (None, None, 37.0)
+
+
+async def test_jetson_is_a_device_on_no_bus(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree()
+    (root / "dev/nvhost-gpu").mkdir(parents=True)
+    (card,) = await nvidia(root, nvml_environ("orin"))
+    assert (card.name, card.arch, card.memory_bytes) == ("Orin (nvgpu)", "sm_87", 131072 * 1024)
+    assert (card.pci, card.driver, card.visible, card.dev_nodes, card.health) == (None, None, None, (), Health.OK)
+    (sample,) = (await read_once(root, nvml_environ("orin"))).samples
+    assert sample.memory_free_bytes == 65536 * 1024
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        (
+            ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"),
+            [("DEV-nvidia0", "NVIDIA device"), ("DEV-nvidia1", "NVIDIA device")],
+        ),
+        (("nvgpu",), [("DEV-nvgpu", "NVIDIA Jetson AGX Xavier")]),
+        (("dxg",), []),
+    ],
+)
+async def test_what_only_device_nodes_show_is_recorded(
+    make_tree: Callable[..., Path], nodes: tuple[str, ...], found: list[tuple[str, str]]
+) -> None:
+    root = make_tree()
+    (root / "dev").mkdir()
+    for node in nodes:
+        (root / "dev" / node).touch()
+    (root / "proc/device-tree").mkdir()
+    (root / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Xavier\0")
+    cards = await nvidia(root, dict(os.environ))
+    assert [(card.uuid, card.name) for card in cards] == found
+    assert all(card.health is Health.NO_DRIVER and "libnvidia-ml.so.1" in str(card.reason) for card in cards)
+
+
+async def test_both_ends_of_a_vgpu_are_told(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree(CARD)
+    (guest,) = await nvidia(root, nvml_environ("vgpu"))
+    (host,) = await nvidia(root, nvml_environ("vgpu_host"))
+    assert (guest.health, guest.extra["virtualization"]) == (Health.OK, "vgpu")
+    assert (host.health, "virtual machines (vGPU)" in str(host.reason)) == (Health.NO_DRIVER, True)
 
 
 async def test_lost_card_does_not_hide_the_other(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -164,7 +223,7 @@ async def test_sample_reads_what_the_card_does(make_tree: Callable[..., Path], n
 
 async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = (await read_once(make_tree(CARD), nvml_environ("gb10"))).samples
-    assert (card.memory_used_bytes, card.util_pct, card.power_w, card.health) == (None, None, None, None)
+    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, None)
 
 
 async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:

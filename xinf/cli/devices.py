@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.compat import print_compat
@@ -44,7 +45,10 @@ def devices(
     """
     session = open_session(config, data_dir, server)
     is_remote = bool(all_ or server)
-    nodes = run(read_everything(session)).nodes if is_remote else (this_host(session),)
+    if is_remote:
+        nodes = run(read_everything(session)).nodes
+    else:
+        nodes = (these_devices(session) if compat is None else this_host(session),)
     if compat is not None:
         print_compat(
             session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
@@ -67,14 +71,17 @@ def devices(
 
 def this_host(session: Session) -> NodeRecord:
     """What a worker would tell of this host."""
-    from xinf.agent import engines_dir, find_environments, list_devices
+    from xinf.agent import engines_dir, find_environments
 
-    return NodeRecord(
-        name=NodeName(""),
-        address="",
-        devices=run(list_devices(session.config)),
-        environments=find_environments(engines_dir(session.config.agent)),
-    )
+    environments = find_environments(engines_dir(session.config.agent))
+    return msgspec.structs.replace(these_devices(session), environments=environments)
+
+
+def these_devices(session: Session) -> NodeRecord:
+    """The devices alone of this host: what engines are installed costs a look into each of them."""
+    from xinf.agent import list_devices
+
+    return NodeRecord(name=NodeName(""), address="", devices=run(list_devices(session.config)), environments=())
 
 
 def device_row(device: Device) -> tuple[str, ...]:
@@ -83,12 +90,20 @@ def device_row(device: Device) -> tuple[str, ...]:
         device.selector,
         device.name,
         device.arch or "-",
-        format_bytes(device.memory_bytes) if device.memory_bytes is not None else "-",
+        memory_cell(device),
         dtypes_cell(_levels(device)),
         device.driver or "-",
         device.health,
         device.uuid,
     )
+
+
+def memory_cell(device: Device) -> str:
+    """How much memory it has; `shared`: with the processor."""
+    if device.memory_bytes is None:
+        return "-"
+    shared = " shared" if device.extra.get("memory") == "unified" else ""
+    return format_bytes(device.memory_bytes) + shared
 
 
 def dtypes_cell(levels: Mapping[Dtype, Support]) -> str:

@@ -194,8 +194,8 @@ def check_selector(text: str) -> str:
 
 
 def is_selected(device: Device, selector: str) -> bool:
-    """Whether one part of a selector means this device."""
-    if device.uuid == selector:
+    """Whether one part of a selector means this device, by its own name or by its vendor's UUID."""
+    if selector in (device.uuid, device.extra.get("uuid")):
         return True
     match = _SELECTOR.fullmatch(selector)
     if match is None or DEVICE_KINDS[match[1]] is not device.vendor:

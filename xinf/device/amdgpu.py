@@ -1,6 +1,7 @@
 """What the amdgpu kernel driver says of a card in sysfs: name and memory, and what it is doing now.
 
     /sys/bus/pci/devices/<address>/mem_info_vram_total, mem_info_vram_used     bytes
+                                  /mem_info_gtt_used                           bytes of the machine's that it has mapped
                                   /gpu_busy_percent
                                   /unique_id                                   16 hexadecimal digits without 0x
                                   /product_name                                from the board's own memory; may be empty
@@ -47,6 +48,7 @@ class CardReading(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
+    gtt_used_bytes: int | None = None  # of the machine's memory
     util_pct: float | None = None
     temp_c: float | None = None
     temp_limit_c: float | None = None  # at which the card slows itself down
@@ -84,6 +86,7 @@ def read_reading(address: str, root: Path) -> CardReading:
     return CardReading(
         memory_used_bytes=_read_int(directory / "mem_info_vram_used"),
         memory_total_bytes=_read_int(directory / "mem_info_vram_total") or None,
+        gtt_used_bytes=_read_int(directory / "mem_info_gtt_used"),
         util_pct=None if busy is None else float(busy),
         temp_c=temperature,
         temp_limit_c=limit,

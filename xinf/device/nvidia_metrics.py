@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pynvml
 
 from xinf.core.device import Health, Sample
+from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
-from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, known, read_uuid, start, text
+from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start, text
 from xinf.device.reading import DeviceProcess
 
 # Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
@@ -52,12 +54,12 @@ _UNCORRECTED = "uncorrectable errors of its memory since the driver was loaded: 
 _TOO_HOT = "it is slowed down because it is too hot: look at fans and airflow"
 
 
-def read_samples() -> tuple[Sample, ...]:
+def read_samples(root: Path) -> tuple[Sample, ...]:
     """Read every card that answers, and the memory of MIG instances. Raises: LibraryError."""
     start()
     samples: list[Sample] = []
     for handle in handles():
-        samples.extend(_read_card(handle))
+        samples.extend(_read_card(handle, root))
     return tuple(samples)
 
 
@@ -86,13 +88,13 @@ def read_recovery_action(handle: Any) -> str | None:
     return None if action == 0 else _RECOVERY_ACTIONS.get(action, f"the driver asks for recovery action {action}")
 
 
-def _read_card(handle: Any) -> list[Sample]:
+def _read_card(handle: Any, root: Path) -> list[Sample]:
     """Read one card and its instances; none if not even its name can be read. Raises: LibraryError."""
     uuid = read_uuid(handle)
     if uuid is None:
         return []
     try:
-        return [_read_metrics(handle, uuid), *_read_instances(handle)]
+        return [_read_metrics(handle, uuid, root), *_read_instances(handle)]
     except pynvml.NVMLError as error:
         if error.value in _OF_THE_DRIVER:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
@@ -100,8 +102,8 @@ def _read_card(handle: Any) -> list[Sample]:
         return [Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)]
 
 
-def _read_metrics(handle: Any, uuid: str) -> Sample:
-    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
+    used, free = _read_memory(handle, root)
     rates = known(pynvml.nvmlDeviceGetUtilizationRates, handle)
     milliwatts = known(pynvml.nvmlDeviceGetPowerUsage, handle)
     temperature = known(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
@@ -115,8 +117,8 @@ def _read_metrics(handle: Any, uuid: str) -> Sample:
     return Sample(
         uuid=uuid,
         t_ns=time.time_ns(),
-        memory_used_bytes=memory.used if memory is not None and memory.total else None,
-        memory_free_bytes=memory.free if memory is not None and memory.total else None,
+        memory_used_bytes=used,
+        memory_free_bytes=free,
         util_pct=None if rates is None else float(rates.gpu),
         temp_c=None if temperature is None else float(temperature),
         power_w=None if milliwatts is None else milliwatts / 1000,
@@ -124,6 +126,17 @@ def _read_metrics(handle: Any, uuid: str) -> Sample:
         health=health,
         reason=reason,
     )
+
+
+def _read_memory(handle: Any, root: Path) -> tuple[int | None, int | None]:
+    """Say what is used and what is free; of the host's memory, where that is the card's, whoever uses it."""
+    if is_unified(handle):
+        host = read_host_memory(root)
+        if host.total_bytes is None or host.available_bytes is None:
+            return None, host.available_bytes
+        return host.total_bytes - host.available_bytes, host.available_bytes
+    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return (None, None) if memory is None else (memory.used, memory.free)
 
 
 def _read_health(handle: Any, uncorrected: int | None, temperature: int | None) -> tuple[Health | None, str | None]:
