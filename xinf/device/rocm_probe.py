@@ -58,7 +58,7 @@ class RocmProbe(ABC):
         try:
             cards = find_cards(self.vendor, root)
         except FormatError as error:
-            return tuple(without_driver(f, index, str(error), Health.FAULTY) for index, f in enumerate(functions))
+            return tuple(without_driver(f, index, str(error), Health.SILENT) for index, f in enumerate(functions))
         facts, told, reasons = self._gather(cards, root)
         closed = why_closed(root)
         devices = [
