@@ -12,16 +12,11 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 `none`.
 """
 
+from xinf.core.model import KvLayers, ModelFacts, Quantization
 from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.download import Download, Progress, download_model
-from xinf.registry.facts import (
-    KvLayers,
-    ModelFacts,
-    Quantization,
-    kv_bytes_per_sequence,
-    kv_bytes_per_token,
-)
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
 from xinf.registry.load import LoadOptions, choose_options

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from xinf.core.device import KIND_OF_VENDOR, Device, Dtype, Support
+from xinf.core.model import ModelFacts
 from xinf.core.records import EngineEnvironment, EngineSpec
 from xinf.registry.compatibility import Compatibility, FeatureRow, capabilities, shipped
-from xinf.registry.facts import ModelFacts
 from xinf.registry.need import Need, need_of
 
 SEVERITY = (Support.NONE, Support.UNKNOWN, Support.WEIGHT_ONLY, Support.NATIVE)  # the worst first

@@ -32,8 +32,9 @@ import msgspec
 from xinf.core.cpu_cache import size_cpu_cache
 from xinf.core.device import Vendor
 from xinf.core.errors import InvalidRequest
+from xinf.core.model import ModelFacts
 from xinf.core.records import MeasuredRecord, MemoryNeed
-from xinf.registry.facts import ModelFacts, kv_bytes_per_sequence, kv_bytes_per_token
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import element_bytes, table_bytes, weights_bytes
 
