@@ -66,7 +66,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     kv_token_bytes: int  # of one more token
     kv_bytes: int  # of one sequence of `max_model_len`, and of the block that is kept back
     kv_spare_bytes: int  # of that the block that is kept back
-    cache_bytes: int | None = None  # that the engine is told to make, if it is more than `kv_bytes`; None: as it likes
+    cache_bytes: int | None = None  # that somebody asked for, `kv_bytes` at least; None: the engine sizes it itself
     is_measured: bool = False
 
     @property
@@ -142,7 +142,7 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         graph, runtime = 0, measured.fixed_bytes - weights
         activation = 0 if measured.has_peak else activation
     kv = kv_sequence_bytes(facts, options, max_model_len) + spare
-    cache = None if options.cache_bytes is None else options.cache_bytes * _n_shares(options)
+    cache = None if options.cache_bytes is None else max(kv, options.cache_bytes * _n_shares(options))
     return MemoryPlan(
         vendor=options.vendor,
         tensor_parallel_size=options.tensor_parallel_size,
@@ -154,7 +154,7 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         kv_token_bytes=token,
         kv_bytes=kv,
         kv_spare_bytes=spare,
-        cache_bytes=None if cache is None or cache <= kv else cache,
+        cache_bytes=cache,
         is_measured=measured is not None,
     )
 
