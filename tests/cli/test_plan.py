@@ -280,6 +280,44 @@ def test_plan_that_changed_is_written_and_no_change_for_the_user(
     assert again == first
 
 
+def test_model_that_cannot_be_read_any_more_is_as_it_was_read_before(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    xinf("launch", "--model", str(model), "--no-wait")
+    ((first, _),) = control.run(control.records.list(DeploymentRecord))
+    assert first.model is not None
+    (model / "model.safetensors").write_bytes(b"broken")
+    again = xinf("launch", "--model", str(model), "--no-wait", "--replicas", "2")
+    assert "memory: needs" in again.stdout
+    ((kept, _),) = control.run(control.records.list(DeploymentRecord))
+    assert (kept.model, kept.model_identity, kept.replicas) == (first.model, first.model_identity, 2)
+    other = xinf("launch", "--model", str(model), "--no-wait", "--max-model-len", "4096")
+    assert "memory: not planned" in other.stdout, "it is for another wish now, perhaps for other files"
+
+
+def test_who_forces_a_wish_is_believed_about_a_model_that_is_known(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    xinf("launch", "--model", str(model), "--no-wait")
+    smaller = gpu_node(8)
+    control.run(control.records.put(NodeRecord, node.name, smaller))
+    assert "written all the same" in xinf("launch", "--model", str(model), "--no-wait", "--force").stdout
+    ((forced, _),) = control.run(control.records.list(DeploymentRecord))
+    assert forced.model is None
+
+
+def test_model_of_this_host_is_known_before_there_is_a_place_for_it(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    xinf("launch", "--model", str(model), "--no-wait")
+    ((made, _),) = control.run(control.records.list(DeploymentRecord))
+    assert made.model is not None, "nodes that join later are planned by it"
+
+
 def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xinf.cli.need.find_known", lambda *_: pytest.fail("the hub was asked"))
     made = DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model="Org/Nobody-asks", device="cpu"))

@@ -161,7 +161,8 @@ def test_describe_shows_what_is_needed_by_kind_and_what_a_replica_was_given(
     first = next(i for i, line in enumerate(lines) if line.startswith("  memory "))
     shown = lines[first : first + 3]
     assert [line.rpartition(", on ")[2] for line in shown] == [kind_name(card(24)), kind_name(card(80)), "cpu"]
-    assert all("GiB a device (weights 14." in line for line in shown)
+    assert all("GiB a device (weights 14." in line for line in shown[:2])
+    assert "GiB a device at least (weights 14.2 GiB, KV cache 449.8 MiB to 3.5 GiB, overhead " in shown[2]
     assert len({line.split(" a device")[0].split()[-2] for line in shown}) == 3
     assert "  memory      16.5 GiB a device (weights 14 GiB, KV cache 2 GiB, overhead 512 MiB), estimated" in lines
     told = xinf_json("describe", "demo")["needs"]

@@ -99,11 +99,19 @@ def deployment_lines(deployment: DeploymentRecord, kinds: Sequence[KindNeed], no
 
 
 def need_text(need: MemoryNeed) -> str:
-    """What each device must have, and of what: `17.9 GiB a device (...), estimated`."""
-    parts = {"weights": need.weights_bytes, "KV cache": need.kv_bytes, "overhead": need.overhead_bytes}
-    of = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts.items())
+    """What each device must have, and of what: `17.9 GiB a device (...), estimated`.
+
+    A cache that is still to be granted is told with what it may become.
+    """
+    wanted = max(need.kv_wanted_bytes or 0, need.kv_bytes)
+    up_to = f" to {format_bytes(wanted)}" if wanted > need.kv_bytes else ""
+    of = (
+        f"weights {format_bytes(need.weights_bytes)}, KV cache {format_bytes(need.kv_bytes)}{up_to},"
+        f" overhead {format_bytes(need.overhead_bytes)}"
+    )
+    least = " at least" if up_to else ""
     how = "measured" if need.is_measured else "estimated"
-    return f"{format_bytes(need.device_bytes)} a device ({of}), {how}"
+    return f"{format_bytes(need.device_bytes)} a device{least} ({of}), {how}"
 
 
 def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
