@@ -8,8 +8,8 @@ The scheduler plans again, from the same facts, for the devices that there are w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -26,10 +26,12 @@ from xinf.core.records import DeploymentRecord, EngineSpec, MeasuredRecord, Node
 from xinf.core.units import format_bytes
 
 if TYPE_CHECKING:
+    from xinf.meta import Records
     from xinf.registry import MemoryFit, MemoryPlan
     from xinf.scheduler import Refusal
 
 _AUTO = "auto"
+T = TypeVar("T")
 
 
 class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,28 +178,13 @@ def plan_devices(
 
 async def read_measured(session: Session) -> list[MeasuredRecord]:
     """What earlier loads took; nothing where there is no store, or none that can be read now."""
-    from xinf.meta import Records
-
-    if session.server is None and not session.config.paths.meta_dir.exists():
-        return []
-    try:
-        async with session.store_or_file() as store:
-            return [record for record, _ in await Records(store).list(MeasuredRecord)]
-    except XinfError:
-        return []
+    found = await _read_store(session, lambda records: records.list(MeasuredRecord))
+    return [record for record, _ in found or ()]
 
 
 async def read_present(session: Session, name: DeploymentName) -> DeploymentRecord | None:
     """The deployment as it is there; None where there is no such, or no store that can be read now."""
-    from xinf.meta import Records
-
-    if session.server is None and not session.config.paths.meta_dir.exists():
-        return None
-    try:
-        async with session.store_or_file() as store:
-            found = await Records(store).get(DeploymentRecord, name)
-    except XinfError:
-        return None
+    found = await _read_store(session, lambda records: records.get(DeploymentRecord, name))
     return None if found is None else found[0]
 
 
@@ -251,6 +238,18 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
         device=largest.device.selector,
         node=largest.node,
     )
+
+
+async def _read_store(session: Session, read: Callable[[Records], Awaitable[T]]) -> T | None:
+    from xinf.meta import Records
+
+    if session.server is None and not session.config.paths.meta_dir.exists():
+        return None
+    try:
+        async with session.store_or_file() as store:
+            return await read(Records(store))
+    except XinfError:
+        return None
 
 
 def with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
