@@ -65,6 +65,10 @@ class Health(StrEnum):
     FAULTY = "faulty"  # its engines move
 
 
+# What will pass without anybody's doing: such a device is there, though nothing new comes to it now.
+PASSING = (Health.DEGRADED, Health.SILENT)
+
+
 class Distance(IntEnum):
     """What lies between two devices: the less, the faster. The names are those of `nvidia-smi topo -m`, but LINK."""
 

@@ -23,6 +23,7 @@ _UNPLANNED = frozenset({
 _FULL_BATCH_BYTES = 70 << 30
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
+_CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 _COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
@@ -40,6 +41,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batched_tokens: int = 2048  # computed in one step
     block_tokens: int = _BLOCK_TOKENS
     is_eager: bool = False  # no graphs are captured
+    cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -78,6 +80,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         max_batched_tokens=tokens,
         block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
         is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
+        cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
     )
 
 
@@ -91,6 +94,17 @@ def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int
     if memory_bytes >= _FULL_BATCH_BYTES and "a100" not in device.name.lower():
         return 8192, 1024
     return 2048, 256
+
+
+def _cache_bytes(spec: EngineSpec, given: dict[str, ArgValue], *, is_cpu: bool) -> int | None:
+    """The cache that somebody asks for by its size.
+
+    Source: vLLM 0.32, platforms/cpu.py, `check_and_update_config`: the variable (GiB) replaces the argument (bytes).
+    """
+    space = spec.env.get(_CPU_CACHE_VARIABLE, "") if is_cpu else ""
+    if space.isdecimal():
+        return int(space) << 30
+    return _count(given, "kv_cache_memory_bytes")
 
 
 def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:
