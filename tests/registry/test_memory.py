@@ -227,7 +227,7 @@ def test_peak_that_was_not_measured_is_still_planned() -> None:
 
 def test_engine_gets_no_more_than_its_share_of_an_empty_device() -> None:
     fit = fitted(QWEN_7B, 24 * GIB, 24 * GIB)
-    assert fit.usable_bytes == int(24 * GIB * MAX_SHARE) + context_bytes(Vendor.NVIDIA, 1, 24 * GIB)
+    assert fit.usable_bytes == int((24 * GIB - 640 * MIB) * MAX_SHARE) + context_bytes(Vendor.NVIDIA, 1, 24 * GIB)
     assert fit.fits
     assert fit.largest_context_tokens == 32768
     assert fit.concurrency is not None

