@@ -263,9 +263,7 @@ async def test_engines_that_share_a_card_start_one_after_the_other(bench: Bench)
         assert after.phase_since_s[Phase.STARTING] >= before.phase_since_s[Phase.READY]
 
 
-async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_engine_is_told_what_it_may_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(*_: object) -> StartMemory:
         return StartMemory(share=0.25)
 
@@ -275,7 +273,12 @@ async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
     await bench.until_phase("m-1", Phase.READY)
     spec = read_file(bench.directory("m-1").spec_path, ShimSpec)
     assert spec is not None
-    assert (spec.memory_share, spec.weights_bytes) == (0.25, 7)
+    assert (spec.memory_share, spec.kv_cache_bytes) == (0.25, None)
+    await bench.place("m-2", need=MemoryNeed(weights_bytes=7, kv_bytes=5, overhead_bytes=1))
+    await bench.until_phase("m-2", Phase.READY)
+    beside = read_file(bench.directory("m-2").spec_path, ShimSpec)
+    assert beside is not None
+    assert beside.kv_cache_bytes == 5
 
 
 async def test_engines_that_both_share_have_a_device_together(bench: Bench) -> None:

@@ -13,7 +13,15 @@ import pytest
 from msgspec.structs import replace
 
 from tests.registry.planned_models import CPU, GIB, QWEN_7B, card
-from xinf.agent.memory import StartMemory, choose_share, fixed_bytes, measure, read_resident_bytes, read_start_memory
+from xinf.agent.memory import (
+    StartMemory,
+    choose_share,
+    fixed_bytes,
+    granted_cache_bytes,
+    measure,
+    read_resident_bytes,
+    read_start_memory,
+)
 from xinf.agent.process import ProcessId, identify
 from xinf.core.device import Device, Sample, Vendor
 from xinf.core.errors import UnknownModel
@@ -205,6 +213,15 @@ async def test_start_looks_at_its_own_accelerators(monkeypatch: pytest.MonkeyPat
     shared = await read_start_memory(on_card(tmp_path, shares=True, need=need), node(*CARDS, CPU))
     assert shared.share == choose_share(CARDS[:1], [used], limit_bytes=10 * GIB)
     assert await read_start_memory(ready(), node(*CARDS, CPU)) == StartMemory()
+
+
+def test_cache_that_was_granted_is_what_the_engine_is_told() -> None:
+    open_ = MemoryNeed(weights_bytes=GIB, kv_bytes=GIB, overhead_bytes=GIB, kv_wanted_bytes=8 * GIB)
+    granted = replace(open_, kv_bytes=3 * GIB, kv_wanted_bytes=None)
+    assert granted_cache_bytes(ready(need=granted)) == 3 * GIB
+    assert granted_cache_bytes(ready(need=open_)) is None, "nobody knew what is free there"
+    assert granted_cache_bytes(ready()) is None
+    assert granted_cache_bytes(on_card(Path("/m"), need=granted)) is None
 
 
 async def test_accelerator_is_measured_by_the_memory_of_the_engines_processes(

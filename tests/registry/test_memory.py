@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.registry.planned_models import CPU, GEMMA_9B, GIB, MIXTRAL, MODELS, QWEN_7B, QWEN_7B_AWQ, card
-from xinf.core.device import Vendor
+from xinf.core.device import Device, Vendor
 from xinf.core.errors import InvalidRequest
 from xinf.core.records import EngineSpec, MeasuredRecord
 from xinf.registry import (
@@ -203,7 +204,37 @@ def test_processor_holds_all_shares_itself() -> None:
     two = plan_memory(QWEN_7B, choose_options(EngineSpec(model="m", tensor_parallel_size=2), CPU))
     assert two.weights_bytes >= one.weights_bytes
     assert two.kv_token_bytes == one.kv_token_bytes
-    assert two.need.weights_bytes == -(-two.weights_bytes // 2), "the scheduler counts each share"
+    assert two.need.weights_bytes == two.weights_bytes, "the processor is one device"
+
+
+def test_need_leaves_the_cache_of_a_processor_open_unless_somebody_sized_it() -> None:
+    def of(device: Device, **fields: Any) -> MemoryPlan:
+        return plan_memory(QWEN_7B, choose_options(EngineSpec(model="m", max_model_len=8192, **fields), device))
+
+    assert planned().need.kv_wanted_bytes is None, "an accelerator's is sized by what its engine finds"
+    plan = of(CPU)
+    assert plan.need.kv_bytes == plan.kv_bytes
+    assert plan.need.kv_wanted_bytes == 8 * 8192 * plan.kv_token_bytes
+    sizes: tuple[dict[str, Any], ...] = (
+        {"engine_args": {"kv_cache_memory_bytes": 40 * GIB}},
+        {"env": {"VLLM_CPU_KVCACHE_SPACE": "40"}},
+        {"env": {"VLLM_CPU_KVCACHE_SPACE": "20"}, "tensor_parallel_size": 2},  # of each rank
+        {"env": {"VLLM_CPU_KVCACHE_SPACE": "40"}, "engine_args": {"kv-cache-memory-bytes": GIB}},
+    )
+    for asked in sizes:
+        need = of(CPU, **asked).need
+        assert (need.kv_bytes, need.kv_wanted_bytes) == (40 * GIB, None)
+    least = of(CPU, env={"VLLM_CPU_KVCACHE_SPACE": "0"}).need
+    assert (least.kv_bytes, least.kv_wanted_bytes) == (plan.kv_bytes, None)
+
+
+def test_what_a_sized_cache_leaves_of_a_device_is_no_cache() -> None:
+    wished = options(max_model_len=8192, cache_bytes=4 * GIB)
+    plan = plan_memory(QWEN_7B, wished)
+    found = fit_memory(plan, QWEN_7B, wished, free_bytes=80 * GIB, total_bytes=80 * GIB)
+    assert found.fits
+    assert found.concurrency == (4 * GIB - plan.kv_spare_bytes) / (plan.kv_bytes - plan.kv_spare_bytes)
+    assert plan.device_bytes == plan.fixed_bytes + 4 * GIB
 
 
 # ---- measured -----------------------------------------------------------------------------------------------------
@@ -286,8 +317,7 @@ def test_the_sum_is_the_sum(facts: ModelFacts, wished: LoadOptions) -> None:
     parts = (plan.weights_bytes, plan.kv_bytes, plan.activation_bytes, plan.graph_bytes, plan.runtime_bytes)
     assert all(part >= 0 for part in parts)
     assert plan.device_bytes == sum(parts)
-    n_shares = wished.tensor_parallel_size if wished.vendor is Vendor.CPU else 1
-    assert 0 <= plan.need.device_bytes * n_shares - plan.device_bytes < 3 * n_shares
+    assert plan.need.device_bytes == plan.device_bytes
 
 
 @given(models, wishes, sizes, sizes)

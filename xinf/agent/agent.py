@@ -40,7 +40,7 @@ from xinf.agent.decide import (
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
-from xinf.agent.memory import StartMemory, measure, read_start_memory
+from xinf.agent.memory import StartMemory, granted_cache_bytes, measure, read_start_memory
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
 from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
@@ -49,10 +49,10 @@ from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
-from xinf.core.records import REPLICAS, MeasuredRecord, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host
-from xinf.meta import KeyQueue, Mirror, Records, Store
+from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
 logger = logging.getLogger(__name__)
 
@@ -478,7 +478,7 @@ class Agent:
             warmup_timeout_s=self._config.engine.warmup_timeout,
             drain_timeout_s=self._config.agent.drain_timeout,
             memory_share=memory.share,
-            weights_bytes=None if record.need is None else record.need.weights_bytes,
+            kv_cache_bytes=granted_cache_bytes(record),
             log_level=self._config.log_level,
         )
 
@@ -496,7 +496,7 @@ class Agent:
                 record, custody.process, path, node=self._node, start=start, environ=environ, root=self._root
             )
             if found is not None:
-                await self._records.put(MeasuredRecord, found.fingerprint, found)
+                await record_measured(self._store, found, n_kept=self._config.agent.measured_kept)
         except (XinfError, OSError) as error:
             logger.warning("what %s took is not kept: %s", record.id, error)
 

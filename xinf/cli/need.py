@@ -1,29 +1,32 @@
 """What a deployment needs of the devices it may get: for `xinf plan`, and for `launch` and `up` before they write.
 
-spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ MemoryNeed, or a refusal with advice
-                               ▲ measured/ of an earlier load
+spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ the wish with the facts in it, or a refusal
+                               ▲ measured/ of an earlier load                with advice
+
+The scheduler plans again, from the same facts, for the devices that there are when it looks for a place.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from xinf.cli.known import Known, find_known
+from xinf.cli.kind import group_kinds
+from xinf.cli.known import Known, find_cached, find_known
 from xinf.cli.session import Session
 from xinf.cli.verdict import environment_of
 from xinf.core.config import Config
 from xinf.core.device import Device, Health, Vendor, is_selected
 from xinf.core.errors import InvalidRequest, PlacementFailed, XinfError
-from xinf.core.ids import NodeName
+from xinf.core.ids import DeploymentName, NodeName
+from xinf.core.model import ModelFacts
 from xinf.core.records import DeploymentRecord, EngineSpec, MeasuredRecord, NodeRecord
 from xinf.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from xinf.registry import MemoryFit, MemoryPlan, ModelFacts
+    from xinf.registry import MemoryFit, MemoryPlan
 
 _AUTO = "auto"
 
@@ -58,20 +61,22 @@ def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[N
 
 def plan_device(
     spec: EngineSpec,
-    facts: ModelFacts,
+    known: Known,
     node: NodeRecord,
     device: Device,
     *,
     free_bytes: int | None,
     measured: Mapping[str, MeasuredRecord],
 ) -> DevicePlan:
-    """Plan the model on one device, from what an earlier load took there if that is known."""
-    from xinf.registry import choose_options, fit_memory, plan_memory
+    """Plan a model that is known on one device, from what an earlier load took there if that is known."""
+    from xinf.registry import choose_options, fit_memory, plan_on
 
     made = DevicePlan(node=node.name, device=device, free_bytes=free_bytes)
+    facts, environment = known.facts, environment_of(node, spec.engine, device)
+    assert facts is not None, "somebody read them"
     try:
         options = choose_options(spec, device)
-        plan = plan_memory(facts, options, measured=_find_measured(spec, facts, node, device, measured))
+        plan = plan_on(spec, facts, device, environment, identity=known.identity, measured=measured)
     except InvalidRequest as error:
         return msgspec.structs.replace(made, note=str(error))
     made = msgspec.structs.replace(made, plan=plan)
@@ -98,41 +103,53 @@ def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan])
         return (str(error),)
 
 
-def add_need(
+def add_model(
     wish: DeploymentRecord,
     known: Known,
     nodes: Sequence[NodeRecord],
     measured: Sequence[MeasuredRecord],
     *,
     must_fit: bool,
-) -> tuple[DeploymentRecord, str | None]:
-    """Add to a wish what each replica needs of a device. Returns it with a sentence for the user, None for nothing.
+) -> tuple[DeploymentRecord, list[str]]:
+    """Add to a wish what is known of its model. Returns it with what to tell the user, a line each.
 
     Raises: PlacementFailed, if `must_fit`, when no device that is meant is large enough even while it is empty.
     """
     spec, facts = wish.spec, known.facts
     if spec.engine != "vllm":
-        return wish, None  # a simulated engine has no weights
-    meant = _with_engine(spec, nodes)
+        return wish, []  # a simulated engine has no weights
+    told = msgspec.structs.replace(wish, model=facts, model_identity=known.identity)
+    meant = with_engine(spec, nodes)
     if not meant:
-        return wish, None  # whoever places it says why there is no place
+        return told, []  # whoever places it says why there is no place
     if facts is None:
-        return wish, f"memory: not planned, the engine checks it itself: {known.why}"
+        return told, [f"memory: not planned, the engine checks it itself: {known.why}"]
+    plans = plan_devices(spec, known, meant, measured)
+    if fitting := _fitting(spec, plans):
+        return told, describe_kinds(fitting)
+    # A device that nothing is known of may be large enough.
+    unknown = next((made for made in plans if made.fit is None), None)
+    if unknown is not None:
+        return told, [f"memory: not planned, the engine checks it itself: {unknown.note or 'unknown'}"]
+    refusal = _refusal(wish, facts, plans)
+    if must_fit:
+        raise refusal
+    # Without the facts, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
+    return wish, [f"memory: {refusal.message}; written all the same, the engine checks it itself"]
+
+
+def plan_devices(
+    spec: EngineSpec,
+    known: Known,
+    devices: Iterable[tuple[NodeRecord, Device]],
+    measured: Iterable[MeasuredRecord],
+) -> list[DevicePlan]:
+    """Plan a model on devices as if nobody were on them."""
     by_digest = {record.fingerprint: record for record in measured}
-    plans = [
-        plan_device(spec, facts, node, device, free_bytes=device.memory_bytes, measured=by_digest)
-        for node, device in meant
+    return [
+        plan_device(spec, known, node, device, free_bytes=device.memory_bytes, measured=by_digest)
+        for node, device in devices
     ]
-    chosen = choose_plan(spec, plans)
-    if isinstance(chosen, str):
-        return wish, f"memory: not planned, the engine checks it itself: {chosen}"
-    if chosen is None:
-        refusal = _refusal(wish, facts, plans)
-        if must_fit:
-            raise refusal
-        # Without a need, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
-        return wish, f"memory: {refusal.message}; written all the same, the engine checks it itself"
-    return msgspec.structs.replace(wish, need=chosen.need), describe_plan(chosen)
 
 
 async def read_measured(session: Session) -> list[MeasuredRecord]:
@@ -148,25 +165,31 @@ async def read_measured(session: Session) -> list[MeasuredRecord]:
         return []
 
 
-def choose_plan(spec: EngineSpec, plans: Sequence[DevicePlan]) -> MemoryPlan | str | None:
-    """The least that a device which is large enough needs; None if none is; why, if that cannot be told."""
-    fitting: list[MemoryPlan] = []
-    for node in {made.node for made in plans}:
-        of_node = [made for made in plans if made.node == node]
-        for kind in {made.device.vendor for made in of_node}:
-            large = [m.plan for m in of_node if m.device.vendor is kind and m.fit is not None and m.fit.fits and m.plan]
-            if len(large) >= (1 if kind is Vendor.CPU else spec.tensor_parallel_size):
-                fitting += large
-    if fitting:
-        return min(fitting, key=lambda plan: plan.device_bytes)
-    # A device that nothing is known of may be large enough.
-    unknown = next((made for made in plans if made.fit is None), None)
-    return unknown.note or "unknown" if unknown is not None else None
+async def read_present(session: Session, name: DeploymentName) -> DeploymentRecord | None:
+    """The deployment as it is there; None where there is no such, or no store that can be read now."""
+    from xinf.meta import Records
+
+    if session.server is None and not session.config.paths.meta_dir.exists():
+        return None
+    try:
+        async with session.store_or_file() as store:
+            found = await Records(store).get(DeploymentRecord, name)
+    except XinfError:
+        return None
+    return None if found is None else found[0]
 
 
 async def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
-    """What is known of a model, if a device that is meant has an engine: otherwise no hub is asked in vain."""
-    return await find_known(config, spec) if _with_engine(spec, nodes) else Known()
+    """What is known of a model. Where no device that is meant has an engine yet, no hub is asked in vain."""
+    return await find_known(config, spec) if with_engine(spec, nodes) else find_cached(config, spec)
+
+
+def describe_kinds(plans: Sequence[DevicePlan]) -> list[str]:
+    """A line; one for each kind of device where they need different things."""
+    kinds = group_kinds(plans)
+    if len(kinds) == 1:
+        return [describe_plan(kinds[0].plan)]
+    return [f"{describe_plan(kind.plan)} on {', '.join(kind.names)}" for kind in kinds]
 
 
 def describe_plan(plan: MemoryPlan) -> str:
@@ -206,21 +229,20 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
     )
 
 
-def _find_measured(
-    spec: EngineSpec, facts: ModelFacts, node: NodeRecord, device: Device, measured: Mapping[str, MeasuredRecord]
-) -> MeasuredRecord | None:
-    from xinf.registry import fingerprint, identify_model
-
-    if not measured:
-        return None
-    identity = identify_model(spec.model, revision=facts.revision, environ={**os.environ, **spec.env})
-    environment = environment_of(node, spec.engine, device)
-    if identity is None or environment is None:
-        return None
-    return measured.get(fingerprint(identity, spec, engine_version=environment.version, device=device))
+def _fitting(spec: EngineSpec, plans: Sequence[DevicePlan]) -> list[DevicePlan]:
+    """Those that are large enough while they are empty, where a node has enough of them."""
+    found: list[DevicePlan] = []
+    for node in dict.fromkeys(made.node for made in plans):
+        of_node = [made for made in plans if made.node == node]
+        for kind in dict.fromkeys(made.device.vendor for made in of_node):
+            large = [made for made in of_node if made.device.vendor is kind and made.fit is not None and made.fit.fits]
+            if len(large) >= (1 if kind is Vendor.CPU else spec.tensor_parallel_size):
+                found += large
+    return found
 
 
-def _with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
+def with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
+    """Of the devices that are meant those that an engine is there for."""
     return [(node, device) for node, device in meant_devices(spec, nodes) if _has_engine(spec, node, device)]
 
 

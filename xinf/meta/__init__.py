@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from xinf.meta.events import record_event, trim_events
     from xinf.meta.key_queue import KeyQueue
     from xinf.meta.lmdb_store import LmdbStore
+    from xinf.meta.measured import record_measured
     from xinf.meta.mirror import Mirror
     from xinf.meta.records import Records
     from xinf.meta.server import MetaServer
@@ -69,6 +70,7 @@ _MODULES = {
     "events": ("record_event", "trim_events"),
     "key_queue": ("KeyQueue",),
     "lmdb_store": ("LmdbStore",),
+    "measured": ("record_measured",),
     "mirror": ("Mirror",),
     "records": ("Records",),
     "server": ("MetaServer",),
@@ -113,6 +115,7 @@ __all__ = [
     "connect",
     "read_discovery",
     "record_event",
+    "record_measured",
     "remove_discovery",
     "trim_events",
     "write_discovery",

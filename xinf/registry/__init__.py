@@ -12,16 +12,12 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 `none`.
 """
 
+from xinf.core.model import KvLayers, ModelFacts, Quantization
 from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
+from xinf.registry.device_memory import need_on, plan_on
 from xinf.registry.download import Download, Progress, download_model
-from xinf.registry.facts import (
-    KvLayers,
-    ModelFacts,
-    Quantization,
-    kv_bytes_per_sequence,
-    kv_bytes_per_token,
-)
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
 from xinf.registry.load import LoadOptions, choose_options
@@ -35,6 +31,7 @@ from xinf.registry.memory import (
     memory_share,
     plan_memory,
     runtime_bytes,
+    usable_bytes,
 )
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
@@ -74,7 +71,9 @@ __all__ = [
     "kv_token_bytes",
     "memory_share",
     "need_of",
+    "need_on",
     "plan_memory",
+    "plan_on",
     "read_compatibility",
     "read_facts",
     "read_model",
@@ -83,5 +82,6 @@ __all__ = [
     "resolve_model",
     "runtime_bytes",
     "shipped",
+    "usable_bytes",
     "write_scripted_model",
 ]

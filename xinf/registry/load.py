@@ -24,6 +24,7 @@ _FULL_BATCH_BYTES = 70 << 30
 _LEAN_GRAPHS_DRIVER = 550
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
+_CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 _COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
@@ -44,6 +45,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_graph_tokens: int = 512  # the largest batch that a graph is captured for
     device_bytes: int | None = None  # of memory, in all; None: not known
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
+    cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -85,6 +87,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         max_graph_tokens=_max_graph_tokens(device),
         device_bytes=None if is_cpu else device.memory_bytes,
         is_old_driver=_is_old_driver(device),
+        cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
     )
 
 
@@ -109,6 +112,17 @@ def _is_old_driver(device: Device) -> bool:
     """A version is 535.247.01; CUDA 12.4 came with 550."""
     major = (device.driver or "").partition(".")[0]
     return device.vendor is Vendor.NVIDIA and major.isdecimal() and int(major) < _LEAN_GRAPHS_DRIVER
+
+
+def _cache_bytes(spec: EngineSpec, given: dict[str, ArgValue], *, is_cpu: bool) -> int | None:
+    """The cache that somebody asks for by its size.
+
+    Source: vLLM 0.32, platforms/cpu.py, `check_and_update_config`: the variable (GiB) replaces the argument (bytes).
+    """
+    space = spec.env.get(_CPU_CACHE_VARIABLE, "") if is_cpu else ""
+    if space.isdecimal():
+        return int(space) << 30
+    return _count(given, "kv_cache_memory_bytes")
 
 
 def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:

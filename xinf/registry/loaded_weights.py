@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from xinf.registry.facts import ModelFacts
+from xinf.core.model import ModelFacts
 from xinf.registry.load import ALIASES, LoadOptions
 
 _PADDED_ROWS = 64  # of the vocabulary: DEFAULT_VOCAB_PADDING_SIZE

@@ -33,11 +33,12 @@ import math
 
 import msgspec
 
-from xinf.core.cpu_cache import size_cpu_cache
+from xinf.core.cpu_cache import grant_cpu_cache, wanted_cpu_cache
 from xinf.core.device import Vendor
 from xinf.core.errors import InvalidRequest
+from xinf.core.model import ModelFacts
 from xinf.core.records import MeasuredRecord, MemoryNeed
-from xinf.registry.facts import ModelFacts, kv_bytes_per_sequence, kv_bytes_per_token
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import element_bytes, expert_columns, table_bytes, weights_bytes
 
@@ -83,6 +84,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     kv_token_bytes: int  # of one more token
     kv_bytes: int  # of one sequence of `max_model_len`, and of the block that is kept back
     kv_spare_bytes: int  # of that the block that is kept back
+    cache_bytes: int | None = None  # that somebody asked for, `kv_bytes` at least; None: the engine sizes it itself
     is_measured: bool = False
 
     @property
@@ -98,18 +100,23 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def device_bytes(self) -> int:
         """The least that must be free on each device."""
-        return self.fixed_bytes + self.kv_bytes
+        return self.fixed_bytes + (self.cache_bytes or self.kv_bytes)
+
+    @property
+    def wanted_bytes(self) -> int:
+        """The cache that it would like on a processor."""
+        return wanted_cpu_cache(token_bytes=self.kv_token_bytes, max_model_len=self.max_model_len)
 
     @property
     def need(self) -> MemoryNeed:
-        """The same for the scheduler, which counts the shares that a processor holds itself."""
-        n_shares = self.tensor_parallel_size if self.vendor is Vendor.CPU else 1
+        """The same for the scheduler."""
+        is_open = self.vendor is Vendor.CPU and self.cache_bytes is None
         return MemoryNeed(
-            weights_bytes=-(-self.weights_bytes // n_shares),
-            kv_bytes=-(-self.kv_bytes // n_shares),
-            overhead_bytes=-(-self.overhead_bytes // n_shares),
+            weights_bytes=self.weights_bytes,
+            kv_bytes=self.cache_bytes or self.kv_bytes,
+            overhead_bytes=self.overhead_bytes,
             is_measured=self.is_measured,
-            tensor_parallel_size=self.tensor_parallel_size,
+            kv_wanted_bytes=self.wanted_bytes if is_open else None,
         )
 
 
@@ -153,6 +160,8 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         weights = min(weights, measured.fixed_bytes)
         graph, runtime = 0, measured.fixed_bytes - weights
         activation = 0 if measured.has_peak else activation
+    kv = kv_sequence_bytes(facts, options, max_model_len) + spare
+    cache = None if options.cache_bytes is None else max(kv, options.cache_bytes * _n_shares(options))
     return MemoryPlan(
         vendor=options.vendor,
         tensor_parallel_size=options.tensor_parallel_size,
@@ -162,8 +171,9 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         runtime_bytes=runtime,
         max_model_len=max_model_len,
         kv_token_bytes=token,
-        kv_bytes=kv_sequence_bytes(facts, options, max_model_len) + spare,
+        kv_bytes=kv,
         kv_spare_bytes=spare,
+        cache_bytes=cache,
         is_measured=measured is not None,
     )
 
@@ -178,7 +188,9 @@ def fit_memory(
     largest = _largest_context(facts, options, max(longest, plan.max_model_len), room)
     sequence = plan.kv_bytes - plan.kv_spare_bytes
     pool = room
-    if plan.vendor is Vendor.CPU:
+    if plan.cache_bytes is not None:
+        pool = min(room, plan.cache_bytes - plan.kv_spare_bytes)
+    elif plan.vendor is Vendor.CPU:
         pool = min(room, cpu_cache_bytes(plan, room + plan.kv_spare_bytes) - plan.kv_spare_bytes)
     fits = plan.device_bytes <= usable
     concurrency = (pool / sequence if sequence else float(options.max_num_seqs)) if fits else None
@@ -235,13 +247,8 @@ def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int |
 
 
 def cpu_cache_bytes(plan: MemoryPlan, free_bytes: int) -> int:
-    """The cache that the engine makes on a processor where `free_bytes` are left beside the weights."""
-    return size_cpu_cache(
-        token_bytes=plan.kv_token_bytes,
-        sequence_bytes=plan.kv_bytes,
-        max_model_len=plan.max_model_len,
-        free_bytes=max(0, free_bytes),
-    )
+    """The cache that a replica is granted on a processor where `free_bytes` are left beside all else that it needs."""
+    return grant_cpu_cache(wanted_bytes=plan.wanted_bytes, sequence_bytes=plan.kv_bytes, free_bytes=max(0, free_bytes))
 
 
 def kv_token_bytes(facts: ModelFacts, options: LoadOptions) -> int | None:
