@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
-from xinf.cli.need import add_model, find_known_for, meant_devices
+from xinf.cli.need import add_model, find_known_for, meant_devices, plan_device
 from xinf.cli.plan import free_on
 from xinf.core.config import load
 from xinf.core.device import Device, Health, Vendor
@@ -32,6 +32,7 @@ from xinf.core.records import (
     ReplicaRecord,
 )
 from xinf.registry import fingerprint, identify_model
+from xinf.scheduler import Claims, Fleet, Refusal, Rules, place
 
 GIB = 1 << 30
 
@@ -187,6 +188,15 @@ def test_kinds_of_device_are_told_apart_where_they_need_different_things(model: 
     assert alike.endswith("estimated)"), "both take the same batch"
 
 
+def test_device_that_cannot_run_it_is_no_device_that_could_hold_it(model: Path) -> None:
+    (large,) = gpu_node(80, name="old").devices[:1]
+    old = replace(gpu_node(80, name="old"), devices=(replace(large, arch="sm_60"),))
+    _, (told,) = planned_for(wish(model, max_model_len=2048), [gpu_node(24), old], [], must_fit=True)
+    assert told.endswith("estimated)"), "one kind is left"
+    with pytest.raises(PlacementFailed, match="cuda:0 on gpu has 8 GiB in all"):
+        planned_for(wish(model, max_model_len=2048), [gpu_node(8), old], [], must_fit=True)
+
+
 def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
     with pytest.raises(
         PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16"
@@ -206,6 +216,26 @@ def test_split_needs_as_many_large_devices_on_one_node(model: Path) -> None:
     assert " on each of 2 devices (" in told
     with pytest.raises(PlacementFailed, match="1 of its 2 devices on gpu are large enough"):
         planned_for(split, [gpu_node(16, 4), gpu_node(12, name="other")], [], must_fit=True)
+
+
+def test_split_over_cards_that_take_other_batches_needs_the_greater_on_both(model: Path) -> None:
+    """Each would do beside one of its own size: what a wish is refused for is what the scheduler would say."""
+    split = wish(model, tensor_parallel_size=2, max_model_len=8192, device="cuda")
+    cards = gpu_node(24, 80)
+    known = asyncio.run(find_known_for(load(), split.spec, [cards]))
+    small, large = (
+        plan_device(split.spec, known, cards, card, free_bytes=card.memory_bytes, measured={}).plan
+        for card in cards.devices[:2]
+    )
+    assert small is not None
+    assert large is not None
+    between = (small.device_bytes + large.device_bytes) // 2
+    used = {"GPU-gpu-0": 24 * GIB - between, "GPU-gpu-1": 80 * GIB - between}
+    tight = replace(cards, foreign_bytes=used)
+    assert isinstance(place(replace(split, model=known.facts), Fleet([tight]), Claims(), Rules()), Refusal)
+    planned, told = planned_for(split, [tight], [], must_fit=True)
+    assert [line.rpartition(" on ")[2] for line in told] == ["card (24 GiB)", "card (80 GiB)"]
+    assert planned.model == known.facts, "it would fit if others let go"
 
 
 def test_measured_load_is_believed(model: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from xinf.cli.kind import group_kinds
 from xinf.cli.known import Known
-from xinf.cli.need import plan_devices, read_measured, with_engine
+from xinf.cli.need import able_devices, plan_devices, read_measured, with_engine
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
 from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
@@ -70,7 +70,7 @@ def needs_of(deployment: DeploymentRecord, found: Everything, measured: Sequence
         return []
     known = Known(facts=deployment.model, identity=deployment.model_identity)
     nodes = [node for node in found.nodes if deployment.labels.items() <= node.labels.items()]
-    devices = with_engine(deployment.spec, nodes)
+    devices = able_devices(deployment.spec, deployment.model, with_engine(deployment.spec, nodes))
     kinds = group_kinds(plan_devices(deployment.spec, known, devices, measured))
     return [KindNeed(devices=kind.names, need=kind.plan.need) for kind in kinds]
 

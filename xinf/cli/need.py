@@ -27,6 +27,7 @@ from xinf.core.units import format_bytes
 
 if TYPE_CHECKING:
     from xinf.registry import MemoryFit, MemoryPlan
+    from xinf.scheduler import Refusal
 
 _AUTO = "auto"
 
@@ -90,6 +91,8 @@ def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan])
     """What would fit on these devices, of one node and kind."""
     from xinf.registry import Room, advise, choose_options
 
+    # Cards of one kind may take different batches: what fits with the greediest one's fits.
+    greediest = max(plans, key=lambda made: made.plan.device_bytes if made.plan is not None else -1)
     rooms = [
         Room(selector=made.device.selector, free_bytes=made.free_bytes, total_bytes=made.device.memory_bytes)
         for made in plans
@@ -98,7 +101,7 @@ def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan])
     if not rooms:
         return ()
     try:
-        return advise(facts, choose_options(spec, plans[0].device), rooms)
+        return advise(facts, choose_options(spec, greediest.device), rooms)
     except InvalidRequest as error:
         return (str(error),)
 
@@ -113,8 +116,10 @@ def add_model(
 ) -> tuple[DeploymentRecord, list[str]]:
     """Add to a wish what is known of its model. Returns it with what to tell the user, a line each.
 
-    Raises: PlacementFailed, if `must_fit`, when no device that is meant is large enough even while it is empty.
+    Raises: PlacementFailed, if `must_fit`, when the scheduler could not place it even if all devices were empty.
     """
+    from xinf.scheduler import Placement, could_fit
+
     spec, facts = wish.spec, known.facts
     if spec.engine != "vllm":
         return wish, []  # a simulated engine has no weights
@@ -124,18 +129,35 @@ def add_model(
         return told, []  # whoever places it says why there is no place
     if facts is None:
         return told, [f"memory: not planned, the engine checks it itself: {known.why}"]
-    plans = plan_devices(spec, known, meant, measured)
-    if fitting := _fitting(spec, plans):
-        return told, describe_kinds(fitting)
+    plans = plan_devices(spec, known, able_devices(spec, facts, meant) or meant, measured)
+    by_digest = {record.fingerprint: record for record in measured}
+    found = could_fit(told, {node.name: node for node in nodes}, measured=by_digest)
+    large = [made for made in plans if made.fit is not None and made.fit.fits]
+    if large and isinstance(found, Placement):
+        return told, describe_kinds(large)
     # A device that nothing is known of may be large enough.
     unknown = next((made for made in plans if made.fit is None), None)
-    if unknown is not None:
-        return told, [f"memory: not planned, the engine checks it itself: {unknown.note or 'unknown'}"]
-    refusal = _refusal(wish, facts, plans)
+    if unknown is not None or isinstance(found, Placement):
+        why = unknown.note if unknown is not None else None
+        return told, [f"memory: not planned, the engine checks it itself: {why or 'unknown'}"]
+    refusal = _refusal(wish, facts, plans, found)
     if must_fit:
         raise refusal
     # Without the facts, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
     return wish, [f"memory: {refusal.message}; written all the same, the engine checks it itself"]
+
+
+def able_devices(
+    spec: EngineSpec, facts: ModelFacts, devices: Iterable[tuple[NodeRecord, Device]]
+) -> list[tuple[NodeRecord, Device]]:
+    """Those that can run it as far as anybody knows: the others get none, however much they have free."""
+    from xinf.registry import refusal_of
+
+    return [
+        (node, device)
+        for node, device in devices
+        if refusal_of(spec, device, environment_of(node, spec.engine, device), facts) is None
+    ]
 
 
 def plan_devices(
@@ -203,7 +225,7 @@ def describe_plan(plan: MemoryPlan) -> str:
     )
 
 
-def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePlan]) -> PlacementFailed:
+def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePlan], found: Refusal) -> PlacementFailed:
     """Why no device could ever do, with what would."""
     largest = max(plans, key=lambda made: made.free_bytes or 0)
     plan = largest.plan
@@ -213,7 +235,9 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
     n_large = sum(made.fit is not None and made.fit.fits for made in same)
     has = format_bytes(largest.free_bytes or 0)
     what = f"{largest.device.selector} on {largest.node} has {has} in all"
-    if n_large:
+    if n_large >= (1 if largest.device.vendor is Vendor.CPU else size):
+        what = found.note  # each is large enough, and something else binds
+    elif n_large:
         what = f"{n_large} of its {len(same)} devices on {largest.node} are large enough"
     elif largest.fit is not None and largest.fit.usable_bytes < (largest.free_bytes or 0):
         what += f", of which an engine may take {format_bytes(largest.fit.usable_bytes)}"
@@ -227,18 +251,6 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
         device=largest.device.selector,
         node=largest.node,
     )
-
-
-def _fitting(spec: EngineSpec, plans: Sequence[DevicePlan]) -> list[DevicePlan]:
-    """Those that are large enough while they are empty, where a node has enough of them."""
-    found: list[DevicePlan] = []
-    for node in dict.fromkeys(made.node for made in plans):
-        of_node = [made for made in plans if made.node == node]
-        for kind in dict.fromkeys(made.device.vendor for made in of_node):
-            large = [made for made in of_node if made.device.vendor is kind and made.fit is not None and made.fit.fits]
-            if len(large) >= (1 if kind is Vendor.CPU else spec.tensor_parallel_size):
-                found += large
-    return found
 
 
 def with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
