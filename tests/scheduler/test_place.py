@@ -349,7 +349,9 @@ def test_explanation_of_a_thousand_nodes_tells_the_nearest_and_counts_the_rest()
     binding, note = refused(put(deployment(device="cuda", gib=20), *nodes, held=held))
     assert binding is Binding.MEMORY
     assert len(note) <= 2500
-    assert note.startswith("n000: cuda:0 needs 20 GiB, 16 GiB free; n007: ")
+    assert note.startswith(
+        "n000: cuda:0 needs 20 GiB, 16 GiB free; n001: cuda:0 needs 20 GiB, 15 GiB free (1 GiB used by others); "
+    )
     assert note.endswith(
         "of 995 more nodes 295 have too little memory free, 300 have too few that are free, 400 have no such device"
     )
@@ -448,7 +450,7 @@ def test_cache_is_not_granted_where_nobody_says_what_is_free() -> None:
 def test_engine_gets_no_more_of_a_device_than_engines_take() -> None:
     binding, note = refused(put(deployment(device="cuda", gib=23.5), node(memories=[24])))
     assert binding is Binding.MEMORY
-    assert note == "a: cuda:0 needs 23.5 GiB, 24 GiB free, of which an engine may take 22.7 GiB"
+    assert note == "a: cuda:0 needs 23.5 GiB, 24 GiB free, of which an engine may take 22.2 GiB"
 
 
 def test_kind_that_nobody_can_plan_for_takes_it_and_shares_with_nobody() -> None:

@@ -24,12 +24,12 @@ from xinf.device import Reading, read_once
 from xinf.registry import (
     ModelFacts,
     choose_options,
+    context_bytes,
     fingerprint,
     identify_model,
     kv_token_bytes,
     memory_share,
     read_model,
-    runtime_bytes,
 )
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,8 @@ def fixed_bytes(
     is_sized = any(name.removeprefix("--").replace("-", "_") in _OWN_SIZE for name in replica.spec.engine_args)
     if share is None or is_sized or not device.memory_bytes:
         return resting, False
-    granted = int(device.memory_bytes * share) + runtime_bytes(device.vendor, replica.spec.tensor_parallel_size)
+    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, device.memory_bytes)
+    granted = int(device.memory_bytes * share) + context
     return max(resting, granted - kv_bytes), True
 
 
