@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [
-            {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            {"rfilename": name, "size": len(content), "blobId": _git_blob(content)}
             | (
                 {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
                 if _is_lfs(content)
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.files_at is not None:
             self._send(302, b"", {"Location": self.hub.files_at + self.path})
             return
-        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{_git_blob(content)}"'}
         if _is_lfs(content):
             headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -178,6 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, code: str | None, message: str) -> None:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
         self._send(status, json.dumps({"error": message}).encode(), headers)
+
+
+def _git_blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _is_lfs(content: bytes) -> bool:

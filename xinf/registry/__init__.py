@@ -14,7 +14,7 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 
 from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
-from xinf.registry.download import Download, Progress, download_model
+from xinf.registry.download import Download, Progress, download, download_model
 from xinf.registry.facts import (
     KvLayers,
     ModelFacts,
@@ -23,6 +23,7 @@ from xinf.registry.facts import (
     kv_bytes_per_token,
 )
 from xinf.registry.fingerprint import fingerprint, identify_model
+from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
 from xinf.registry.load import LoadOptions, choose_options
 from xinf.registry.memory import (
@@ -38,14 +39,16 @@ from xinf.registry.memory import (
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.source import SCRIPTED, ModelSource, refer_model, resolve_model
-from xinf.registry.sources import hub_cache_dir
+from xinf.registry.shelf import Shelf, list_shelves, shelf_of
+from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
+from xinf.registry.sources import Hub, Reference, Sources, find_sources, hub_cache_dir, is_commit, reference_of
 
 __all__ = [
     "MAX_SHARE",
     "SCRIPTED",
     "Compatibility",
     "Download",
+    "Hub",
     "KvLayers",
     "LoadOptions",
     "MemoryFit",
@@ -55,31 +58,41 @@ __all__ = [
     "Need",
     "Progress",
     "Quantization",
+    "Reference",
     "Room",
+    "Shelf",
+    "Sources",
     "Verdict",
     "advise",
     "capabilities",
     "choose_options",
+    "download",
     "download_model",
+    "find_commit",
+    "find_sources",
     "fingerprint",
     "fit_memory",
     "hub_cache_dir",
     "identify_model",
+    "is_commit",
     "judge",
     "judge_spec",
     "kv_bytes_per_sequence",
     "kv_bytes_per_token",
     "kv_token_bytes",
+    "list_shelves",
     "memory_share",
     "need_of",
+    "not_cached",
     "plan_memory",
     "read_compatibility",
     "read_facts",
     "read_model",
-    "refer_model",
+    "reference_of",
     "refusal_of",
     "resolve_model",
     "runtime_bytes",
+    "shelf_of",
     "shipped",
     "write_scripted_model",
 ]
