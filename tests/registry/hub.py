@@ -41,6 +41,8 @@ class Hub(msgspec.Struct):
     ignores_ranges: bool = False
     status: int | None = None  # answered to everything
     cut_at: dict[str, list[int]] = {}  # bytes of a body after which the connection ends, one per request
+    hold_at: dict[str, int] = {}  # bytes of a body after which the hub waits until it is told to go on
+    go_on: threading.Event = msgspec.field(default_factory=threading.Event)
     wrong_bytes: bool = False
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
@@ -68,6 +70,7 @@ def serve(files: dict[str, bytes], **settings: object) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -170,6 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: cuts.pop(0)]
             self.close_connection = True
         try:
+            if (held := self.hub.hold_at.get(name)) is not None:
+                self.wfile.write(body[:held])
+                self.hub.go_on.wait(60)
+                body = body[held:]
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             # The reader has what it wants.

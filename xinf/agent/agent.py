@@ -436,8 +436,7 @@ class Agent:
             held.written = None
         if record.phase is not found[0].phase:
             _log_phase(record)
-            if record.phase in (Phase.LOADING, Phase.FAILED):
-                self._models_moved.set()
+            self._models_moved.set()  # a start may have fetched some
             if record.phase is Phase.READY:
                 self._spawn(self._measure(record, held))
 

@@ -48,7 +48,7 @@ _WAIT_S = 0.5
 # The reader can do something about these; the rest is the network's or the disk's.
 _NOT_FOUND = (NotFound, InvalidRequest, PermissionDenied, Unauthenticated)
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("xinf.agent.fetcher")  # it runs as __main__
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,6 +151,7 @@ class FetchStatus:
         now_s = clock()
         self._told_s = self._logged_s = self._began_s = now_s
         self._at_start_bytes: int | None = None
+        self._doing: str | None = None
         self._status = ShimStatus(
             start_id=spec.start_id,
             pid=os.getpid(),
@@ -168,24 +169,25 @@ class FetchStatus:
         rate = max(0.0, progress.done_bytes - self._at_start_bytes) / elapsed_s
         share = f"{100 * progress.done_bytes / progress.total_bytes:.0f} %, " if progress.total_bytes else ""
         done, total = format_bytes(progress.done_bytes), format_bytes(progress.total_bytes)
-        self._tell(f"fetching {share}{done} of {total}, {format_bytes(int(rate))}/s")
+        self._tell("fetching", f"{share}{done} of {total}, {format_bytes(int(rate))}/s")
 
     def others(self, n_bytes: int) -> None:
         """Say that another process fetches a file, of which there are so many bytes."""
-        self._tell(f"waiting for another process that fetches it: {format_bytes(n_bytes)} of this file are here")
+        self._tell("waiting for another process that fetches it:", f"{format_bytes(n_bytes)} of this file are here")
 
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
         since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
         self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
 
-    def _tell(self, sentence: str) -> None:
+    def _tell(self, doing: str, how: str) -> None:
         now_s = self._clock()
-        if now_s - self._logged_s >= _LOGGED_EVERY_S:
+        sentence, is_new = f"{doing} {how}", doing != self._doing
+        if is_new or now_s - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = now_s
             _log.info("%s", sentence)
-        if now_s - self._told_s >= _TOLD_EVERY_S or self._status.fetched_s is None:
-            self._told_s = now_s
+        if is_new or now_s - self._told_s >= _TOLD_EVERY_S:
+            self._told_s, self._doing = now_s, doing
             self._replace(detail=sentence, fetched_s=now_s)
 
     def _replace(self, **changes: object) -> None:
