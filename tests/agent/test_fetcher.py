@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.conftest import PACKAGE_HOME, WAIT_S, Bench, process_of, until_dead
+from tests.agent.conftest import PACKAGE_HOME, WAIT_S, Bench, until_dead
 from tests.agent.fetching import place_model, use_fetching_node
 from tests.agent.test_agent_sim import AGENT
 from tests.registry import test_modelscope as modelscope
@@ -34,13 +34,13 @@ HIDDEN = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "
 
 
 @pytest.fixture
-async def node(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+async def node(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name in HIDDEN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     use_fetching_node(bench, tmp_path)
-    yield bench
+    return bench
 
 
 @pytest.fixture

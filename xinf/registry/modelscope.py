@@ -10,6 +10,7 @@ reported: the branch as it was when a file changed last. Source: modelscope-hub 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ _MODEL = "model"
 _DEFAULT_BRANCH = "master"
 _CHUNK_BYTES = 64 << 10
 _RETRIES = 2
+# How long the client waits for a file to begin and to go on (10 and 60 s), read once, when it is imported; and what it
+# writes to the terminal by itself: its tries go on after they were given up here.
+_WAITS = ("MODELSCOPE_API_CONNECT_TIMEOUT", "MODELSCOPE_DOWNLOAD_TIMEOUT")
+_SILENCE = {"MODELSCOPE_LOG_LEVEL": "ERROR"}
 
 
 class ModelScope:
@@ -100,9 +105,11 @@ class _Entry(msgspec.Struct, frozen=True):
 
 def _client(sources: Sources) -> LegacyClient:
     """Raises: Unavailable if the client is not installed."""
+    seconds = max(1, round(sources.timeout_s))
     try:
-        from modelscope_hub import HubConfig
-        from modelscope_hub._legacy_api import LegacyClient
+        with _variables(dict.fromkeys(_WAITS, str(seconds)) | _SILENCE):
+            from modelscope_hub import HubConfig
+            from modelscope_hub._legacy_api import LegacyClient
     except ImportError as error:
         raise Unavailable(
             "ModelScope is read through its own client, which is not installed",
@@ -113,9 +120,21 @@ def _client(sources: Sources) -> LegacyClient:
         # Else that of `ms-hub login`.
         token=sources.modelscope_token or HubConfig().token,
         endpoint=sources.modelscope_endpoint,
-        timeout=max(1, round(sources.timeout_s)),
+        timeout=seconds,
         max_retries=_RETRIES,
     )
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for a moment, unless somebody else has set them."""
+    mine = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
 
 
 def _entry(listed: Mapping[str, Any]) -> _Entry | None:
