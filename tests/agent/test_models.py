@@ -85,6 +85,19 @@ def test_directories_that_are_not_there_have_none(tmp_path: Path) -> None:
     assert find_models(tmp_path / "a", {**env, "HF_ENDPOINT": "no address"}) == ()
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look at everything")
+def test_directory_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+    cached(tmp_path, "Org/Closed")
+    cached(tmp_path, "Org/Open")
+    closed = tmp_path / "models--Org--Closed"
+    closed.chmod(0)
+    try:
+        found = find_models(tmp_path / "own", {"HF_HUB_CACHE": str(tmp_path), "MODELSCOPE_CACHE": str(tmp_path / "ms")})
+    finally:
+        closed.chmod(0o755)
+    assert found == ("Org/Open", f"Org/Open@{REVISION}")
+
+
 def test_list_is_bounded_and_those_that_came_last_stay(tmp_path: Path) -> None:
     for number in range(MAX_MODELS + 3):
         path = tmp_path / f"{number:04d}"

@@ -45,6 +45,8 @@ EXIT_BAD_SPEC = 2
 _TOLD_EVERY_S = 2.0  # in status.json, which becomes a record of the store
 _LOGGED_EVERY_S = 10.0
 _WAIT_S = 0.5
+_FETCHING = "fetching"
+_WAITING = "waiting for another process that fetches it:"
 # The reader can do something about these; the rest is the network's or the disk's.
 _NOT_FOUND = (NotFound, InvalidRequest, PermissionDenied, Unauthenticated)
 
@@ -165,30 +167,35 @@ class FetchStatus:
         """Take over how far a download is; several threads do, one at a time."""
         if self._at_start_bytes is None:
             self._at_start_bytes = progress.done_bytes
+        if not self._is_due(_FETCHING):
+            return  # it comes with every piece of a file
         elapsed_s = max(self._clock() - self._began_s, 1e-3)
         rate = max(0.0, progress.done_bytes - self._at_start_bytes) / elapsed_s
         share = f"{100 * progress.done_bytes / progress.total_bytes:.0f} %, " if progress.total_bytes else ""
         done, total = format_bytes(progress.done_bytes), format_bytes(progress.total_bytes)
-        self._tell("fetching", f"{share}{done} of {total}, {format_bytes(int(rate))}/s")
+        self._tell(_FETCHING, f"{share}{done} of {total}, {format_bytes(int(rate))}/s")
 
     def others(self, n_bytes: int) -> None:
         """Say that another process fetches a file, of which there are so many bytes."""
-        self._tell("waiting for another process that fetches it:", f"{format_bytes(n_bytes)} of this file are here")
+        if self._is_due(_WAITING):
+            self._tell(_WAITING, f"{format_bytes(n_bytes)} of this file are here")
 
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
         since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
         self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
 
+    def _is_due(self, doing: str) -> bool:
+        return doing != self._doing or self._clock() - self._told_s >= _TOLD_EVERY_S
+
     def _tell(self, doing: str, how: str) -> None:
         now_s = self._clock()
-        sentence, is_new = f"{doing} {how}", doing != self._doing
-        if is_new or now_s - self._logged_s >= _LOGGED_EVERY_S:
+        sentence = f"{doing} {how}"
+        if doing != self._doing or now_s - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = now_s
             _log.info("%s", sentence)
-        if is_new or now_s - self._told_s >= _TOLD_EVERY_S:
-            self._told_s, self._doing = now_s, doing
-            self._replace(detail=sentence, fetched_s=now_s)
+        self._told_s, self._doing = now_s, doing
+        self._replace(detail=sentence, fetched_s=now_s)
 
     def _replace(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)

@@ -30,9 +30,9 @@ def find_models(models_dir: Path, environ: Mapping[str, str]) -> tuple[str, ...]
 def _in_directory(directory: Path) -> dict[str, float]:
     found = {}
     for path in _entries(directory):
-        config = path / "config.json"
-        if config.is_file():
-            found[str(path.absolute())] = _came_s(config)
+        came_s = _came_s(path / "config.json")
+        if came_s is not None:
+            found[str(path.absolute())] = came_s
     return found
 
 
@@ -45,17 +45,19 @@ def _in_caches(environ: Mapping[str, str]) -> dict[str, float]:
     for reference, shelf in list_shelves(sources):
         for commit in filter(shelf.is_whole, shelf.commits()):
             came_s = _came_s(shelf.snapshot(commit))
+            if came_s is None:
+                continue  # it went this moment
             found[f"{reference.model}@{commit}"] = came_s
             if commit == shelf.commit_of(None):
                 found[reference.model] = came_s
     return found
 
 
-def _came_s(path: Path) -> float:
+def _came_s(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
     except OSError:
-        return 0.0  # it went this moment
+        return None
 
 
 def _entries(directory: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ alone by the client (`hf cache` walks refs, snapshots and blobs).
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,13 +52,13 @@ class Shelf:
         name = revision or self._branch
         try:
             return (self.directory / "refs" / name).read_text().strip() or name
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return name
 
     def find(self, revision: str | None) -> Path | None:
         """The snapshot of a revision if anything of a model is there; it may not be whole."""
         snapshot = self.snapshot(self.commit_of(revision))
-        return snapshot if any((snapshot / name).is_file() for name in CONFIGS) else None
+        return snapshot if any(_has(snapshot / name, None) for name in CONFIGS) else None
 
     def find_whole(self, revision: str | None) -> Path | None:
         """The snapshot of a revision if all of it is there."""
@@ -69,7 +70,7 @@ class Shelf:
         snapshot, sizes = self.snapshot(commit), self.listing(commit)
         if sizes is not None:
             return all(_has(snapshot / name, size) for name, size in sizes.items())
-        return any((snapshot / name).is_file() for name in CONFIGS) and _has_weights(snapshot)
+        return any(_has(snapshot / name, None) for name in CONFIGS) and _has_weights(snapshot)
 
     def listing(self, commit: str) -> Mapping[str, int | None] | None:
         """The files of a commit with their sizes as our download was told; None: it was not ours."""
@@ -128,11 +129,12 @@ def _directories(directory: Path) -> list[Path]:
 
 
 def _has(path: Path, size: int | None) -> bool:
-    # A link whose blob is gone has no size, and is no file.
+    """Whether there is such a file, of that size if it is given; one that may not be looked at is not there."""
     try:
-        return path.stat().st_size == size if size is not None else path.is_file()
+        found = path.stat()  # of what a link leads to; of one whose blob is gone there is none
     except OSError:
         return False
+    return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
 
 
 def _has_weights(snapshot: Path) -> bool:
