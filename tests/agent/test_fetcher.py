@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.agent.conftest import PACKAGE_HOME, WAIT_S, Bench, until_dead
@@ -39,6 +40,9 @@ async def node(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    # A hub that is held is not to be given up, however slow the machine is.
+    registry = msgspec.structs.replace(bench.config.registry, timeout=55.0)
+    bench.config = msgspec.structs.replace(bench.config, registry=registry)
     use_fetching_node(bench, tmp_path)
     return bench
 
@@ -202,7 +206,6 @@ async def test_agent_killed_9_in_a_download_leaves_it_and_the_next_agent_adopts_
         fetcher = fetcher_of(before, node)
         hub.go_on.set()
         await until(lambda: (snapshot(tmp_path) / "model.safetensors").exists())
-        assert node.replicas.get("m-1") == before or before.detail is None, "nobody was there to tell"
         start()
         ready = await node.until_phase("m-1", Phase.READY)
         assert (ready.pid, ready.restarts) == (before.pid, 0)
@@ -231,8 +234,8 @@ async def test_stop_in_a_download_ends_it(node: Bench, hub: Hub, tmp_path: Path)
     assert time.monotonic() - began_s < WAIT_S
 
 
-async def test_download_may_take_longer_than_a_start(node: Bench, hub: Hub, tmp_path: Path) -> None:
-    """Files that come are no start that hangs; files that do not come are."""
+async def test_start_whose_files_do_not_come_is_ended(node: Bench, hub: Hub, tmp_path: Path) -> None:
+    """While they come it may take as long as it likes: test_decide.py."""
     hub.hold_at = {"model.safetensors": HALF}
     await node.start_agent(start_timeout=1.0, **NEVER)
     await place_model(node, "m-1", "org/name", environ=at(hub), commit=COMMIT)
