@@ -12,6 +12,8 @@ from tests.e2e.stack import Stack
 from tests.registry.hub import COMMIT, OLD_COMMIT, Hub, serve
 from xinf.registry import scripted, write_scripted_model
 
+pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(400)]
+
 NAME = "fetched"
 
 
