@@ -53,6 +53,14 @@ def test_engines_of_a_removed_deployment_are_shown() -> None:
     assert rows[1][5] == "removed"
 
 
+def test_note_says_how_far_a_download_is() -> None:
+    fetching = changed(READY, phase=Phase.STARTING, detail="fetching 12 %, 5.1 GiB of 40.0 GiB, 120 MiB/s")
+    assert notes(everything(fetching), 1001.0) == [
+        "demo-aaaaa: starting: fetching 12 %, 5.1 GiB of 40.0 GiB, 120 MiB/s"
+    ]
+    assert notes(everything(changed(fetching, phase=Phase.READY)), 1001.0) == []
+
+
 def test_note_gives_cause_time_to_the_next_start_and_remedy() -> None:
     (note,) = notes(everything(FAILED), 1020.0)
     assert note == (

@@ -37,20 +37,29 @@ from xinf.agent.decide import (
     begin,
     decide,
     fail,
+    moved_s,
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
 from xinf.agent.memory import StartMemory, granted_cache_bytes, measure, read_start_memory
+from xinf.agent.models import find_models
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
-from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
+from xinf.agent.starter import (
+    EngineProcess,
+    choose_environment,
+    engine_environ,
+    fetch_spec,
+    free_endpoint,
+    start_guard,
+)
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
 from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
-from xinf.core.shim import ShimSpec, ShimStatus, read_file
+from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host
 from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
@@ -61,6 +70,7 @@ _LOG_LINES = 200  # looked through for a cause
 _KEPT_DIRECTORIES = 20  # of replicas without a record, for their logs
 _STOP_MARGIN_S = 30.0
 _POLL_S = 0.05
+_MODELS_S = 30.0  # between two looks at which models are on the disk
 _RETRY_S = 1.0
 
 
@@ -110,6 +120,7 @@ class Agent:
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
+        self._models_moved = asyncio.Event()  # files of a model may have come
         self._is_parking = False
         self._runner: asyncio.Task[None] | None = None
         self.is_ready = self._registration.is_registered
@@ -128,6 +139,7 @@ class Agent:
                 tasks.create_task(self._registration.run())
                 tasks.create_task(self._resync())
                 tasks.create_task(self._watch_devices())
+                tasks.create_task(self._watch_models())
                 for _ in range(_N_WORKERS):
                     tasks.create_task(self._work())
         except BaseExceptionGroup as group:
@@ -245,6 +257,19 @@ class Agent:
             return
         async with ReadingStream(interval_s=self._config.agent.sample_interval, root=self._root) as readings:
             await self._watcher.run(aiter(readings))
+
+    async def _watch_models(self) -> None:
+        """Tell which models' files are here as they come and go: after a start, and every now and then."""
+        while True:
+            self._models_moved.clear()
+            found = await asyncio.to_thread(find_models, self._config.paths.models_dir, os.environ)
+            if found != self._node.models:
+                await self._registration.update(models=found)
+            try:
+                async with asyncio.timeout(_MODELS_S):
+                    await self._models_moved.wait()
+            except TimeoutError:
+                continue
 
     def _engines_here(self) -> Iterator[EngineUse]:
         for held in self._held.values():
@@ -418,6 +443,7 @@ class Agent:
             held.written = None
         if record.phase is not found[0].phase:
             _log_phase(record)
+            self._models_moved.set()  # a start may have fetched some
             if record.phase is Phase.READY:
                 self._spawn(self._measure(record, held))
 
@@ -482,7 +508,8 @@ class Agent:
             device_uuids=record.device_uuids,
             oom_kills=read_oom_kills(),
         )
-        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory))
+        fetch = fetch_spec(record.spec, self._config.registry, environ)
+        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory, fetch))
         held.directory.write_custody(custody)
         held.stopping = None
         held.child = start_guard(environment, held.directory, environ)
@@ -494,7 +521,12 @@ class Agent:
         return custody
 
     def _shim_spec(
-        self, record: ReplicaRecord, custody: Custody, directory: ReplicaDirectory, memory: StartMemory
+        self,
+        record: ReplicaRecord,
+        custody: Custody,
+        directory: ReplicaDirectory,
+        memory: StartMemory,
+        fetch: FetchSpec | None,
     ) -> ShimSpec:
         return ShimSpec(
             replica=record.id,
@@ -502,6 +534,7 @@ class Agent:
             engine=record.spec,
             devices=record.devices,
             device_uuids=record.device_uuids,
+            fetch=fetch,
             listen=custody.address,
             directory=str(directory.path),
             watchdog_timeout_s=self._config.engine.watchdog_timeout,
@@ -582,7 +615,7 @@ def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config,
     """Whether a start that still runs may be about to be declared failed."""
     is_ready = status is not None and status.phase not in (*STARTING_PHASES, Phase.FAILED)
     has_failed = status is not None and status.phase is Phase.FAILED
-    return has_failed or (not is_ready and now_s - custody.started_s > config.agent.start_timeout)
+    return has_failed or (not is_ready and now_s - moved_s(custody, status) > config.agent.start_timeout)
 
 
 def _spawn_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:

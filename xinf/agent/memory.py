@@ -118,7 +118,7 @@ async def measure(
         return None
     environment = choose_environment(replica, node)
     try:
-        facts = await asyncio.to_thread(read or _read_offline, replica.spec.model, environ)
+        facts = await asyncio.to_thread(read or _read_offline, replica.spec.files, environ)
         options = choose_options(replica.spec, device)
     except XinfError as error:
         logger.info("what %s took is not kept: %s", replica.id, error)
@@ -233,8 +233,9 @@ def _processor(node: NodeRecord) -> Device | None:
 
 
 def _read_offline(model: str, environ: Mapping[str, str]) -> ModelFacts:
-    # An engine takes a bare id to Hugging Face, whatever `registry.source` says.
-    return read_model(model if Path(model).is_absolute() else f"hf://{model}", environ=environ, offline=True)
+    # In a spec a bare id is one of Hugging Face, whatever `registry.source` says.
+    is_whole = Path(model).is_absolute() or "://" in model
+    return read_model(model if is_whole else f"hf://{model}", environ=environ, offline=True)
 
 
 def _proportional_bytes(path: Path) -> int | None:

@@ -135,6 +135,7 @@ def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
     if timings := describe_timings(replica):
         lines.append(f"  timings     {timings}")
     optional = {
+        "doing": replica.detail,
         "address": replica.address,
         "pid": replica.pid,
         "log": replica.log_path,
@@ -156,6 +157,8 @@ def _note_lines(note: str) -> list[str]:
 def _spec_lines(spec: EngineSpec) -> list[str]:
     values = {
         "model": spec.model,
+        "revision": spec.revision,
+        "commit": spec.commit,
         "engine": spec.engine,
         "names": ", ".join(spec.served_names),
         "device": spec.device,

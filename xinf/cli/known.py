@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import msgspec
 
@@ -33,12 +32,16 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_facts_of(config: Config, spec: EngineSpec, *, offline: bool | None = None) -> ModelFacts:
     """Read the model's facts, from this host or from the headers at its hub. Raises: what `read_model` raises."""
-    from xinf.registry import read_model
+    from xinf.registry import read_model, reference_of
 
-    # An engine takes a bare id to Hugging Face, whatever `registry.source` says.
-    is_bare = not Path(spec.model).is_absolute() and "://" not in spec.model
-    model = f"hf://{spec.model}" if is_bare else spec.model
-    return read_model(model, environ={**os.environ, **spec.env}, config=config.registry, offline=offline)
+    # In a spec a bare id is one of Hugging Face, whatever `registry.source` says.
+    reference = reference_of(spec)
+    return read_model(
+        spec.model if reference is None else str(reference),
+        environ={**os.environ, **spec.env},
+        config=config.registry,
+        offline=offline,
+    )
 
 
 async def find_known(config: Config, spec: EngineSpec) -> Known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.failure import INTERRUPTED
@@ -36,6 +37,7 @@ from xinf.cli.options import (
     Timeout,
     TrustRemoteCode,
 )
+from xinf.cli.pin import pin_model
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
@@ -144,6 +146,7 @@ async def _launch(
         meant = [node for node in nodes if wish.labels.items() <= node.labels.items()]
         screen.status(f"reading what {wish.spec.model} needs")
         known = await find_known_for(session.config, wish.spec, meant)
+        wish = msgspec.structs.replace(wish, spec=await pin_model(session.config, wish.spec, known))
         screen.status("")
         present = await records.get(DeploymentRecord, wish.name)
         known = known_before(known, wish.spec, None if present is None else present[0])

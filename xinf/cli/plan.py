@@ -25,7 +25,7 @@ from xinf.cli.options import (
 )
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.cli.wish import choose_name, find_planned, make_spec
+from xinf.cli.wish import choose_name, make_spec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, check_selector, is_selected
 from xinf.core.errors import NotFound
 from xinf.core.model import ModelFacts
@@ -96,7 +96,6 @@ def plan(
         trust_remote_code=False,
         engine_args=arguments,
         env=(),
-        find=find_planned,
     )
     if device != "all":
         check_selector(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.known import SIMULATED, known_before
@@ -29,6 +30,7 @@ from xinf.cli.options import (
     Timeout,
     TrustRemoteCode,
 )
+from xinf.cli.pin import pin_model
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.verdict import check_wish
@@ -124,6 +126,7 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     node = run(describe_node(session.config))
     screen.status(f"reading what {wish.spec.model} needs")
     known = run(find_known_for(session.config, wish.spec, (node,)))
+    wish = msgspec.structs.replace(wish, spec=run(pin_model(session.config, wish.spec, known)))
     screen.status("")
     known = known_before(known, wish.spec, run(read_present(session, wish.name)))
     check_wish(wish.spec, known.facts, (node,), screen.line)

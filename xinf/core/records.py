@@ -96,7 +96,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
     foreign_bytes: dict[str, int] = {}
     labels: dict[str, str] = {}
-    models: tuple[str, ...] = ()  # hub ids and directories that were on its disk when its agent started
+    models: tuple[str, ...] = ()  # whole on its disk: directories, Org/Name and Org/Name@COMMIT, modelscope://...
     version: str = ""
     agent_pid: int = 0
     started_s: float = 0.0
@@ -109,7 +109,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     A change here is a new generation of the deployment; its replicas are replaced. Counts and routing are not in it.
     """
 
-    model: str  # hub id or path, as the user gave it
+    model: str  # a path, or a model of a hub without its revision: Org/Name (Hugging Face), modelscope://Org/Name
+    revision: str | None = None  # of a hub's model, as the user gave it: a branch, a tag, a commit
+    commit: str | None = None  # that this was at the launch: all replicas run these files; None: no hub could be asked
     engine: str = "vllm"  # "vllm", "sim"
     served_names: tuple[str, ...] = ()  # names clients may use; the first is canonical
     device: str = "auto"  # "cuda:0", "cuda", "cpu", a UUID, "auto", comma-separated
@@ -120,6 +122,12 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trust_remote_code: bool = False
     engine_args: dict[str, ArgValue] = {}
     env: dict[str, str] = {}
+
+    @property
+    def files(self) -> str:
+        """Name the model's very files, as NodeRecord.models does."""
+        at = self.commit or self.revision
+        return self.model if at is None else f"{self.model}@{at}"
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -192,6 +200,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     shares: bool = False  # its devices may have others on them; its engine must keep to `need`
     phase: Phase = Phase.PENDING
     phase_since_s: dict[str, float] = {}  # phase -> wall-clock second it was first entered in this start
+    detail: str | None = None  # how the phase is going, for people: "fetching 12 %, ..."
     address: str | None = None  # gRPC target of the shim: "unix:/run/.../x.sock", "10.0.0.2:7001"
     pid: int | None = None  # of the guard process, the leader of the group
     pid_start_ticks: int | None = None  # field 22 of /proc/<pid>/stat: tells a reused pid apart

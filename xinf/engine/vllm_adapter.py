@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from xinf.core.errors import EngineDied, EngineError, EngineStartFailed, InvalidRequest, NotFound, Unavailable
+from xinf.core.records import EngineSpec
 from xinf.core.shim import ShimSpec
 from xinf.engine import vllm_args, vllm_cpu
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
@@ -114,11 +115,13 @@ class VllmAdapter:
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         progress("reading the model's configuration")
-        _check_path(self._spec.engine.model)
-        family = _read_family(self._spec)
+        loaded = self._spec.loaded
+        _check_path(loaded.model)
+        family = _read_family(loaded)
         more = event_arguments(self._scratch.path) | vllm_args.memory_arguments(self._spec.memory_share)
-        arguments = vllm_args.choose_arguments(self._spec.engine, is_cpu=self._is_cpu, family=family, more=more)
-        self._args = vllm_args.parse(self._spec.engine, arguments)
+        more |= vllm_args.revision_arguments(loaded)
+        arguments = vllm_args.choose_arguments(loaded, is_cpu=self._is_cpu, family=family, more=more)
+        self._args = vllm_args.parse(loaded, arguments)
         context = UsageContext.OPENAI_API_SERVER
         config = AsyncEngineArgs.from_cli_args(self._args).create_engine_config(context)
         if config.device_config.device_type == "cpu":
@@ -406,14 +409,14 @@ def _routes(app: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _read_family(spec: ShimSpec) -> vllm_args.ModelFamily:
+def _read_family(spec: EngineSpec) -> vllm_args.ModelFamily:
     """Read the model's type and chat template, from its directory or with vLLM's hub client. Unknown: an empty one."""
     repository = importlib.import_module("vllm.transformers_utils.repo_utils")
-    revision = spec.engine.engine_args.get("revision")
+    revision = spec.engine_args.get("revision") or vllm_args.revision_arguments(spec).get("revision")
 
     def read(name: str) -> bytes:
         try:
-            return repository.get_hf_file_bytes(name, spec.engine.model, revision) or b""
+            return repository.get_hf_file_bytes(name, spec.model, revision) or b""
         except (OSError, ValueError) as error:
             # Loading the model fails with the whole story if it is not there at all.
             _log.info("cannot read %s of the model: %s", name, error)

@@ -184,7 +184,7 @@ def tally(replicas: Iterable[ReplicaRecord]) -> Tally:
         n_replicas += 1
         n_of[replica.deployment] = n_of.get(replica.deployment, 0) + 1
         if replica.phase is Phase.READY:
-            models.add(replica.spec.model)
+            models.add(replica.spec.files)
         for uuid in replica.device_uuids or _processor(replica):
             holders.setdefault(uuid, []).append(replica)
     uses = {uuid: _use(found) for uuid, found in holders.items()}

@@ -93,8 +93,11 @@ class Progress:
         steps += self._new_wait(mine, nodes, measured, now_s)
         n_ready = sum(replica.phase is Phase.READY for replica in mine)
         self.is_ready = n_ready >= self._deployment.replicas
-        behind = [replica.phase for replica in mine if replica.phase in _SHOWN and replica.phase is not Phase.READY]
-        self.phase = _named(min(behind, key=_SHOWN.index)) if behind else "waiting"
+        behind = [replica for replica in mine if replica.phase in _SHOWN and replica.phase is not Phase.READY]
+        last = min(behind, key=lambda replica: _SHOWN.index(replica.phase), default=None)
+        self.phase = "waiting"
+        if last is not None:
+            self.phase = _named(last.phase) + (f": {last.detail}" if last.detail is not None else "")
         return steps
 
     def _mine(self, replicas: Iterable[ReplicaRecord]) -> list[ReplicaRecord]:
