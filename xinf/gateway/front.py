@@ -114,8 +114,8 @@ class Front(MPServer):
 def await_end(worker: Any, until_s: float) -> None:
     """Wait until a worker of Granian has ended and says so, or until `until_s` by the monotonic clock.
 
-    Its own join ends when the process does, but the thread that waits for the process may have yet to note that. Asked in
-    between, as happens on a busy machine, Granian says that it kills a worker which is gone.
+    Its own join ends when the process does, but the thread that waits for the process may have yet to note that. Asked
+    in between, as happens on a busy machine, Granian says that it kills a worker which is gone.
     Source: granian 2.8.9, server/common.py, AbstractServer._stop_workers; CPython's multiprocessing/popen_fork.py.
     """
     if connection.wait([worker.inner.sentinel], max(0.0, until_s - time.monotonic())):
