@@ -633,7 +633,7 @@ cdef class Decider:
             choice.told_tokens = self.told_lengths[row]
         if has_match and self.lengths[row]:
             self.note_match(choice)
-        note_seen(self.seen, choice.hashes, choice.n_marks)
+        note_seen(self.seen, choice.hashes, choice.n_seen, choice.n_marks)
         choice.is_clear = self.ledger.is_clear(row, own_tokens(choice), choice.chosen_s)
         if is_told(&record.standing):
             self.overlay(choice)
