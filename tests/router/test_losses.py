@@ -122,7 +122,7 @@ def test_only_the_newest_prompts_are_remembered() -> None:
 
 
 def test_beginnings_are_recalled_when_many_marks_were_lost_to_others() -> None:
-    """700 beginnings have two thirds as many marks as there are places, so half of their marks share one with another."""
+    """700 beginnings have two thirds as many marks as there are places: half of them share one with another."""
     draw = random.Random(0)
     router = router_of(1)
     beginnings = ["".join(draw.choices("abcdefgh ", k=8000)) for _ in range(700)]
