@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 
+from xinf.cli.caches import cache_text, followed_text, read_caches
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
 from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
@@ -25,17 +26,21 @@ def describe(
     config: ConfigFile = None,
 ) -> None:
     """Show everything known about a deployment: the wish, where its engines are, phases with timings, failures."""
-    found = run(read_everything(open_session(config, data_dir, server)))
+    session = open_session(config, data_dir, server)
+    found = run(read_everything(session))
     deployment, replicas = select(found, name)
     if json:
         print_json({"deployment": deployment, "replicas": replicas})
         return
     for line in deployment_lines(deployment, time.time()) if deployment is not None else ["removed; engines are left"]:
         print(line)
+    caches = run(read_caches(session)) if replicas else None
     for replica in replicas:
         print()
         for line in replica_lines(replica, time.time()):
             print(line)
+        if caches is not None and (views := caches.views.get(replica.id)):
+            print(f"  cache       {cache_text(views)}{followed_text(caches.followed.get(replica.id))}")
 
 
 def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[ReplicaRecord]]:
