@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from xinf.cli import health
+from xinf.cli.caches import cache_text, followed_text, read_caches
 from xinf.cli.kind import group_kinds
 from xinf.cli.known import Known
 from xinf.cli.need import able_devices, plan_devices, read_measured, with_engine
@@ -48,12 +49,15 @@ def describe(
         return
     for line in deployment_lines(deployment, kinds, time.time()) if deployment else ["removed; engines are left"]:
         print(line)
+    caches = run(read_caches(session)) if replicas else None
     for replica in replicas:
         print()
         for line in replica_lines(replica, time.time()):
             print(line)
         for line in health.replica_lines(replica, found.nodes, time.time()):
             print(line)
+        if caches is not None and (views := caches.views.get(replica.id)):
+            print(f"  cache       {cache_text(views)}{followed_text(caches.followed.get(replica.id))}")
 
 
 def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[ReplicaRecord]]:

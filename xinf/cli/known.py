@@ -83,7 +83,9 @@ def known_of(spec: EngineSpec, facts: ModelFacts) -> Known:
 
 def known_before(known: Known, spec: EngineSpec, present: DeploymentRecord | None) -> Known:
     """What could not be read this time is as it was read before, if the deployment is for the same."""
-    if known.facts is not None or present is None or present.model is None or present.spec != spec:
+    if known.facts is not None or present is None or present.model is None:
+        return known
+    if spec.held_as(present.spec) != present.spec:
         return known
     return Known(facts=present.model, identity=present.model_identity)
 

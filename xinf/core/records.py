@@ -129,6 +129,13 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at = self.commit or self.revision
         return self.model if at is None else f"{self.model}@{at}"
 
+    def held_as(self, before: EngineSpec) -> EngineSpec:
+        """The same at the commit that the same words meant before: a hub that cannot be asked has not changed it."""
+        if self.commit is not None:
+            return self
+        held = msgspec.structs.replace(self, commit=before.commit)
+        return held if held == before else self
+
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one replica takes of each device that it is spread over, in bytes: see `xinf plan`.

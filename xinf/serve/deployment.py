@@ -47,12 +47,9 @@ def merge(present: DeploymentRecord, wish: DeploymentRecord) -> Applied:
     """What a deployment becomes when it is wished for again."""
     # What an `up` left may be taken over by whoever wishes for it; what somebody launched stays theirs.
     owner = wish.owner if present.owner is not None else None
-    # A hub that cannot be asked today has not changed what the same words meant.
-    if wish.spec.commit is None:
-        pinned = msgspec.structs.replace(wish.spec, commit=present.spec.commit)
-        wish = msgspec.structs.replace(wish, spec=pinned if pinned == present.spec else wish.spec)
     merged = msgspec.structs.replace(
         wish,
+        spec=wish.spec.held_as(present.spec),
         generation=present.generation,
         created_s=present.created_s,
         owner=owner,
