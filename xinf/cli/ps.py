@@ -138,6 +138,8 @@ def notes(found: Everything, now_s: float) -> list[str]:
             lines.append(f"{replica.id}: failed ({failure.cause}){again}: {failure.message}; {failure.remedy}")
         elif replica.phase is Phase.PENDING and replica.placement_note:
             lines.append(f"{replica.id}: not placed: {replica.placement_note}")
+        elif replica.detail is not None and replica.phase in (Phase.STARTING, Phase.LOADING):
+            lines.append(f"{replica.id}: {replica.phase}: {replica.detail}")
         elif replica.phase is not Phase.READY and failure is not None:
             lines.append(f"{replica.id}: {replica.phase} after a failure ({failure.cause}): {failure.message}")
         if replica.node is not None and found.nodes and replica.node not in {node.name for node in found.nodes}:
