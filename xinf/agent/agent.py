@@ -41,7 +41,7 @@ from xinf.agent.decide import (
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
-from xinf.agent.memory import StartMemory, measure, read_start_memory
+from xinf.agent.memory import StartMemory, granted_cache_bytes, measure, read_start_memory
 from xinf.agent.models import find_models
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
@@ -58,10 +58,10 @@ from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
-from xinf.core.records import REPLICAS, MeasuredRecord, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host
-from xinf.meta import KeyQueue, Mirror, Records, Store
+from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class _Held:
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
         self.memory = StartMemory()  # of its devices, before the start
+        self.has_looked = False  # at that memory, for the start that comes next
         self.shares = False  # whether another that shares may be on its devices
 
 
@@ -115,6 +116,7 @@ class Agent:
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
+        self._watcher = self._make_watcher() if config.agent.sample_interval else None
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -240,19 +242,21 @@ class Agent:
     def _node(self) -> NodeRecord:
         return self._registration.record
 
-    async def _watch_devices(self) -> None:
-        interval_s = self._config.agent.sample_interval
-        if interval_s == 0:
-            return
-        watcher = DeviceWatcher(
+    def _make_watcher(self) -> DeviceWatcher:
+        return DeviceWatcher(
             self._registration,
             engines=self._engines_here,
             list_devices=lambda: read_host(root=self._root),
-            interval_s=interval_s,
+            interval_s=self._config.agent.sample_interval,
             store=self._store,
+            chart=self._config.paths.devices_file,
         )
-        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
-            await watcher.run(aiter(readings))
+
+    async def _watch_devices(self) -> None:
+        if self._watcher is None:
+            return
+        async with ReadingStream(interval_s=self._config.agent.sample_interval, root=self._root) as readings:
+            await self._watcher.run(aiter(readings))
 
     async def _watch_models(self) -> None:
         """Tell which models' files are here as they come and go: after a start, and every now and then."""
@@ -310,7 +314,10 @@ class Agent:
         now_s = self._clock.now_s()
         facts = self._look(name, held, record, now_s)
         delay_s: float | None = None
-        for action in decide(record, wish, facts, self._config.agent, now_s):
+        actions = decide(record, wish, facts, self._config.agent, now_s)
+        if held.has_looked and not any(isinstance(action, Start) for action in actions):
+            self._end_look(name, held)  # it is not to start any more
+        for action in actions:
             if isinstance(action, LookAgain):
                 delay_s = action.delay_s
             else:
@@ -441,16 +448,39 @@ class Agent:
                 self._spawn(self._measure(record, held))
 
     async def _start(self, name: str, held: _Held, now_s: float) -> None:
-        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
+        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent.
+
+        Its devices are looked at first, by a task of its own: a driver that hangs keeps no other replica waiting.
+        """
         found = self._current(name, held)
         assert found is not None
-        # Nobody else may begin on its devices while they are looked at.
-        self._starting[name] = found[0].device_uuids
+        if not held.has_looked:
+            if name not in self._starting:
+                # Nobody else may begin on its devices while they are looked at.
+                self._starting[name] = found[0].device_uuids
+                self._spawn(self._look_at_memory(name, held, found[0]))
+            return
         try:
-            held.memory = await read_start_memory(found[0], self._node, self._root)
             await self._start_on(name, held, now_s)
         finally:
-            del self._starting[name]
+            self._end_look(name, held)
+
+    async def _look_at_memory(self, name: str, held: _Held, record: ReplicaRecord) -> None:
+        """Read how much of a replica's devices is free, then have it handled again."""
+        try:
+            held.memory = await read_start_memory(record, self._node, self._root)
+        except Exception:
+            logger.exception("the memory of %s's devices is not known", name)
+            held.memory = StartMemory()
+        held.has_looked = True
+        if self._held.get(name) is not held:
+            self._end_look(name, held)
+        self._queue.add(name)
+
+    def _end_look(self, name: str, held: _Held) -> None:
+        held.has_looked = False
+        if self._starting.pop(name, None):
+            self._wake_waiting(name)
 
     async def _start_on(self, name: str, held: _Held, now_s: float) -> None:
         found = self._current(name, held)
@@ -511,7 +541,7 @@ class Agent:
             warmup_timeout_s=self._config.engine.warmup_timeout,
             drain_timeout_s=self._config.agent.drain_timeout,
             memory_share=memory.share,
-            weights_bytes=None if record.need is None else record.need.weights_bytes,
+            kv_cache_bytes=granted_cache_bytes(record),
             log_level=self._config.log_level,
         )
 
@@ -529,7 +559,7 @@ class Agent:
                 record, custody.process, path, node=self._node, start=start, environ=environ, root=self._root
             )
             if found is not None:
-                await self._records.put(MeasuredRecord, found.fingerprint, found)
+                await record_measured(self._store, found, n_kept=self._config.agent.measured_kept)
         except (XinfError, OSError) as error:
             logger.warning("what %s took is not kept: %s", record.id, error)
 

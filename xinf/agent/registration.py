@@ -46,6 +46,10 @@ class Registration:
         """The node as this agent knows it; the store has it a moment later."""
         return self._record
 
+    def preset(self, devices: tuple[Device, ...]) -> None:
+        """Take devices over before anything is registered."""
+        self._record = msgspec.structs.replace(self._record, devices=devices)
+
     async def run(self) -> None:
         """Register, renew, register again, until cancelled. Leaves the record to its lease: engines may serve on.
 

@@ -48,7 +48,7 @@ def ps(
     """List deployments: what is wished for, what is there, and why not."""
     session = open_session(config, data_dir, server)
     found = run(read_everything(session))
-    caches = run(read_caches(session)) if found.replicas and (replicas or json) else {}
+    caches = run(read_caches(session)).views if found.replicas and (replicas or json) else {}
     if json:
         known: Views = {replica.id: caches[replica.id] for replica in found.replicas if replica.id in caches}
         print_json(Listed(**msgspec.structs.asdict(found), caches=known))

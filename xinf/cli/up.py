@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from xinf.cli.known import SIMULATED
-from xinf.cli.need import add_need, find_known_for, read_measured
+from xinf.cli.known import SIMULATED, known_before
+from xinf.cli.need import add_model, find_known_for, read_measured, read_present
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -128,8 +128,9 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     known = run(find_known_for(session.config, wish.spec, (node,)))
     wish = msgspec.structs.replace(wish, spec=run(pin_model(session.config, wish.spec, known)))
     screen.status("")
+    known = known_before(known, wish.spec, run(read_present(session, wish.name)))
     check_wish(wish.spec, known.facts, (node,), screen.line)
-    wish, told = add_need(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
-    if told is not None:
-        screen.line(told)
+    wish, told = add_model(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
+    for line in told:
+        screen.line(line)
     return wish

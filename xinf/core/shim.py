@@ -53,7 +53,7 @@ class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     max_message_bytes: int = 40 << 20
     memory_share: float | None = None  # of each accelerator, that the engine is to take; None: as it likes
-    weights_bytes: int | None = None  # that it will load, as planned
+    kv_cache_bytes: int | None = None  # that the engine is to make on a processor; None: it sizes its cache itself
     log_level: str = "info"
 
     @property

@@ -144,10 +144,16 @@ class VllmAdapter:
 
     def _fit_to_cpu(self, config: Any) -> None:
         is_sized = config.cache_config.kv_cache_memory_bytes is not None or os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-        if not is_sized:
-            # The weights are not loaded yet, and will be beside the cache.
-            free_bytes = vllm_cpu.free_memory_bytes() - (self._spec.weights_bytes or 0)
-            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, max(0, free_bytes))
+        if is_sized:
+            return
+        # Each rank makes a cache of its own in the one memory that they share.
+        n_ranks = config.parallel_config.world_size
+        granted = self._spec.kv_cache_bytes
+        if granted is not None:
+            config.cache_config.kv_cache_memory_bytes = granted // n_ranks
+        else:
+            free_bytes = vllm_cpu.free_memory_bytes() // n_ranks
+            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, free_bytes)
 
     async def open(self) -> EngineDescription:
         import vllm

@@ -12,16 +12,12 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 `none`.
 """
 
+from xinf.core.model import KvLayers, ModelFacts, Quantization
 from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
+from xinf.registry.device_memory import need_on, plan_on
 from xinf.registry.download import Download, Progress, download, download_model
-from xinf.registry.facts import (
-    KvLayers,
-    ModelFacts,
-    Quantization,
-    kv_bytes_per_sequence,
-    kv_bytes_per_token,
-)
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
@@ -30,11 +26,13 @@ from xinf.registry.memory import (
     MAX_SHARE,
     MemoryFit,
     MemoryPlan,
+    context_bytes,
     fit_memory,
     kv_token_bytes,
     memory_share,
     plan_memory,
     runtime_bytes,
+    usable_bytes,
 )
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
@@ -66,6 +64,7 @@ __all__ = [
     "advise",
     "capabilities",
     "choose_options",
+    "context_bytes",
     "download",
     "download_model",
     "find_commit",
@@ -83,8 +82,10 @@ __all__ = [
     "list_shelves",
     "memory_share",
     "need_of",
+    "need_on",
     "not_cached",
     "plan_memory",
+    "plan_on",
     "read_compatibility",
     "read_facts",
     "read_model",
@@ -94,5 +95,6 @@ __all__ = [
     "runtime_bytes",
     "shelf_of",
     "shipped",
+    "usable_bytes",
     "write_scripted_model",
 ]

@@ -20,8 +20,8 @@ import msgspec
 
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import InvalidRequest, UnknownModel
+from xinf.core.model import Kind, ModelFacts, Quantization
 from xinf.registry.config import MAX_CONFIG_BYTES, ModelConfig, decode_config
-from xinf.registry.facts import Kind, ModelFacts, Quantization
 from xinf.registry.files import LocalFiles, ModelFiles
 from xinf.registry.hub import open_repository
 from xinf.registry.kv_layers import ENCODERS, kv_layers

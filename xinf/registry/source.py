@@ -15,7 +15,7 @@ import msgspec
 
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import UnknownModel
-from xinf.registry.facts import ModelFacts
+from xinf.core.model import ModelFacts
 from xinf.registry.hub import not_cached
 from xinf.registry.reader import read_facts
 from xinf.registry.scripted import write_scripted_model
