@@ -198,6 +198,14 @@ def test_stop_says_what_is_left_after_its_timeout(control: Control, xinf: Callab
     assert "demo-aaaaa did not stop within 0.2 s" in done.stderr
 
 
+def test_stop_of_one_that_is_not_there_stops_nobody(control: Control, xinf: Callable[..., Result]) -> None:
+    control.run(control.records.create(DeploymentRecord, "demo", DEPLOYMENT))
+    done = xinf("stop", "demo", "other")
+    assert done.exit_code == 1
+    assert "there is no deployment 'other'" in done.stderr
+    assert control.run(control.records.get(DeploymentRecord, "demo")) is not None
+
+
 def test_stop_all_of_nothing(control: Control, xinf: Callable[..., Result]) -> None:
     assert xinf("stop", "--all").stdout == "nothing is deployed\n"
 

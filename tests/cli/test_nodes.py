@@ -15,7 +15,7 @@ from tests.cli.records import DEPLOYMENT, NODE, READY, changed
 from tests.serve.processes import wait_for
 from xinf.core.device import Device, Health, Vendor
 from xinf.core.ids import NodeName, ReplicaId
-from xinf.core.records import CordonRecord, DeploymentRecord, NodeRecord, ReplicaRecord
+from xinf.core.records import CordonRecord, DeploymentRecord, NodeRecord, Phase, ReplicaRecord
 
 
 @pytest.fixture
@@ -73,6 +73,21 @@ def test_drain_says_what_is_left_and_why(control: Control, host: str, xinf: Call
     assert "demo-aaaaa is ready: host has cpu free" in done.stdout
     assert "demo-aaaaa did not leave host within 0.05 s" in done.stderr
     assert "xinf uncordon host" in done.stderr
+
+
+def test_drain_says_why_there_is_no_other_place(control: Control, host: str, xinf: Callable[..., Result]) -> None:
+    next_ = changed(
+        READY,
+        id=ReplicaId("demo-bbbbb"),
+        node=None,
+        devices=(),
+        phase=Phase.PENDING,
+        placement_note="b lacks the label",
+    )
+    control.run(control.records.create(ReplicaRecord, next_.id, next_))
+    done = xinf("drain", host, "--timeout", "50ms")
+    assert "demo-bbbbb has no place yet: b lacks the label" in done.stdout
+    assert "demo-aaaaa did not leave host within 0.05 s" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["uncordon", "cordon"])

@@ -104,8 +104,16 @@ def test_place_that_is_taken_is_waited_for() -> None:
 def test_place_that_cannot_be_is_an_error_with_the_reason() -> None:
     deployment = replace(DEPLOYMENT, spec=replace(SPEC, device="cuda:0"))
     made = progress(deployment=deployment)
-    with pytest.raises(PlacementFailed, match="host has no device cuda:0; it has cpu"):
+    with pytest.raises(PlacementFailed, match="host has no device cuda:0; it has cpu") as caught:
         made.update([PENDING], NODES, 100.0)
+    assert str(caught.value.remedy).startswith("change --device, or start a worker on a host that has one; the deploy")
+
+
+def test_remedy_is_that_of_the_constraint_that_bound() -> None:
+    made = progress(deployment=replace(DEPLOYMENT, labels={"zone": "a"}))
+    with pytest.raises(PlacementFailed, match="host lacks the label zone=a") as caught:
+        made.update([PENDING], NODES, 100.0)
+    assert str(caught.value.remedy).startswith("change --label, or give a node that label")
 
 
 def test_failure_carries_cause_log_and_remedy() -> None:

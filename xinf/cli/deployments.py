@@ -77,6 +77,8 @@ async def _stop(session: Session, names: list[str], screen: Screen, *, must_wait
         records = Records(store)
         present = {record.name: record for record, _ in await records.list(DeploymentRecord)}
         chosen = names or list(present)
+        if unknown := next((name for name in chosen if name not in present), None):
+            await remove_deployment(records, unknown)  # which says what there is, before any is stopped
         for name in chosen:
             await remove_deployment(records, name)
         for name in chosen if must_wait else ():

@@ -132,10 +132,11 @@ async def _wait_empty(session: Session, node: str, screen: Screen, timeout_s: fl
                 await mirror.start()
                 mirror.listen(lambda _: changed.set())
             while now := _left(replicas.items, node):
-                for name, text in now.items():
+                shown = {**now, **_waiting(replicas.items, node)}
+                for name, text in shown.items():
                     if told.get(name) != text:
                         screen.line(f"{name} {text}")
-                told = now
+                told = shown
                 _check_draining(cordons.get(node), node, now)
                 await _wait(changed, deadline_s, node, now, timeout_s)
         finally:
@@ -146,6 +147,16 @@ async def _wait_empty(session: Session, node: str, screen: Screen, timeout_s: fl
 
 def _left(items: Mapping[str, tuple[ReplicaRecord, int]], node: str) -> dict[str, str]:
     return {name: _state(record) for name, (record, _) in sorted(items.items()) if record.node == node}
+
+
+def _waiting(items: Mapping[str, tuple[ReplicaRecord, int]], node: str) -> dict[str, str]:
+    """Why those that are to take the place of the node's replicas have none themselves."""
+    leaving = {record.deployment for record, _ in items.values() if record.node == node}
+    return {
+        name: f"has no place yet: {record.placement_note}"
+        for name, (record, _) in sorted(items.items())
+        if record.node is None and record.placement_note and record.deployment in leaving
+    }
 
 
 def _check_draining(cordon: CordonRecord | None, node: str, left: Mapping[str, str]) -> None:

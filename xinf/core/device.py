@@ -64,6 +64,12 @@ class Health(StrEnum):
     NO_DRIVER = "no_driver"  # its driver says that it does not work, as while it is replaced: its engines move
     FAULTY = "faulty"  # its engines move
 
+    @property
+    def words(self) -> str:
+        """For people, after the name of a device: `is faulty`, `has no driver`."""
+        verb = "has" if self is Health.NO_DRIVER else "is"
+        return f"{verb} {self.value.replace('_', ' ')}"
+
 
 # What will pass without anybody's doing: such a device is there, though nothing new comes to it now.
 PASSING = (Health.DEGRADED, Health.SILENT)

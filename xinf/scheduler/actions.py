@@ -30,6 +30,11 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     binding: Binding | None = None  # of the node that came nearest; None: there is no node
 
+    @property
+    def remedy(self) -> str:
+        """What could be done about it."""
+        return self.binding.remedy if self.binding is not None else "start a worker with `xinf worker`"
+
 
 class Create(msgspec.Struct, frozen=True, kw_only=True):
     """Make a replica of the deployment as it is now, placed at once if a place is given."""

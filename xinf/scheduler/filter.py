@@ -196,7 +196,7 @@ class Filter:
             for device in group.devices
             if (use := tally.uses.get(device.uuid)) is not None
         ]
-        why += [f"{device.selector} is {device.health.value.replace('_', ' ')}" for device in group.unusable]
+        why += [f"{device.selector} {device.health.words}" for device in group.unusable]
         n_all = len(group.devices) + len(group.unusable)
         text = f"{self._size} {group.kind} needed on {host.name}, {n_free} of {n_all} free"
         text += f" ({', '.join(why[:_SHOWN_HOLDERS])}{', …' if len(why) > _SHOWN_HOLDERS else ''})" if why else ""

@@ -37,6 +37,5 @@ def reason_to_leave(replica: ReplicaRecord, fleet: Fleet) -> str | None:
             return f"{selector} ({uuid}) is not on {host.name} any more"
         is_left = device.health is Health.SILENT and replica.phase is Phase.FAILED
         if device.health in _MOVES or is_left:
-            state = device.health.value.replace("_", " ")
-            return f"{device.selector} on {host.name} is {state}: {device.reason or '?'}"
+            return f"{device.selector} on {host.name} {device.health.words}: {device.reason or '?'}"
     return None

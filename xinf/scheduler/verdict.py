@@ -28,6 +28,11 @@ class Binding(IntEnum):
         """How nodes are counted that are not told one by one: `12 are without such a device`."""
         return _WORDS[self]
 
+    @property
+    def remedy(self) -> str:
+        """What the person can do who asked for it."""
+        return _REMEDIES[self]
+
 
 _WORDS = {
     Binding.LABEL: "lack a label",
@@ -38,6 +43,16 @@ _WORDS = {
     Binding.CORDON: "are cordoned",
     Binding.TAKEN: "have too few that are free",
     Binding.MEMORY: "have too little memory free",
+}
+_REMEDIES = {
+    Binding.LABEL: "change --label, or give a node that label with `xinf worker --labels`",
+    Binding.DEVICE: "change --device, or start a worker on a host that has one",
+    Binding.HEALTH: "change --device; `xinf devices --all` says what is wrong with them",
+    Binding.ENGINE: "install the engine there with `xinf engine install`, or change --device",
+    Binding.CAPABILITY: "`xinf devices --all --compat MODEL` says which devices can; change --device or --dtype",
+    Binding.CORDON: "open the node with `xinf uncordon`",
+    Binding.TAKEN: "change --device or --tensor-parallel-size, or stop what is there",
+    Binding.MEMORY: "`xinf plan MODEL --all` says what would fit",
 }
 
 

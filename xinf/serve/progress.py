@@ -144,9 +144,9 @@ class Progress:
             if isinstance(found, Refusal):
                 raise PlacementFailed(
                     f"{self._deployment.name} cannot be placed: {found.note}",
-                    remedy="change --device, or install the engine with `xinf engine install`; the deployment stays"
-                    f" until `xinf stop {self._deployment.name}`",
+                    remedy=f"{found.remedy}; the deployment stays until `xinf stop {self._deployment.name}`",
                     deployment=self._deployment.name,
+                    what_to_do=found.remedy,
                 )
             # One from before the first worker came is answered by the next plan.
             is_outdated = pending.placement_note == NO_NODES

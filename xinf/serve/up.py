@@ -103,7 +103,7 @@ class Up:
                     self._voice.step(step)
         except PlacementFailed as error:
             # The deployment ends with us: nothing stays that could be placed later.
-            error.remedy = "change --device, or install the engine with `xinf engine install`"
+            error.remedy = str(error.fields["what_to_do"])
             raise
 
     async def _show_status(self, follower: Follower, deployment: DeploymentRecord) -> None:
