@@ -71,6 +71,17 @@ def test_arguments_of_unknown_effect_are_refused_by_name(name: str) -> None:
         read_args(**{name: 1})
 
 
+def test_share_of_a_device_is_read() -> None:
+    assert read_args(**{"gpu-memory-utilization": "0.5"}).device_share == 0.5
+    assert read_args().device_share is None
+
+
+@pytest.mark.parametrize("value", ["half", 0, 1.1, -0.5, 5, "nan"])
+def test_what_is_no_share_of_a_device_cannot_be_planned(value: ArgValue) -> None:
+    with pytest.raises(InvalidRequest, match="no share of a device"):
+        read_args(gpu_memory_utilization=value)
+
+
 def test_eager_can_be_asked_for_and_taken_back() -> None:
     assert read_args(enforce_eager=True).is_eager
     assert not read(CPU, engine_args={"no-enforce-eager": True}).is_eager

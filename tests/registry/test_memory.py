@@ -265,6 +265,19 @@ def test_engine_gets_no_more_than_its_share_of_an_empty_device() -> None:
     assert 1 < fit.concurrency < 6
 
 
+def test_engine_that_is_told_a_share_gets_that_of_a_device() -> None:
+    fit = fitted(QWEN_7B, 80 * GIB, 80 * GIB, device_share=0.5)
+    assert fit.usable_bytes == 40 * GIB + context_bytes(Vendor.NVIDIA, 1, 80 * GIB)
+    assert fit.fits
+    assert not fitted(QWEN_7B, 80 * GIB, 80 * GIB, device_share=0.2).fits
+
+
+def test_no_context_above_the_model_s_own_is_proposed() -> None:
+    fit = fitted(QWEN_7B, 78 * GIB, 80 * GIB, max_model_len=10**8)
+    assert not fit.fits
+    assert fit.largest_context_tokens == 32768
+
+
 def test_what_does_not_fit_says_what_would() -> None:
     fit = fitted(QWEN_7B, 17 * GIB, 24 * GIB)
     assert not fit.fits
@@ -346,7 +359,8 @@ def test_it_fits_when_the_sum_does(facts: ModelFacts, wished: LoadOptions, free:
 def test_largest_context_fits_and_one_block_more_does_not(facts: ModelFacts, wished: LoadOptions, free: int) -> None:
     fit = fit_memory(plan_memory(facts, wished), facts, wished, free_bytes=free, total_bytes=200 * GIB)
     found = fit.largest_context_tokens
-    longest = max(facts.context_tokens or 0, fit.plan.max_model_len)
+    longest = facts.context_tokens or fit.plan.max_model_len
+    longest = max(longest, fit.plan.max_model_len) if fit.fits else longest
 
     def fits(n_tokens: int) -> bool:
         return plan_memory(facts, replace(wished, max_model_len=n_tokens)).device_bytes <= fit.usable_bytes

@@ -76,6 +76,12 @@ def test_name_that_is_too_long_is_told_so(tmp_path: Path) -> None:
         resolve_model("x" * 97 + "/name", models_dir=tmp_path)
 
 
+@pytest.mark.parametrize("typed", ["x" * 5000, "./" + "x" * 5000, "org/" + "x" * 5000])
+def test_name_that_no_file_can_have_is_refused(typed: str, tmp_path: Path) -> None:
+    with pytest.raises((InvalidRequest, UnknownModel)):
+        resolve_model(typed, models_dir=tmp_path)
+
+
 @pytest.mark.parametrize(("typed", "location", "revision"), [
     ("Org/Name-1.5B", "Org/Name-1.5B", None),
     ("hf://Org/Name", "Org/Name", None),

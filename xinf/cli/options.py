@@ -64,7 +64,7 @@ ServedNames = Annotated[
     list[str] | None,
     typer.Option(
         "--served-name",
-        help="Name that clients use; may be repeated (default: the deployment's).",
+        help="Name that clients use; may be repeated (default: the deployment's, and a hub id).",
         rich_help_panel=_ENGINE,
     ),
 ]

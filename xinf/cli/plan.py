@@ -122,7 +122,8 @@ async def _plan(session: Session, spec: EngineSpec, device: str, *, is_all: bool
             free = host.free_bytes.get(one.uuid)
             made.append(plan_device(spec, known, host.node, one, free_bytes=free, measured=measured))
     if not made:
-        has = ", ".join(one.selector for host in hosts for one in host.node.devices) or "none"
+        working = [one.selector for host in hosts for one in host.node.devices if one.health is Health.OK]
+        has = ", ".join(dict.fromkeys(working)) or "none"
         raise NotFound(f"there is no device {device} here that works", remedy=f"there are: {has}; see `xinf devices`")
     advice: dict[str, tuple[str, ...]] = {}
     for key, group in _groups(made, with_node=is_all).items():
@@ -165,9 +166,14 @@ def row(made: DevicePlan, *, with_node: bool) -> tuple[str, ...]:
 
 def notes(planned: Planned) -> list[str]:
     """Why a device has no plan, and what would fit."""
-    lines = [f"{made.device.selector}: {made.note}" for made in planned.devices if made.note]
+    of_note: dict[str, list[str]] = {}
+    for made in planned.devices:
+        if made.note:
+            of_note.setdefault(made.note, []).append(made.device.selector)
+    lines = [f"{', '.join(dict.fromkeys(selectors))}: {note}" for note, selectors in of_note.items()]
     for kind, advice in planned.advice.items():
-        lines += [f"{kind}: {sentence}" for sentence in advice]
+        is_new = [all(not note.startswith(sentence) for note in of_note) for sentence in advice]
+        lines += [f"{kind}: {sentence}" for sentence, new in zip(advice, is_new, strict=True) if new]
         if not advice and any(made.fit is not None for made in planned.devices):
             lines.append(f"{kind}: nothing that is known here makes it fit")
     return ["", *dict.fromkeys(lines)] if lines else []

@@ -30,9 +30,9 @@ def find_model(config: Config, model: str, engine: str) -> Found:
 
     Raises: UnknownModel, InvalidRequest.
     """
-    from xinf.registry import resolve_model
+    from xinf.registry import is_directory, resolve_model
 
-    if engine == "sim" and not Path(model).expanduser().is_dir():
+    if engine == "sim" and not is_directory(Path(model).expanduser()):
         # It simulates; a name is enough.
         return Found(model)
     source = resolve_model(model, models_dir=config.paths.models_dir, config=config.registry)

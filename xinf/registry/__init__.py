@@ -38,7 +38,7 @@ from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.shelf import Shelf, list_shelves, shelf_of
-from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
+from xinf.registry.source import SCRIPTED, ModelSource, is_directory, resolve_model
 from xinf.registry.sources import Hub, Reference, Sources, find_sources, hub_cache_dir, is_commit, reference_of
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "hub_cache_dir",
     "identify_model",
     "is_commit",
+    "is_directory",
     "judge",
     "judge_spec",
     "kv_bytes_per_sequence",

@@ -17,6 +17,7 @@ from xinf.registry.memory import MemoryPlan, fit_memory, plan_memory, split_prob
 # A context shorter than this is no advice: nobody serves it.
 _LEAST_CONTEXT_TOKENS = 256
 _FULL_CONTEXT_STEP = 1024
+_MOST_DEVICES = 64  # that a model is split over on one node
 _PACKED_PARAMETER_BYTES = 0.5 + 2 / 32  # 4 bits, and a 16-bit scale for each 32 weights
 
 
@@ -86,15 +87,32 @@ def _other_split(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room])
     if options.vendor is Vendor.CPU:
         return []
     refused: list[str] = []
-    for size in range(options.tensor_parallel_size + 1, len(rooms) + 1):
+    # Of a size that cannot be, smaller ones are as good.
+    first = 1 if split_problem(facts, options.tensor_parallel_size) else options.tensor_parallel_size + 1
+    for size in range(first, len(rooms) + 1):
         if problem := split_problem(facts, size):
             refused.append(problem)
             continue
         plan = _fits(facts, msgspec.structs.replace(options, tensor_parallel_size=size), rooms)
         if plan is not None:
             each = format_bytes(plan.device_bytes)
-            return [f"--tensor-parallel-size {size} needs {each} on each of {size} devices, which fits"]
-    return refused[:1]
+            on_each = f"each of {size} devices" if size > 1 else "one device"
+            return [f"--tensor-parallel-size {size} needs {each} on {on_each}, which fits"]
+    return [*refused[:1], *_more_devices(facts, options, rooms)]
+
+
+def _more_devices(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:
+    """How many idle devices of the largest kind would do, of which there are not so many."""
+    largest = max(rooms, key=lambda room: room.total_bytes or room.free_bytes)
+    idle = msgspec.structs.replace(largest, free_bytes=largest.total_bytes or largest.free_bytes)
+    for size in range(max(len(rooms), options.tensor_parallel_size) + 1, _MOST_DEVICES + 1):
+        if split_problem(facts, size):
+            continue
+        plan = _fits(facts, msgspec.structs.replace(options, tensor_parallel_size=size), [idle] * size)
+        if plan is not None:
+            each = format_bytes(plan.device_bytes)
+            return [f"{size} such devices would do: --tensor-parallel-size {size} needs {each} on each"]
+    return []
 
 
 def _packed(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:

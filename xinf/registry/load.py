@@ -46,6 +46,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None  # of memory, in all; None: not known
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
     cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
+    device_share: float | None = None  # of a device that the engine is told to take at most; None: nobody told it
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -88,6 +89,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         device_bytes=None if is_cpu else device.memory_bytes,
         is_old_driver=_is_old_driver(device),
         cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
+        device_share=None if is_cpu else _share(given),
     )
 
 
@@ -123,6 +125,22 @@ def _cache_bytes(spec: EngineSpec, given: dict[str, ArgValue], *, is_cpu: bool) 
     if space.isdecimal():
         return int(space) << 30
     return _count(given, "kv_cache_memory_bytes")
+
+
+def _share(given: dict[str, ArgValue]) -> float | None:
+    """Source: vLLM 0.32, config/cache.py: `gpu_memory_utilization` is above 0 and at most 1."""
+    name = "gpu_memory_utilization"
+    if name not in given:
+        return None
+    try:
+        share = float(given[name])
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InvalidRequest(
+            f"engine argument {name}={given[name]!r} is no share of a device: above 0, at most 1", param="engine_arg"
+        )
+    return share
 
 
 def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:

@@ -183,16 +183,21 @@ def fit_memory(
 ) -> MemoryFit:
     """Compare a plan with a device. Pure; more free memory never fits less."""
     usable = usable_bytes(plan.vendor, plan.tensor_parallel_size, free_bytes=free_bytes, total_bytes=total_bytes)
+    if options.device_share is not None and total_bytes is not None:
+        context = context_bytes(plan.vendor, plan.tensor_parallel_size, total_bytes)
+        usable = min(usable, int(total_bytes * options.device_share) + context)
     room = usable - plan.fixed_bytes - plan.kv_spare_bytes
+    fits = plan.device_bytes <= usable
     longest = facts.context_tokens or facts.max_positions or plan.max_model_len
-    largest = _largest_context(facts, options, max(longest, plan.max_model_len), room)
+    if fits:
+        longest = max(longest, plan.max_model_len)  # else above the model's own is no advice: engines refuse it
+    largest = _largest_context(facts, options, longest, room)
     sequence = plan.kv_bytes - plan.kv_spare_bytes
     pool = room
     if plan.cache_bytes is not None:
         pool = min(room, plan.cache_bytes - plan.kv_spare_bytes)
     elif plan.vendor is Vendor.CPU:
         pool = min(room, cpu_cache_bytes(plan, room + plan.kv_spare_bytes) - plan.kv_spare_bytes)
-    fits = plan.device_bytes <= usable
     concurrency = (pool / sequence if sequence else float(options.max_num_seqs)) if fits else None
     return MemoryFit(
         plan=plan,

@@ -8,7 +8,8 @@ hf://, modelscope://    a model of that hub; @REVISION at the end of any of them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -45,9 +46,9 @@ def resolve_model(
         return _in_directory(write_scripted_model(models_dir / SCRIPTED), model)
     path = Path(model).expanduser()
     if not is_reference(model):
-        if path.is_dir():
+        if is_directory(path):
             return _in_directory(path.absolute(), model)
-        if path.is_file():
+        if _is_of_kind(path, stat.S_ISREG):
             # GGUF and the like: one file that only the engine can read.
             return ModelSource(location=str(path.absolute()), directory=path.absolute().parent)
         if looks_like_path(model):
@@ -59,6 +60,18 @@ def resolve_model(
     # Asked for here alone: a variable of a hub that is wrong is no matter for a directory.
     sources = find_sources(environ, config)
     return _from_hub(parse_reference(model, sources.default), sources)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is such a directory; a name that no file can have, or that may not be looked at, is none."""
+    return _is_of_kind(path, stat.S_ISDIR)
+
+
+def _is_of_kind(path: Path, is_of: Callable[[int], bool]) -> bool:
+    try:
+        return is_of(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def looks_like_path(model: str) -> bool:
