@@ -50,6 +50,13 @@ def test_json_names_the_commit(home: Path) -> None:
     assert json.loads(result.stdout)["revision"] == COMMIT
 
 
+@pytest.mark.parametrize("typed", ["./model", "/data/model", "~/model", "scripted"])
+def test_what_is_of_this_host_is_not_fetched(typed: str, home: Path) -> None:
+    result = CliRunner().invoke(app, ["pull", typed])
+    assert result.exit_code == 1
+    assert "there is nothing to fetch" in result.stderr
+
+
 def test_unknown_model_fails_with_a_sentence(home: Path) -> None:
     with serve(FILES) as hub:
         settings = ["--set", f"registry.huggingface_endpoint={hub.url}"]

@@ -202,6 +202,13 @@ def test_devices_are_shared_only_by_those_who_all_share_and_say_what_they_need()
         assert isinstance(put(deployment(gib=8, shares=True), the_node, held=(held,)), Refusal)
 
 
+def test_who_shares_and_has_no_plan_is_told_so() -> None:
+    sharing = holder("a", "GPU-a-0", gib=8, shares=True)
+    binding, note = refused(put(deployment(shares=True), node(n_cuda=1, memory=24), held=(sharing,)))
+    assert binding is Binding.TAKEN
+    assert note.endswith("(cuda:0 has other-1), and it cannot share one: no memory plan of it is known")
+
+
 @pytest.mark.parametrize(("gib", "fits"), [(15.5, True), (15.6, False)])
 def test_sums_on_a_shared_device_leave_the_headroom(gib: float, fits: bool) -> None:
     sharing = holder("a", "GPU-a-0", gib=8, shares=True)
@@ -218,7 +225,7 @@ def test_memory_of_the_processor_is_accounted() -> None:
     assert chosen(put(deployment(device="cpu", gib=11), the_node, held=held)) == ("a", ("cpu",))
     binding, note = refused(put(deployment(device="cpu", gib=12), the_node, held=held))
     assert binding is Binding.MEMORY
-    assert note == "a: cpu needs 12 GiB, 11.5 GiB free (20 GiB held by other-1, silent-1)"
+    assert note == "a: cpu needs 12 GiB, 11.5 GiB free (20 GiB held by other-1)"
 
 
 def test_all_ranks_of_an_engine_on_the_processor_count() -> None:

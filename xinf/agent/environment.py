@@ -283,7 +283,8 @@ def _read_manifest(path: Path) -> Manifest | None:
         manifest.environment.python, os.X_OK
     )
     if not is_usable:
-        _log.warning("ignoring the engine environment of %s: %s is not there", path, manifest.environment.python)
+        python = manifest.environment.python
+        _log.warning("ignoring the engine environment of %s: it was made for %s; install it again", path, python)
     return manifest if is_usable else None
 
 

@@ -11,6 +11,7 @@ import typer
 from xinf.cli.options import ConfigFile, Json, Settings
 from xinf.cli.session import open_session
 from xinf.cli.table import print_json
+from xinf.core.errors import InvalidRequest
 from xinf.core.units import format_bytes
 
 _REDRAW_S = 0.2
@@ -30,8 +31,12 @@ def pull(
     settings: Settings = None,
 ) -> None:
     """Fetch a model; one that was interrupted goes on where it ended."""
-    from xinf.registry import download_model
+    from xinf.registry import SCRIPTED, download_model, looks_like_path
 
+    if looks_like_path(model) or model == SCRIPTED:
+        raise InvalidRequest(
+            f"{model} is of this host: there is nothing to fetch", remedy="launch it as it is", param="model"
+        )
     chosen = open_session(config, None, settings=settings).config
     meter = _Meter()
     try:

@@ -38,7 +38,7 @@ from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.shelf import Shelf, list_shelves, shelf_of
-from xinf.registry.source import SCRIPTED, ModelSource, is_directory, resolve_model
+from xinf.registry.source import SCRIPTED, ModelSource, is_directory, looks_like_path, resolve_model
 from xinf.registry.sources import Hub, Reference, Sources, find_sources, hub_cache_dir, is_commit, reference_of
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "kv_bytes_per_token",
     "kv_token_bytes",
     "list_shelves",
+    "looks_like_path",
     "memory_share",
     "need_of",
     "need_on",

@@ -47,7 +47,8 @@ class HubSays(msgspec.Struct, frozen=True, kw_only=True):
 
     def broken(self, status: int | None) -> Unavailable:
         what = "with an error" if status is None else str(status)
-        return Unavailable(f"{self.endpoint} answered {what} for {self.repository}", remedy="try again later")
+        remedy = "check the name, and the address of the hub" if status == 404 else "try again later"
+        return Unavailable(f"{self.endpoint} answered {what} for {self.repository}", remedy=remedy)
 
     def unreachable(self, why: str) -> Unavailable:
         return Unavailable(

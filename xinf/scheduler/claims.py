@@ -33,7 +33,8 @@ class Use(msgspec.Struct, frozen=True):
     """What is on one device."""
 
     holders: tuple[ReplicaId, ...]
-    n_bytes: int  # of those that said what they need
+    counted: tuple[ReplicaId, ...]  # of them those that said what they need
+    n_bytes: int  # that these need
     is_shareable: bool  # each of them shares, and said what it needs
 
 
@@ -194,6 +195,7 @@ def tally(replicas: Iterable[ReplicaRecord]) -> Tally:
 def _use(replicas: list[ReplicaRecord]) -> Use:
     return Use(
         tuple(sorted(replica.id for replica in replicas)),
+        tuple(sorted(replica.id for replica in replicas if replica.need is not None)),
         sum(replica.need.device_bytes for replica in replicas if replica.need is not None),
         all(replica.shares and replica.need is not None for replica in replicas),
     )

@@ -124,7 +124,8 @@ class Filter:
                 rooms.append(room)
         found = fit_rooms(rooms, self._size)
         if found is None:
-            return self._too_few(host, group, len(rooms), tally)
+            is_planned = any(one.need is not None for one in able)
+            return self._too_few(host, group, len(rooms), tally, is_planned=is_planned)
         if isinstance(found, Shortage):
             return self._too_small(host, found, tally.uses.get(found.room.device.uuid))
         return self._offer(host, group, found, n_idle)
@@ -184,13 +185,13 @@ class Filter:
             text += f", of which an engine may take {format_bytes(usable)}"
         taken = []
         if use is not None and use.n_bytes:
-            taken.append(f"{format_bytes(use.n_bytes)} held by {_listed(use.holders)}")
+            taken.append(f"{format_bytes(use.n_bytes)} held by {_listed(use.counted)}")
         if foreign := host.foreign_bytes(device):
             taken.append(f"{format_bytes(foreign)} used by others")
         text += f" ({', '.join(taken)})" if taken else ""
         return Miss(node=host.name, binding=Binding.MEMORY, text=text, shortfall=float(shortage.need_bytes - usable))
 
-    def _too_few(self, host: Host, group: Group, n_free: int, tally: Tally) -> Miss:
+    def _too_few(self, host: Host, group: Group, n_free: int, tally: Tally, *, is_planned: bool) -> Miss:
         why = [
             f"{device.selector} has {_listed(use.holders)}"
             for device in group.devices
@@ -200,6 +201,8 @@ class Filter:
         n_all = len(group.devices) + len(group.unusable)
         text = f"{self._size} {group.kind} needed on {host.name}, {n_free} of {n_all} free"
         text += f" ({', '.join(why[:_SHOWN_HOLDERS])}{', …' if len(why) > _SHOWN_HOLDERS else ''})" if why else ""
+        if self._deployment.shares and not is_planned:
+            text += ", and it cannot share one: no memory plan of it is known"
         return Miss(node=host.name, binding=Binding.TAKEN, text=text, shortfall=float(self._size - n_free))
 
 
