@@ -328,6 +328,45 @@ def test_relay_tells_the_engine_that_the_client_left() -> None:
     assert scene.link.cancelled == [5]
 
 
+def test_client_that_closes_at_done_has_its_answer() -> None:
+    """As OpenAI's own client does; the engine's end, with its counts, comes a moment later."""
+    scene = Scene()
+    scene.frame(b"data: 1\n\n", b"data: [DONE]\n\n", start=SSE)
+    scene.relay.on_gone()
+    scene.relay.on_gone()
+    assert scene.verdicts == []
+    ending = Ending(prompt_tokens=3, completion_tokens=2)
+    scene.frame(end=ending)
+    assert (scene.verdict.outcome, scene.verdict.ending) == (Outcome.DONE, ending)
+    assert scene.link.cancelled == []
+    assert not scene.client.is_over, "nothing is said to a client that left"
+
+
+def test_client_that_closed_at_done_had_its_answer_whatever_becomes_of_the_engine() -> None:
+    scene = Scene()
+    scene.frame(b"data: [DONE]\n\n", start=SSE)
+    scene.relay.on_gone()
+    scene.relay.on_lost(EngineDied("x"), may_retry=True)
+    assert (scene.verdict.outcome, scene.verdict.error) == (Outcome.DONE, None)
+
+
+@pytest.mark.parametrize("chunks", [(b"data: 1\n\n",), (b"data: [DONE]\n",)])
+def test_client_that_closes_before_done_is_gone(chunks: tuple[bytes, ...]) -> None:
+    scene = Scene()
+    scene.frame(*chunks, start=SSE)
+    scene.relay.on_gone()
+    assert scene.verdict.outcome is Outcome.GONE
+    assert scene.link.cancelled == [5]
+
+
+def test_client_that_left_with_done_unsent_is_gone() -> None:
+    scene = Scene()
+    scene.client.is_slow = True
+    scene.frame(b"data: [DONE]\n\n", start=SSE)
+    scene.relay.on_gone()
+    assert scene.verdict.outcome is Outcome.GONE
+
+
 def test_relay_looks_for_the_disconnect_once_and_only_when_armed() -> None:
     scene = Scene()
     scene.frame(b"1", start=SSE)

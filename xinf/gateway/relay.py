@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from xinf.core.errors import DeadlineExceeded, EngineError, RequestTimeout, XinfError
-from xinf.gateway.answers import Answer, error_events, error_of_code
+from xinf.gateway.answers import DONE, Answer, error_events, error_of_code
 from xinf.gateway.client import Client, RawHeaders
 from xinf.gateway.link import Ending, Link
 
@@ -202,7 +202,10 @@ class Relay:
         if not self._is_expecting or self._error is not None:
             return
         ending = self._ending
-        if ending is not None and ending.error:
+        if self.is_gone:
+            if ending is not None:
+                self._end(Outcome.DONE)
+        elif ending is not None and ending.error:
             self._fail(error_of_code(ending.error, ending.message), may_retry=ending.is_retryable)
         elif ending is not None and self._engine_status == 0:
             self._fail(EngineError("the engine ended the request without an answer"))
@@ -222,7 +225,10 @@ class Relay:
         if self.is_gone or self._is_over:
             return
         self.is_gone = True
+        has_all = self._ending is None and not self._is_blocked and not self._outbox and self._tail.endswith(DONE)
         self._is_blocked = False
+        if has_all and self._is_expecting and self._error is None:
+            return  # clients close at [DONE]; the engine's own end, with its counts, is a moment behind
         if self.owner is not None:
             self.owner.on_leave()
         self._end(Outcome.GONE)
@@ -307,7 +313,9 @@ class Relay:
     def _fail(self, error: XinfError, *, may_retry: bool = False) -> None:
         if not self._is_expecting or self._error is not None:
             return
-        if self.status == 0:
+        if self.is_gone:
+            self._end(Outcome.DONE)  # it had its [DONE] before
+        elif self.status == 0:
             self._end(Outcome.FAILED, error, may_retry)
         elif self._is_last_sent:
             return  # everything is on its way already
