@@ -5,6 +5,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PROTO_TOOLS := .build/proto-tools
 export XINF_AGENT_ENGINES_DIR ?= $(CURDIR)/.engines
+# Tests start hundreds of processes; each would compile what it imports once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 TYPES := $(wildcard xinf/gateway/*.pxd xinf/link/*.pxd)
 COMPILED_SOURCES := $(wildcard xinf/_fast/*.pyx xinf/_fast/*.pxd) $(TYPES) $(TYPES:.pxd=.py)
@@ -53,8 +55,12 @@ lint: build
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: build engine lint
-	$(PY) -m pytest
+# In as many processes as there are cores: what they share out is in tests/shares.py. WORKERS=0 runs all in one.
+WORKERS ?= auto
+
+test: build
+	@$(MAKE) --no-print-directory -j2 engine lint
+	$(PY) -m pytest -n $(WORKERS)
 
 # Micro-benchmarks, then the gateway behind each of its fronts. BENCH="--quick" and others: see `--help`.
 bench: build

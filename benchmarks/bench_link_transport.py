@@ -33,14 +33,8 @@ import grpc.aio
 import uvloop
 
 from benchmarks.pin import GATEWAY_CPU, LOAD_CPU, pinned
-from xinf._fast.wire import (
-    EngineFrameWriter,
-    GatewayFrameWriter,
-    decode_engine_frame,
-    decode_gateway_frame,
-    encode_head,
-    encode_headers,
-)
+from xinf._fast.frame import decode_engine_frame, decode_gateway_frame
+from xinf._fast.framewriter import EngineFrameWriter, GatewayFrameWriter, encode_head, encode_headers
 from xinf.bench import cpu_s
 from xinf.link import ClientStream, Door, ServerStream
 from xinf.link import h2frames as h2

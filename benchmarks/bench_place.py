@@ -16,6 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from xinf.core.device import Device, Distance, Topology, Vendor
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.model import KvLayers, ModelFacts
 from xinf.core.records import (
     DeploymentRecord,
     EngineEnvironment,
@@ -35,6 +36,23 @@ GIB = 1 << 30
 LIMIT_S = 0.05
 ENVIRONMENT = EngineEnvironment(name="vllm-cuda", python="python", engines=("vllm",), device_kinds=("cuda",))
 NAME = DeploymentName("wanted")
+# Qwen/Qwen2.5-7B-Instruct: 14 GiB of weights, planned anew for each of the two kinds of card.
+MODEL = ModelFacts(
+    context_tokens=32768,
+    dtype="bfloat16",
+    n_layers=28,
+    n_heads=28,
+    n_kv_heads=4,
+    head_size=128,
+    hidden_size=3584,
+    intermediate_size=18944,
+    vocabulary_size=152064,
+    n_parameters=7_615_616_512,
+    weight_bytes=15_231_233_024,
+    stored_dtypes={"BF16": 15_231_233_024},
+    is_counted=True,
+    kv=(KvLayers(n_layers=28, n_kv_heads=4, head_size=128),),
+)
 
 
 def node(number: int) -> NodeRecord:
@@ -84,7 +102,8 @@ def wish(**changes: object) -> DeploymentRecord:
     made = DeploymentRecord(
         name=NAME,
         spec=EngineSpec(model="org/m"),
-        need=MemoryNeed(weights_bytes=14 * GIB, kv_bytes=2 * GIB, overhead_bytes=GIB),
+        model=MODEL,
+        model_identity="org/m@1",
         labels={"pool": "a"},
     )
     return msgspec.structs.replace(made, **changes)
@@ -106,7 +125,7 @@ CASES: dict[str, tuple[DeploymentRecord, int]] = {
     "1 replica, packed beside others": (wish(placement=PlacementPolicy.PACK, shares=True), N_BUSY),
     "1 replica over 2 devices": (wish(spec=EngineSpec(model="org/m", tensor_parallel_size=2)), N_BUSY),
     "100 replicas": (wish(replicas=100), N_BUSY),
-    "1 replica, no place": (wish(need=MemoryNeed(weights_bytes=90 * GIB, kv_bytes=0, overhead_bytes=0)), N_BUSY),
+    "1 replica, no place": (wish(model=msgspec.structs.replace(MODEL, stored_dtypes={"BF16": 90 * GIB})), N_BUSY),
     "1 replica, all full, preempting": (wish(priority=1), N_DEVICES),
 }
 

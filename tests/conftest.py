@@ -12,9 +12,10 @@ import pytest
 from xinf.core.device import Vendor
 from xinf.device import PROBES
 
-pytest_plugins = ["tests.engine_fixtures"]
+pytest_plugins = ["tests.engine_fixtures", "tests.shares"]
 
 ROOT = Path(__file__).resolve().parent.parent
+_WANTED = "wants a device of"  # property of a test: the vendor
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("device"):
             vendor = Vendor(marker.args[0])
+            item.user_properties.append((_WANTED, str(vendor)))
             if not PROBES[vendor].is_present(Path("/")):
                 item.add_marker(pytest.mark.skip(reason=f"live: none: this host shows no device of {vendor}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which vendors' devices were really there, if any test wanted one."""
-    markers = (item.get_closest_marker("device") for item in terminalreporter._session.items)
-    wanted = sorted({str(marker.args[0]) for marker in markers if marker is not None})
+    # From the reports: with pytest-xdist this process has no tests of its own.
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    properties = [one for report in reports for one in getattr(report, "user_properties", ())]
+    wanted = sorted({vendor for name, vendor in properties if name == _WANTED})
     if not wanted:
         return
     present = [vendor for vendor in wanted if PROBES[Vendor(vendor)].is_present(Path("/"))]

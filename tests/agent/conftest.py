@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,7 @@ from xinf.meta import LmdbStore, Mirror, Records, Store
 WAIT_S = 30.0
 # Where the xinf under test was imported from; engines run elsewhere and must find the same one.
 PACKAGE_HOME = Path(xinf.__file__).parent.parent
+FAKE_NVML = Path(__file__).resolve().parent.parent / "device" / "fake" / "nvml.c"
 
 
 class Bench:
@@ -187,3 +189,27 @@ async def bench(short_dir: Path, interpreter: Path, monkeypatch: pytest.MonkeyPa
         custody = directory.read_custody()
         if custody is not None and custody.process is not None:
             kill_group(custody.process, directory.path)
+
+
+@pytest.fixture
+def nvidia_root(tmp_path: Path) -> Path:
+    """A root with one NVIDIA card on its bus."""
+    directory = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
+    directory.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030200"), ("device", "0x2b85"), ("numa_node", "0")):
+        (directory / name).write_text(f"{text}\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       131072 kB\nMemAvailable:    65536 kB\n")
+    return tmp_path
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fake library, in a directory of its own that a test may change; `FAKE_NVML_MARK` names a file beside it."""
+    library = tmp_path / "lib" / "libnvidia-ml.so.1"
+    library.parent.mkdir()
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(FAKE_NVML)], check=True, timeout=60)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
+    monkeypatch.setenv("FAKE_NVML_MARK", str(tmp_path / "mark"))
+    monkeypatch.setenv("FAKE_NVML", "5090")
+    return library

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.agent.conftest import Bench, process_of, until_dead
+from tests.agent.conftest import WAIT_S, Bench, process_of, until_dead
 from xinf.agent.memory import StartMemory
 from xinf.agent.process import is_alive
+from xinf.core.device import Device, Vendor
 from xinf.core.errors import Conflict
 from xinf.core.ids import ReplicaId
 from xinf.core.records import MemoryNeed, NodeRecord, Phase, ReplicaRecord
@@ -263,9 +264,7 @@ async def test_engines_that_share_a_card_start_one_after_the_other(bench: Bench)
         assert after.phase_since_s[Phase.STARTING] >= before.phase_since_s[Phase.READY]
 
 
-async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_engine_is_told_what_it_may_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(*_: object) -> StartMemory:
         return StartMemory(share=0.25)
 
@@ -275,7 +274,51 @@ async def test_engine_is_told_what_it_may_take_and_what_it_will_load(
     await bench.until_phase("m-1", Phase.READY)
     spec = read_file(bench.directory("m-1").spec_path, ShimSpec)
     assert spec is not None
-    assert (spec.memory_share, spec.weights_bytes) == (0.25, 7)
+    assert (spec.memory_share, spec.kv_cache_bytes) == (0.25, None)
+    await bench.place("m-2", need=MemoryNeed(weights_bytes=7, kv_bytes=5, overhead_bytes=1))
+    await bench.until_phase("m-2", Phase.READY)
+    beside = read_file(bench.directory("m-2").spec_path, ShimSpec)
+    assert beside is not None
+    assert beside.kv_cache_bytes == 5
+
+
+async def test_driver_that_hangs_keeps_only_its_own_replicas_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking: list[str] = []
+    answers = asyncio.Event()
+
+    async def read(replica: ReplicaRecord, *_: object) -> StartMemory:
+        if replica.device_uuids:
+            looking.append(replica.id)
+            await answers.wait()
+        return StartMemory()
+
+    monkeypatch.setattr("xinf.agent.agent.read_start_memory", read)
+    cards = tuple(
+        Device(vendor=Vendor.NVIDIA, index=n, uuid=f"GPU-test-{n}", name="card", visible=f"GPU-test-{n}")
+        for n in range(6)
+    )
+    bench.node = msgspec.structs.replace(bench.node, devices=(*cards, bench.node.devices[-1]))
+    await bench.start_agent()
+    for card in range(6):
+        await bench.place(f"m-{card}", card=card)
+    async with asyncio.timeout(WAIT_S):
+        while len(looking) < 6:
+            await asyncio.sleep(0.01)
+    await bench.place("n-1")
+    await bench.until_phase("n-1", Phase.READY)
+    await bench.aim_at_stop("m-5")
+    await bench.until_phase("m-5", Phase.STOPPED)
+    await bench.records.delete(ReplicaRecord, "m-4")
+    answers.set()
+    for card in range(4):
+        await bench.until_phase(f"m-{card}", Phase.READY)
+    # What was looked at in vain is free for the next.
+    for name, card in (("o-1", 4), ("o-2", 5)):
+        await bench.place(name, card=card)
+        await bench.until_phase(name, Phase.READY)
+    assert sorted(looking) == [*(f"m-{card}" for card in range(6)), "o-1", "o-2"]
 
 
 async def test_engines_that_both_share_have_a_device_together(bench: Bench) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.agent.conftest import Bench, process_of
+from xinf.agent import Agent
 from xinf.agent.process import is_alive
+from xinf.core.device import Health
 from xinf.core.ids import DeploymentName
-from xinf.core.records import DeploymentRecord, EngineSpec, Phase, ReplicaRecord
+from xinf.core.records import NODES, DeploymentRecord, EngineSpec, NodeRecord, Phase, ReplicaRecord
+from xinf.device import read_host
+from xinf.meta import Mirror
 from xinf.scheduler import SchedulerLoop
 
 pytestmark = pytest.mark.e2e
@@ -66,3 +72,45 @@ async def test_launch_update_and_remove(scheduled: Bench) -> None:
     assert not any(is_alive(process_of(r)) for r in second)
     assert not list(scheduled.config.paths.replicas_dir.glob("*/custody.json"))
     assert not list(scheduled.config.paths.runtime_dir.glob("*.sock"))
+
+
+async def test_engine_serves_on_while_nobody_can_read_its_card(
+    bench: Bench, nvidia_root: Path, nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of a vendor crashes over and over: nothing new comes to the card, what serves there is left alone."""
+    monkeypatch.setattr("xinf.agent.damper.CALM_S", 0.2)
+    monkeypatch.setenv("FAKE_NVML", "crash_marked")
+    bench.node = msgspec.structs.replace(bench.node, devices=(await read_host(root=nvidia_root)).devices)
+    settings = msgspec.structs.replace(bench.config.agent, sample_interval=0.1)
+    agent = Agent(bench.store, msgspec.structs.replace(bench.config, agent=settings), bench.node, root=nvidia_root)
+    nodes = Mirror(bench.store, NODES, NodeRecord)
+    await nodes.start()
+    loops = [asyncio.create_task(agent.run()), asyncio.create_task(SchedulerLoop(bench.store, bench.config).run())]
+
+    def is_card(health: Health) -> bool:
+        record = nodes.get(bench.node.name)
+        return record is not None and record.devices[0].health is health
+
+    spec = EngineSpec(model="m", engine="sim", device="cuda")
+    try:
+        wished = DeploymentRecord(name=DeploymentName("m"), spec=spec)
+        await bench.records.put(DeploymentRecord, "m", wished)
+        (first,) = await until(bench, lambda rs: ready(rs, generation=1) == 1)
+        (tmp_path / "mark").touch()
+        await nodes.wait(lambda _: is_card(Health.SILENT), 60)
+        await bench.records.put(DeploymentRecord, "m", msgspec.structs.replace(wished, replicas=2))
+        found = await until(bench, lambda rs: len(rs) == 2)
+        (waiting,) = (r for r in found if r.id != first.id)
+        assert "cuda:0 on here cannot be used: its reader ended with signal 11" in str(waiting.placement_note)
+        (serving,) = (r for r in found if r.id == first.id)
+        assert (serving.target, serving.phase, serving.pid) == ("run", Phase.READY, first.pid)
+        (tmp_path / "mark").unlink()
+        await nodes.wait(lambda _: is_card(Health.OK), 60)
+        again = await bench.records.get(ReplicaRecord, first.id)
+        assert again is not None
+        assert (again[0].target, again[0].phase, again[0].pid) == ("run", Phase.READY, first.pid)
+    finally:
+        loops[1].cancel()
+        await agent.stop(stop_engines=True)
+        await asyncio.gather(*loops, return_exceptions=True)
+        await nodes.stop()

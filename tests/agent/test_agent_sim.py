@@ -23,7 +23,7 @@ from xinf.meta import MetaClient, MetaServer
 pytestmark = pytest.mark.e2e
 
 # An agent in a process of its own, as `xinf worker` runs it.
-_AGENT = """
+AGENT = """
 import asyncio, os, sys
 import msgspec
 from xinf.agent import Agent
@@ -107,7 +107,7 @@ async def test_agent_killed_9_leaves_its_engine_and_the_next_adopts_it(bench: Be
     agents: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", _AGENT, to_environ(bench.config), target, encode_record(bench.node).decode()]
+        command = [sys.executable, "-c", AGENT, to_environ(bench.config), target, encode_record(bench.node).decode()]
         agents.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}))
         return agents[-1]
 

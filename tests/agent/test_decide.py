@@ -140,6 +140,16 @@ def test_start_that_takes_too_long_is_ended() -> None:
     assert Kill in kinds(actions)
 
 
+@pytest.mark.parametrize(("waits_s", "is_ended"), [(1.0, False), (CONFIG.start_timeout + 1, True)])
+def test_time_for_a_start_counts_from_the_last_bytes_of_its_model(waits_s: float, is_ended: bool) -> None:
+    now_s = CUSTODY.started_s + 10 * CONFIG.start_timeout
+    told = status(Phase.STARTING, fetched_s=now_s - waits_s, detail="fetching 12 %")
+    actions = decide(record(Phase.STARTING), Wish.RUN, running(told), CONFIG, now_s)
+    reported = next(action.record for action in actions if isinstance(action, Write))
+    assert (reported.phase is Phase.FAILED) is is_ended
+    assert reported.detail == (None if is_ended else "fetching 12 %")
+
+
 def test_ready_engine_has_no_start_timeout() -> None:
     late = CUSTODY.started_s + CONFIG.start_timeout + 1
     told = status(Phase.READY)

@@ -13,14 +13,22 @@ import pytest
 from msgspec.structs import replace
 
 from tests.registry.planned_models import CPU, GIB, QWEN_7B, card
-from xinf.agent.memory import StartMemory, choose_share, fixed_bytes, measure, read_resident_bytes, read_start_memory
+from xinf.agent.memory import (
+    StartMemory,
+    choose_share,
+    fixed_bytes,
+    granted_cache_bytes,
+    measure,
+    read_resident_bytes,
+    read_start_memory,
+)
 from xinf.agent.process import ProcessId, identify
 from xinf.core.device import Device, Sample, Vendor
 from xinf.core.errors import UnknownModel
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
 from xinf.core.records import EngineEnvironment, EngineSpec, MemoryNeed, NodeRecord, Phase, ReplicaRecord
 from xinf.device import DeviceProcess, Reading
-from xinf.registry import KvLayers, ModelFacts, memory_share, runtime_bytes
+from xinf.registry import KvLayers, ModelFacts, context_bytes, memory_share
 
 CARDS = (card(80), card(80, index=1))
 
@@ -58,7 +66,7 @@ def test_share_is_that_of_the_fullest_device() -> None:
     share = choose_share(CARDS, [sample(CARDS[0], 79), sample(CARDS[1], 40)])
     assert share == memory_share(Vendor.NVIDIA, 2, free_bytes=40 * GIB, total_bytes=80 * GIB)
     assert share is not None
-    assert share * 80 * GIB + runtime_bytes(Vendor.NVIDIA, 2) <= 40 * GIB
+    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 2, 80 * GIB) <= 40 * GIB
 
 
 def test_idle_device_is_used_as_the_engine_would_by_itself() -> None:
@@ -74,7 +82,7 @@ def test_unknown_free_memory_leaves_it_to_the_engine() -> None:
 def test_shared_device_gives_what_was_planned() -> None:
     share = choose_share(CARDS[:1], [sample(CARDS[0], 79)], limit_bytes=20 * GIB)
     assert share is not None
-    assert share * 80 * GIB + runtime_bytes(Vendor.NVIDIA, 1) <= 20 * GIB
+    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 1, 80 * GIB) <= 20 * GIB
 
 
 def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> None:
@@ -89,7 +97,7 @@ def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> 
 def test_rest_of_the_share_is_what_the_engine_profiled() -> None:
     found, has_peak = fixed_bytes(70 * GIB, 50 * GIB, device=CARDS[0], replica=ready(), share=0.9)
     assert has_peak
-    assert found == int(80 * GIB * 0.9) + runtime_bytes(Vendor.NVIDIA, 1) - 50 * GIB
+    assert found == int(80 * GIB * 0.9) + context_bytes(Vendor.NVIDIA, 1, 80 * GIB) - 50 * GIB
 
 
 @pytest.mark.parametrize("name", ["gpu_memory_utilization", "--kv-cache-memory-bytes"])
@@ -205,6 +213,15 @@ async def test_start_looks_at_its_own_accelerators(monkeypatch: pytest.MonkeyPat
     shared = await read_start_memory(on_card(tmp_path, shares=True, need=need), node(*CARDS, CPU))
     assert shared.share == choose_share(CARDS[:1], [used], limit_bytes=10 * GIB)
     assert await read_start_memory(ready(), node(*CARDS, CPU)) == StartMemory()
+
+
+def test_cache_that_was_granted_is_what_the_engine_is_told() -> None:
+    open_ = MemoryNeed(weights_bytes=GIB, kv_bytes=GIB, overhead_bytes=GIB, kv_wanted_bytes=8 * GIB)
+    granted = replace(open_, kv_bytes=3 * GIB, kv_wanted_bytes=None)
+    assert granted_cache_bytes(ready(need=granted)) == 3 * GIB
+    assert granted_cache_bytes(ready(need=open_)) is None, "nobody knew what is free there"
+    assert granted_cache_bytes(ready()) is None
+    assert granted_cache_bytes(on_card(Path("/m"), need=granted)) is None
 
 
 async def test_accelerator_is_measured_by_the_memory_of_the_engines_processes(

@@ -11,7 +11,7 @@ import pytest
 
 from xinf.agent import describe_node, engines_dir
 from xinf.agent.node import node_name, parse_labels
-from xinf.agent.starter import choose_environment, engine_environ, free_endpoint
+from xinf.agent.starter import choose_environment, engine_environ, fetch_spec, free_endpoint
 from xinf.core.config import load
 from xinf.core.device import VISIBLE_ENV, Device, Health, Vendor
 from xinf.core.errors import ConfigError, EngineStartFailed, InvalidRequest
@@ -153,3 +153,35 @@ def test_device_that_does_not_work_is_refused_with_its_reason() -> None:
         choose_environment(replica("id-0"), node_of(sick))
     hot = msgspec.structs.replace(sick, health=Health.DEGRADED, reason="too hot")
     assert choose_environment(replica("id-0"), node_of(hot)) == CUDA
+
+
+@pytest.mark.parametrize("spec", [
+    EngineSpec(model="/a/path"),
+    EngineSpec(model="Org/Name", engine="sim"),
+    EngineSpec(model="Org/Name", engine_args={"load_format": "dummy"}),
+    EngineSpec(model="Org/Name", engine_args={"--download-dir": "/x"}),
+])  # fmt: skip
+def test_what_the_engine_finds_itself_is_not_fetched(spec: EngineSpec) -> None:
+    assert fetch_spec(spec, load(environ={}).registry, {}) is None
+
+
+def test_fetcher_runs_in_the_environment_of_the_agent_and_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = load(environ={}).registry
+    spec = EngineSpec(model="modelscope://Org/Name", engine_args={"load_format": "dummy"})
+    monkeypatch.setenv("PYTHONPATH", "/checkout")
+    found = fetch_spec(spec, registry, {"HOME": "/h"})
+    assert found is not None
+    assert (found.command[0], found.environ, found.registry) == (sys.executable, {"PYTHONPATH": "/checkout"}, registry)
+    # One that the engine is to have as well is not taken away from it.
+    kept = fetch_spec(spec, registry, {"PYTHONPATH": "/checkout"})
+    assert kept is not None
+    assert kept.environ == {}
+    monkeypatch.delenv("PYTHONPATH")
+    installed = fetch_spec(spec, registry, {})
+    assert installed is not None
+    assert installed.environ == {}
+
+
+def test_name_of_no_model_fails_the_start_with_a_sentence() -> None:
+    with pytest.raises(InvalidRequest, match="neither a path nor a hub id"):
+        fetch_spec(EngineSpec(model="a/b/c"), load(environ={}).registry, {})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
-import subprocess
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import msgspec
 import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
-from xinf.agent import Agent
-from xinf.agent.condition import CALM_NS
+from xinf.agent import Agent, describe_node
+from xinf.agent.chart import Chart, read_chart
+from xinf.agent.damper import CALM_S
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.agent.watcher import DeviceWatcher, EngineUse
@@ -23,25 +26,47 @@ from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_rec
 from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
-FAKE_NVML = Path(__file__).resolve().parent.parent / "device" / "fake" / "nvml.c"
+CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
 
 
 class Watch:
-    """A registered node and its watcher; the test says what is read and what an inventory finds."""
+    """A registered node and its watcher; the test says what is read, what an inventory finds and how time goes."""
 
-    def __init__(self, bench: Bench, store: Store) -> None:
+    def __init__(self, bench: Bench, store: Store, node: NodeRecord | None = None) -> None:
         self.bench = bench
-        self.registration = Registration(store, bench.node, ttl_s=3)
+        self.registration = Registration(store, node or bench.node, ttl_s=3)
         self.engines: list[EngineUse] = []
-        self.found = Inventory(devices=bench.node.devices)
+        self.found: Inventory | Exception = Inventory(devices=bench.node.devices)
+        self.n_listed = 0
+        self.now_s = 1000.0
         self.watcher = DeviceWatcher(
-            self.registration, engines=lambda: self.engines, list_devices=self._list, interval_s=0.01, store=store
+            self.registration,
+            engines=lambda: self.engines,
+            list_devices=self._list,
+            interval_s=0.01,
+            store=store,
+            chart=bench.config.paths.devices_file,
+            now_s=lambda: self.now_s,
         )
         self.running = asyncio.create_task(self.registration.run())
 
     async def _list(self) -> Inventory:
+        self.n_listed += 1
+        if isinstance(self.found, Exception):
+            raise self.found
         return self.found
+
+    async def calm(self) -> None:
+        """Let a calm time go by, with a reading at its end."""
+        await self.watcher.take(Reading(vendor=Vendor.CPU))
+        self.now_s += CALM_S
+        await self.watcher.take(Reading(vendor=Vendor.CPU))
+
+    async def close(self) -> None:
+        self.running.cancel()
+        await self.watcher._lister.close()
+        await asyncio.gather(self.running, return_exceptions=True)
 
     async def stored(self) -> NodeRecord:
         found = await self.bench.store.get(NODES + self.bench.node.name)
@@ -60,8 +85,7 @@ async def watch(bench: Bench) -> AsyncIterator[Watch]:
     made = Watch(bench, bench.store)
     await asyncio.wait_for(made.registration.is_registered.wait(), WAIT_S)
     yield made
-    made.running.cancel()
-    await asyncio.gather(made.running, return_exceptions=True)
+    await made.close()
 
 
 def event(kind: str, health: Health = Health.OK, uuid: str = "GPU-test-0") -> Reading:
@@ -80,8 +104,14 @@ async def test_event_is_in_the_record_and_recovery_takes_it_out(watch: Watch) ->
         (Health.FAULTY, "Xid 79: it fell off"),
         (Health.OK, None),
     ]
+    assert marked[0].since_s is not None
     await watch.watcher.take(event("recovered"))
-    assert (await watch.stored()).devices == watch.bench.node.devices
+    assert (await watch.stored()).devices == marked, "not at once: it may come again"
+    await watch.calm()
+    well = (await watch.stored()).devices
+    assert [(device.health, device.reason) for device in well[:2]] == [(Health.OK, None)] * 2
+    assert well[0].since_s is not None
+    assert well[0].since_s > marked[0].since_s
 
 
 async def test_record_stays_under_its_lease(watch: Watch) -> None:
@@ -104,8 +134,10 @@ async def test_readings_that_change_nothing_write_nothing(watch: Watch) -> None:
 
 
 async def test_memory_of_a_large_host_counts_in_larger_steps(watch: Watch) -> None:
-    *cards, cpu = watch.watcher._devices
-    watch.watcher._devices = (*cards, msgspec.structs.replace(cpu, memory_bytes=512 * GIB))
+    *cards, cpu = watch.bench.node.devices
+    watch.watcher._condition.take_inventory(
+        Inventory(devices=(*cards, msgspec.structs.replace(cpu, memory_bytes=512 * GIB))), Vendor.CPU
+    )
     for used, noted in ((40, 40), (47, 40), (33, 40), (49, 49)):
         await watch.watcher.take(memory("CPU-test", used * GIB, Vendor.CPU))
         assert (await watch.stored()).foreign_bytes == {"CPU-test": noted * GIB}
@@ -155,8 +187,7 @@ async def test_neither_writer_loses_what_it_wrote(bench: Bench) -> None:
     store.n_edits = 3
     await watch.watcher.take(event("xid", Health.FAULTY))
     record = await watch.stored()
-    watch.running.cancel()
-    await asyncio.gather(watch.running, return_exceptions=True)
+    await watch.close()
     assert (record.labels, record.devices[0].health) == ({"edit": "0"}, Health.FAULTY)
     assert watch.registration.record == record
 
@@ -186,8 +217,7 @@ async def test_what_could_not_be_written_comes_with_a_later_renewal(bench: Bench
     assert (await watch.stored()).devices[0].health is Health.OK
     store.is_down = False
     await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
-    watch.running.cancel()
-    await asyncio.gather(watch.running, return_exceptions=True)
+    await watch.close()
 
 
 class NoEvents:
@@ -223,7 +253,8 @@ async def test_new_driver_has_the_devices_listed_anew(watch: Watch) -> None:
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("driver"))
     record = await watch.until(lambda record: record.devices[0].driver == "600.10")
-    assert record.devices[0].health is Health.OK, "what happened under the old driver is over"
+    await watch.calm()
+    assert (await watch.stored()).devices[0].health is Health.OK, "what happened under the old driver is over"
     assert record.topology.between(first.uuid, second.uuid) is Distance.LINK
 
 
@@ -240,49 +271,80 @@ async def test_reading_that_cannot_be_handled_does_not_end_the_watch(watch: Watc
     assert (await watch.stored()).devices[0].health is Health.FAULTY
 
 
-@pytest.fixture
-def nvidia_root(tmp_path: Path) -> Path:
-    """A root with one NVIDIA card on its bus."""
-    directory = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
-    directory.mkdir(parents=True)
-    for name, text in (("vendor", "0x10de"), ("class", "0x030200"), ("device", "0x2b85"), ("numa_node", "0")):
-        (directory / name).write_text(f"{text}\n")
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:       131072 kB\nMemAvailable:    65536 kB\n")
-    return tmp_path
-
-
-async def test_agent_marks_a_card_that_fell_off_the_bus(
-    bench: Bench, nvidia_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = tmp_path / "lib"
-    library.mkdir()
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library / "libnvidia-ml.so.1"), str(FAKE_NVML)]
-    subprocess.run(command, check=True, timeout=60)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
-    monkeypatch.setenv("FAKE_NVML", "5090")
-    host = await read_host(root=nvidia_root)
-    card = host.devices[0]
-    assert (card.vendor, card.health) == (Vendor.NVIDIA, Health.OK)
-    monkeypatch.setenv("FAKE_NVML_EVENTS", "8:79")
-    node = msgspec.structs.replace(bench.node, devices=host.devices)
+@contextlib.asynccontextmanager
+async def agent_on(bench: Bench, root: Path) -> AsyncIterator[Mirror[NodeRecord]]:
+    """An agent on the devices of a root, as an inventory finds them now; gives the nodes as the store has them."""
+    host = await read_host(root=root)
     settings = msgspec.structs.replace(bench.config.agent, sample_interval=0.1)
     config = msgspec.structs.replace(bench.config, agent=settings)
     nodes = Mirror(bench.store, NODES, NodeRecord)
     await nodes.start()
-    agent = Agent(bench.store, config, node, root=nvidia_root)
+    agent = Agent(bench.store, config, msgspec.structs.replace(bench.node, devices=host.devices), root=root)
     running = asyncio.create_task(agent.run())
     try:
-        await nodes.wait(lambda items: _is_marked(nodes.get(node.name), card), WAIT_S)
+        yield nodes
     finally:
         await agent.stop(stop_engines=False)
         await asyncio.gather(running, return_exceptions=True)
         await nodes.stop()
 
 
-def _is_marked(record: NodeRecord | None, card: Device) -> bool:
-    device = next((found for found in record.devices if found.uuid == card.uuid), None) if record else None
-    return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+def of(nodes: Mirror[NodeRecord], bench: Bench, uuid: str) -> Device | None:
+    record = nodes.get(bench.node.name)
+    return None if record is None else next((device for device in record.devices if device.uuid == uuid), None)
+
+
+async def test_agent_marks_a_card_that_fell_off_the_bus(
+    bench: Bench, nvidia_root: Path, nvml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML_EVENTS", "8:79")
+
+    def is_marked() -> bool:
+        device = of(nodes, bench, CARD)
+        return device is not None and device.health is Health.FAULTY and "fallen off the bus" in str(device.reason)
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: is_marked(), WAIT_S)
+
+
+async def test_driver_upgrade_marks_the_card_under_its_name_until_it_is_done(
+    bench: Bench, nvidia_root: Path, nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.agent.damper.CALM_S", 0.2)
+    monkeypatch.setenv("FAKE_NVML", "upgrade")
+
+    def has(health: Health) -> bool:
+        device = of(nodes, bench, CARD)
+        return device is not None and device.health is health
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: has(Health.OK), WAIT_S)
+        (tmp_path / "mark").touch()
+        shutil.copy(nvml, nvml.with_name("new"))
+        nvml.with_name("new").replace(nvml)
+        await nodes.wait(lambda _: has(Health.NO_DRIVER), WAIT_S)
+        card = of(nodes, bench, CARD)
+        assert card is not None
+        assert "differ in version" in str(card.reason)
+        assert (card.selector, card.arch) == ("cuda:0", "sm_120"), "what is known of it stays"
+        (tmp_path / "mark").unlink()  # the kernel's driver is loaded anew
+        await nodes.wait(lambda _: has(Health.OK), WAIT_S)
+
+
+async def test_agent_that_starts_while_the_driver_is_of_no_use_keeps_the_names(
+    bench: Bench, nvidia_root: Path, nvml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: of(nodes, bench, CARD) is not None, WAIT_S)
+    monkeypatch.setenv("FAKE_NVML", "crash")
+    monkeypatch.setattr("xinf.agent.node.read_host", functools.partial(read_host, root=nvidia_root))
+    settings = msgspec.structs.replace(bench.config.agent, engines_dir=str(nvml.parent))
+    node = await describe_node(msgspec.structs.replace(bench.config, agent=settings))
+    assert [(device.uuid, device.health) for device in node.devices[:1]] == [(CARD, Health.SILENT)]
+    assert "signal 11" in str(node.devices[0].reason)
+    unwatched = msgspec.structs.replace(settings, sample_interval=0.0)
+    node = await describe_node(msgspec.structs.replace(bench.config, agent=unwatched))
+    assert node.devices[0].uuid.startswith("PCI-"), "nothing would end what an earlier agent said"
 
 
 async def events(watch: Watch) -> list[tuple[str, str, str | None, str, int]]:
@@ -294,6 +356,7 @@ async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("xid", Health.FAULTY))
     await watch.watcher.take(event("recovered"))
+    await watch.calm()
     name = watch.bench.node.name
     assert sorted(await events(watch)) == [
         ("device_faulty", "cuda:0", name, "Xid 79: it fell off", 1),
@@ -305,9 +368,10 @@ async def test_what_happens_to_devices_is_written_down(watch: Watch) -> None:
 
 async def test_heat_that_comes_and_goes_is_one_event_with_a_count(watch: Watch) -> None:
     states = [(Health.DEGRADED, "too hot"), (Health.OK, None), (Health.OK, None)] * 3
-    for number, (health, reason) in enumerate(states):
-        hot = Sample(uuid="GPU-test-0", t_ns=number * CALM_NS, health=health, reason=reason)
+    for health, reason in states:
+        hot = Sample(uuid="GPU-test-0", t_ns=0, health=health, reason=reason)
         await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(hot,)))
+        watch.now_s += 4 * CALM_S
     assert [(kind, message, count) for kind, _, _, message, count in sorted(await events(watch))] == [
         ("device_degraded", "too hot", 3),
         ("device_ok", "it is well again", 3),
@@ -331,3 +395,108 @@ async def test_storm_of_events_is_counted_and_seldom_written(watch: Watch, monke
     monkeypatch.setattr("xinf.agent.watcher._REPEAT_S", 0.0)
     await watch.watcher.take(memory("GPU-test-0", 0))
     assert [(kind, count) for kind, *_, count in await events(watch)] == [("xid", 100)]
+
+
+async def test_inventory_that_fails_is_tried_again(watch: Watch) -> None:
+    watch.found = RuntimeError("no process can be started")
+    await watch.watcher.take(event("driver"))
+    async with asyncio.timeout(WAIT_S):
+        while watch.n_listed < 3:
+            await asyncio.sleep(0.005)
+    first, *others = watch.bench.node.devices
+    watch.found = Inventory(devices=(msgspec.structs.replace(first, driver="600.10"), *others))
+    await watch.until(lambda record: record.devices[0].driver == "600.10")
+
+
+async def test_devices_that_an_inventory_found_ill_are_listed_until_they_are_well(bench: Bench) -> None:
+    first, *others = bench.node.devices
+    ill = msgspec.structs.replace(first, health=Health.NO_DRIVER, reason="run modprobe")
+    watch = Watch(bench, bench.store, msgspec.structs.replace(bench.node, devices=(ill, *others)))
+    watch.found = Inventory(devices=(ill, *others))
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+
+    async def nothing() -> AsyncIterator[Reading]:
+        while watch.n_listed < 3:
+            await asyncio.sleep(0.005)
+        watch.found = Inventory(devices=bench.node.devices)
+        n_listed = watch.n_listed
+        while watch.n_listed == n_listed:
+            await asyncio.sleep(0.005)
+        watch.now_s += CALM_S + 1
+        yield Reading(vendor=Vendor.CPU)
+        watch.now_s += CALM_S + 1
+        yield Reading(vendor=Vendor.CPU)
+
+    await asyncio.wait_for(watch.watcher.run(nothing()), WAIT_S)
+    assert (await watch.stored()).devices[0].health is Health.OK
+    assert [(kind, name) for kind, name, *_ in await events(watch)] == [
+        ("device_no_driver", "cuda:0"), ("device_ok", "cuda:0"),
+    ]  # fmt: skip
+    await watch.close()
+
+
+async def test_card_that_is_split_anew_is_listed_and_told(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    part = msgspec.structs.replace(second, uuid="MIG-1", parent=second.uuid, index=2)
+    whole = (Sample(uuid=first.uuid, t_ns=0), Sample(uuid=second.uuid, t_ns=0))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=whole))
+    assert watch.n_listed == 0
+    watch.found = Inventory(devices=(first, second, part, cpu))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=(*whole, Sample(uuid="MIG-1", t_ns=0))))
+    await watch.until(lambda record: "MIG-1" in {device.uuid for device in record.devices})
+    watch.found = Inventory(devices=(first, second, cpu))
+    await watch.watcher.take(Reading(vendor=Vendor.NVIDIA, samples=whole))
+    await watch.until(lambda record: "MIG-1" not in {device.uuid for device in record.devices})
+    async with asyncio.timeout(WAIT_S):
+        while len(told := await events(watch)) < 2:
+            await asyncio.sleep(0.005)
+    assert sorted((kind, name) for kind, name, *_ in told) == [("device_gone", "cuda:2"), ("device_new", "cuda:2")]
+
+
+async def test_card_that_was_swapped_is_another(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    old = msgspec.structs.replace(second, pci="0000:02:00.0")
+    watch.watcher._condition.take_inventory(Inventory(devices=(first, old, cpu)), Vendor.NVIDIA)
+    await watch.watcher.take(event("xid", Health.FAULTY, uuid=second.uuid))
+    watch.found = Inventory(devices=(first, msgspec.structs.replace(old, uuid="GPU-new"), cpu))
+    await watch.watcher.take(event("driver"))
+    record = await watch.until(lambda record: "GPU-new" in {device.uuid for device in record.devices})
+    new = next(device for device in record.devices if device.uuid == "GPU-new")
+    assert (new.selector, new.health) == ("cuda:1", Health.OK)
+    assert second.uuid not in {device.uuid for device in record.devices}
+
+
+async def test_next_agent_knows_how_the_devices_were(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    before = (await watch.stored()).devices
+    await watch.close()
+    n_told = len(await events(watch))
+    # Its own inventory finds the card well: an Xid is not seen there, and no sample has come yet.
+    again = Watch(watch.bench, watch.bench.store)
+    again.now_s = watch.now_s + 10
+    assert again.registration.record.devices == before
+    await asyncio.wait_for(again.registration.is_registered.wait(), WAIT_S)
+    assert (await again.stored()).devices == before, "not for a moment did it count as well"
+
+    async def one() -> AsyncIterator[Reading]:
+        yield memory("GPU-test-0", 0)
+
+    await again.watcher.run(one())
+    assert len(await events(again)) == n_told, "what was told is not told again"
+    await again.calm()
+    assert (await again.stored()).devices[0].health is Health.OK
+    await again.close()
+
+
+async def test_chart_of_an_earlier_boot_says_nothing(watch: Watch) -> None:
+    await watch.watcher.take(event("xid", Health.FAULTY))
+    path = watch.bench.config.paths.devices_file
+    chart = msgspec.json.decode(path.read_bytes(), type=Chart)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(chart, boot_id="another")))
+    await watch.close()
+    again = Watch(watch.bench, watch.bench.store)
+    assert again.registration.record.devices == watch.bench.node.devices
+    await again.close()
+    for content in (b"", b"{", b"[]"):
+        path.write_bytes(content)
+        assert read_chart(path) is None

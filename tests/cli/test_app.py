@@ -22,7 +22,7 @@ COMMANDS = [
     ("logs",), ("chat",), ("devices",), ("version",), ("key", "create"), ("key", "ls"), ("key", "rm"),
     ("meta", "status"), ("meta", "check"), ("meta", "backup"), ("engine", "install"), ("engine", "ls"),
     ("config", "show"), ("config", "check"), ("bench", "serve"), ("bench", "compare"), ("bench", "route"),
-    ("simulate",), ("why",), ("route",), ("plan",), ("events",), ("cordon",), ("uncordon",), ("drain",),
+    ("simulate",), ("why",), ("route",), ("plan",), ("events",), ("nodes",), ("cordon",), ("uncordon",), ("drain",),
 ]  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from typer.testing import Result
 from tests.cli.conftest import Control
 from tests.cli.records import READY
 from tests.cli.test_ps import fill
-from xinf.cli.caches import cache_text, views_of
+from xinf._pb import engine_service_pb2 as pb
+from xinf.cli.caches import cache_text, followed_of, followed_text, views_of
 from xinf.core.records import RoutingPolicy
-from xinf.gateway.metrics import Snapshot, add, fold_router, render
+from xinf.gateway.metrics import Snapshot, add, fold_following, fold_router, render
 from xinf.router import ResidencyUpdate, Router, RouterSettings
 
 SNAPSHOT = ResidencyUpdate(True, b"", b"", b"", "exact", False)
@@ -137,3 +138,35 @@ def test_ps_does_not_wait_for_a_gateway_that_hangs(control: Control, xinf: Calla
     with socket.create_server(("127.0.0.1", 0)) as silent:
         control.know_gateway(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert replica_line(xinf("ps", "-r")).split()[4] == "-"
+
+
+def followed_page(**counts: float) -> str:
+    folded = counted(is_told=True)
+    fold_following(pb.Following(**counts), READY.id, folded)
+    return page_of(folded, folded)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({}, "; events 0 ms old on average, 0 at most"),
+        ({"lag_mean_s": 0.012, "lag_max_s": 0.04}, "; events 12 ms old on average, 40 at most"),
+        ({"resets": 2, "unbound": 3}, "; events 0 ms old on average, 0 at most; lost 2 times; 3 prompts not told"),
+    ],
+)
+def test_text_says_how_events_come(counts: dict[str, float], text: str) -> None:
+    followed = followed_of(followed_page(**counts))
+    assert list(followed) == [READY.id]
+    assert followed_text(followed[READY.id]) == text
+    assert followed_text(None) == ""
+
+
+def test_describe_shows_how_well_a_cache_is_known(
+    control: Control, gateway: Gateway, xinf: Callable[..., Result]
+) -> None:
+    fill(control, READY)
+    gateway.page = followed_page(lag_mean_s=0.012, lag_max_s=0.04, resets=1)
+    line = "  cache       exact; events 12 ms old on average, 40 at most; lost once"
+    assert line in xinf("describe", READY.id).stdout.splitlines()
+    gateway.page = ""
+    assert "  cache" not in xinf("describe", READY.id).stdout

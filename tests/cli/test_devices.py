@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE
+from xinf.cli.devices import memory_cell
+from xinf.core.device import Device, Vendor
 from xinf.core.records import NodeRecord
 
 
@@ -33,3 +36,17 @@ def test_engine_that_nobody_knows_is_refused(xinf: Callable[..., Result]) -> Non
     done = xinf("engine", "install", "tgi", "--device", "cpu")
     assert done.exit_code == 1
     assert "no known release of tgi" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "extra", "cell"),
+    [
+        (None, {}, "-"),
+        (32 << 30, {}, "32 GiB"),
+        (110 << 30, {"memory": "unified"}, "110 GiB shared"),
+        (None, {"memory": "unified"}, "-"),
+    ],
+)
+def test_memory_says_whose_it_is(memory_bytes: int | None, extra: dict[str, str | int], cell: str) -> None:
+    device = Device(vendor=Vendor.AMD, index=0, uuid="GPU-1", name="x", memory_bytes=memory_bytes, extra=extra)
+    assert memory_cell(device) == cell

@@ -12,12 +12,21 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from xinf.cli.events import concerns, event_line
-from xinf.core.ids import NodeName
+from xinf.core.ids import DeploymentName, NodeName
 from xinf.core.records import EventRecord
 from xinf.meta import record_event
 
-PLACED = EventRecord(at_s=10.0, kind="placed", object="demo-aaaaa", node=NodeName("host"), message="host has cpu free")
-XID = EventRecord(at_s=20.0, kind="xid", object="cuda:0", node=NodeName("b"), message="Xid 79", count=3)
+PLACED = EventRecord(
+    at_s=10.0,
+    kind="placed",
+    object="demo-aaaaa",
+    node=NodeName("host"),
+    deployment=DeploymentName("demo"),
+    message="host has cpu free",
+)
+XID = EventRecord(
+    at_s=20.0, kind="xid", object="cuda:0", node=NodeName("b"), device_uuid="GPU-1b-2c", message="Xid 79", count=3
+)
 AWAY = EventRecord(at_s=30.0, kind="node_away", object="host", node=NodeName("host"), message="silent")
 
 
@@ -35,8 +44,23 @@ def test_name_is_of_a_deployment_a_replica_a_node_or_a_device() -> None:
     assert [name for name in ("demo", "demo-aaaaa", "host", "b", "cuda:0", "dem") if concerns(PLACED, name)] == [
         "demo", "demo-aaaaa", "host",
     ]  # fmt: skip
-    assert concerns(XID, "cuda:0")
-    assert concerns(XID, "b")
+    names = ("cuda:0", "b", "b/cuda:0", "GPU-1b-2c", "a/cuda:0", "GPU-1b", "cuda:1")
+    assert [name for name in names if concerns(XID, name)] == ["cuda:0", "b", "b/cuda:0", "GPU-1b-2c"]
+
+
+def test_deployment_does_not_get_the_events_of_nodes_and_deployments_that_begin_like_it() -> None:
+    away = EventRecord(at_s=1.0, kind="node_away", object="node-a", node=NodeName("node-a"), message="silent")
+    of_other = EventRecord(
+        at_s=1.0,
+        kind="ready",
+        object="a-b-xyz12",
+        node=NodeName("n"),
+        deployment=DeploymentName("a-b"),
+        message="serves",
+    )
+    assert not concerns(away, "node")
+    assert not concerns(of_other, "a")
+    assert concerns(of_other, "a-b")
 
 
 def test_events_are_shown_the_latest_at_the_end(control: Control, xinf: Callable[..., Result]) -> None:

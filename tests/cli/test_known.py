@@ -13,10 +13,11 @@ import pytest
 from tests.registry import test_modelscope as modelscope
 from tests.registry.hub import COMMIT, Hub, serve
 from tests.registry.test_huggingface import repository
-from xinf.cli.known import find_known
+from xinf.cli.known import Known, find_known, known_before
 from xinf.core.config import load
 from xinf.core.errors import UnknownModel
-from xinf.core.records import EngineSpec
+from xinf.core.ids import DeploymentName
+from xinf.core.records import DeploymentRecord, EngineSpec
 from xinf.registry import ModelFacts
 
 HIDDEN = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "XINF_CONFIG")
@@ -98,3 +99,28 @@ async def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatc
             await asyncio.wait_for(waiting, 5)
     finally:
         never.set()
+
+
+@pytest.mark.parametrize(
+    ("wished", "is_same"),
+    [
+        (EngineSpec(model="org/name", commit="c0ffee0"), True),
+        (EngineSpec(model="org/name"), True),  # no hub could be asked for what it is now
+        (EngineSpec(model="org/name", commit="decade0"), False),
+        (EngineSpec(model="org/name", dtype="float16"), False),
+        (EngineSpec(model="org/other"), False),
+    ],
+)
+def test_what_cannot_be_read_today_is_as_it_was_for_the_same_wish(wished: EngineSpec, is_same: bool) -> None:
+    before = EngineSpec(model="org/name", commit="c0ffee0")
+    present = DeploymentRecord(name=DeploymentName("m"), spec=before, model=ModelFacts(n_layers=3), model_identity="i")
+    found = known_before(Known(why="no network"), wished, present)
+    assert found == (Known(facts=present.model, identity="i") if is_same else Known(why="no network"))
+    assert (wished.held_as(before) == before) is is_same
+
+
+def test_what_was_read_today_counts() -> None:
+    spec = EngineSpec(model="org/name")
+    present = DeploymentRecord(name=DeploymentName("m"), spec=spec, model=ModelFacts(n_layers=3))
+    known = Known(facts=ModelFacts(n_layers=4))
+    assert known_before(known, spec, present) is known

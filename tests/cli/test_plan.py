@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
-from xinf.cli.need import add_need, find_known_for, meant_devices
+from xinf.cli.need import add_model, find_known_for, meant_devices, plan_device
 from xinf.cli.plan import free_on
 from xinf.core.config import load
 from xinf.core.device import Device, Health, Vendor
@@ -32,14 +32,15 @@ from xinf.core.records import (
     ReplicaRecord,
 )
 from xinf.registry import fingerprint, identify_model
+from xinf.scheduler import Claims, Fleet, Refusal, Rules, place
 
 GIB = 1 << 30
 
 
-def need_of(
+def planned_for(
     made: DeploymentRecord, nodes: list[NodeRecord], measured: list[MeasuredRecord], *, must_fit: bool
-) -> tuple[DeploymentRecord, str | None]:
-    return add_need(made, asyncio.run(find_known_for(load(), made.spec, nodes)), nodes, measured, must_fit=must_fit)
+) -> tuple[DeploymentRecord, list[str]]:
+    return add_model(made, asyncio.run(find_known_for(load(), made.spec, nodes)), nodes, measured, must_fit=must_fit)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_plan_with_an_argument_of_unknown_effect_says_so(xinf: Callable[..., Res
 def test_replica_of_unknown_need_has_its_card_for_itself() -> None:
     node = replace(gpu_node(24, 24), foreign_bytes={"GPU-gpu-1": 4 * GIB})
     taken = replace(READY, node=node.name, devices=("cuda:0",), device_uuids=("GPU-gpu-0",))
-    free = free_on(node, [taken], {})
+    free = free_on(node, [taken])
     assert (free["GPU-gpu-0"], free["GPU-gpu-1"], free["CPU-gpu"]) == (0, 20 * GIB, 256 * GIB)
 
 
@@ -169,36 +170,72 @@ def wish(model: Path, **fields: Any) -> DeploymentRecord:
 
 
 def test_wish_carries_what_it_needs(model: Path) -> None:
-    planned, told = need_of(wish(model), [gpu_node(24)], [], must_fit=True)
-    assert planned.need is not None
-    assert planned.need.weights_bytes == 12 * GIB
-    assert not planned.need.is_measured
-    assert told is not None
+    planned, (told,) = planned_for(wish(model), [gpu_node(24)], [], must_fit=True)
+    assert planned.model is not None
+    assert planned.model.weight_bytes == 12 * GIB
+    assert planned.model_identity == identify_model(str(model), environ={})
     assert told.startswith("memory: needs ")
     assert told.endswith("estimated)")
+
+
+def test_kinds_of_device_are_told_apart_where_they_need_different_things(model: Path) -> None:
+    made = wish(model, device="cuda,cpu", max_model_len=4096)
+    engines = EngineEnvironment(name="vllm", python="p", engines=("vllm",), device_kinds=(), version="0.32.0")
+    nodes = [replace(gpu_node(24, 24, 80), environments=(engines,)), gpu_node(24, name="other")]
+    _, told = planned_for(made, nodes, [], must_fit=True)
+    assert [line.rpartition(" on ")[2] for line in told] == ["card (24 GiB)", "card (80 GiB)", "cpu"]
+    _, (alike,) = planned_for(made, [gpu_node(24, 32)], [], must_fit=True)
+    assert alike.endswith("estimated)"), "both take the same batch"
+
+
+def test_device_that_cannot_run_it_is_no_device_that_could_hold_it(model: Path) -> None:
+    (large,) = gpu_node(80, name="old").devices[:1]
+    old = replace(gpu_node(80, name="old"), devices=(replace(large, arch="sm_60"),))
+    _, (told,) = planned_for(wish(model, max_model_len=2048), [gpu_node(24), old], [], must_fit=True)
+    assert told.endswith("estimated)"), "one kind is left"
+    with pytest.raises(PlacementFailed, match="cuda:0 on gpu has 8 GiB in all"):
+        planned_for(wish(model, max_model_len=2048), [gpu_node(8), old], [], must_fit=True)
 
 
 def test_wish_that_no_device_could_ever_hold_is_refused_with_advice(model: Path) -> None:
     with pytest.raises(
         PlacementFailed, match=r"cannot place large: needs .* GiB on a device, cuda:0 on gpu has 16"
     ) as c:
-        need_of(wish(model), [gpu_node(16, 16)], [], must_fit=True)
+        planned_for(wish(model), [gpu_node(16, 16)], [], must_fit=True)
     assert c.value.fields["largest_bytes"] == 16 * GIB
     assert "--tensor-parallel-size 2" in str(c.value.remedy)
     assert "--force writes it anyway" in str(c.value.remedy)
-    forced, told = need_of(wish(model), [gpu_node(16, 16)], [], must_fit=False)
-    assert forced.need is None, "a need that fits nowhere would keep it from being placed"
-    assert told is not None
-    assert "written all the same" in told
+    forced, told = planned_for(wish(model), [gpu_node(16, 16)], [], must_fit=False)
+    assert forced.model is None, "a need that fits nowhere would keep it from being placed"
+    assert "written all the same" in told[0]
 
 
 def test_split_needs_as_many_large_devices_on_one_node(model: Path) -> None:
     split = wish(model, tensor_parallel_size=2)
-    planned, _ = need_of(split, [gpu_node(16, 16)], [], must_fit=True)
-    assert planned.need is not None
-    assert planned.need.tensor_parallel_size == 2
+    _, (told,) = planned_for(split, [gpu_node(16, 16)], [], must_fit=True)
+    assert " on each of 2 devices (" in told
     with pytest.raises(PlacementFailed, match="1 of its 2 devices on gpu are large enough"):
-        need_of(split, [gpu_node(16, 4), gpu_node(12, name="other")], [], must_fit=True)
+        planned_for(split, [gpu_node(16, 4), gpu_node(12, name="other")], [], must_fit=True)
+
+
+def test_split_over_cards_that_take_other_batches_needs_the_greater_on_both(model: Path) -> None:
+    """Each would do beside one of its own size: what a wish is refused for is what the scheduler would say."""
+    split = wish(model, tensor_parallel_size=2, max_model_len=8192, device="cuda")
+    cards = gpu_node(24, 80)
+    known = asyncio.run(find_known_for(load(), split.spec, [cards]))
+    small, large = (
+        plan_device(split.spec, known, cards, card, free_bytes=card.memory_bytes, measured={}).plan
+        for card in cards.devices[:2]
+    )
+    assert small is not None
+    assert large is not None
+    between = (small.device_bytes + large.device_bytes) // 2
+    used = {"GPU-gpu-0": 24 * GIB - between, "GPU-gpu-1": 80 * GIB - between}
+    tight = replace(cards, foreign_bytes=used)
+    assert isinstance(place(replace(split, model=known.facts), Fleet([tight]), Claims(), Rules()), Refusal)
+    planned, told = planned_for(split, [tight], [], must_fit=True)
+    assert [line.rpartition(" on ")[2] for line in told] == ["card (24 GiB)", "card (80 GiB)"]
+    assert planned.model == known.facts, "it would fit if others let go"
 
 
 def test_measured_load_is_believed(model: Path) -> None:
@@ -211,25 +248,23 @@ def test_measured_load_is_believed(model: Path) -> None:
         fingerprint=digest, model=str(model), engine="vllm", device_bytes=20 * GIB, kv_bytes=5 * GIB,
         fixed_bytes=15 * GIB, has_peak=True, kv_blocks=1, block_tokens=16,
     )  # fmt: skip
-    planned, told = need_of(made, [node], [record], must_fit=True)
-    assert planned.need is not None
-    assert planned.need.is_measured
-    assert planned.need.weights_bytes + planned.need.overhead_bytes == 15 * GIB
-    assert told is not None
+    _, (told,) = planned_for(made, [node], [record], must_fit=True)
+    assert told.startswith("memory: needs 19.0 GiB (weights 12 GiB, KV of one request 4.0 GiB, reserve 3 GiB; ")
     assert told.endswith("measured before)")
 
 
 def test_what_cannot_be_read_is_left_to_the_engine(short_dir: Path) -> None:
     (short_dir / "config.json").write_text('{"architectures": ["X"]}')
-    planned, told = need_of(wish(short_dir), [gpu_node(24)], [], must_fit=True)
-    assert planned.need is None
-    assert told is not None
+    _, (told,) = planned_for(wish(short_dir), [gpu_node(24)], [], must_fit=True)
+    assert told.startswith("memory: not planned, the engine checks it itself")
+    planned, (told,) = planned_for(wish(short_dir / "absent"), [gpu_node(24)], [], must_fit=True)
+    assert planned.model is None
     assert told.startswith("memory: not planned, the engine checks it itself")
 
 
 def test_simulated_engine_needs_nothing(model: Path) -> None:
     made = wish(model, engine="sim")
-    assert need_of(made, [gpu_node(1)], [], must_fit=True) == (made, None)
+    assert planned_for(made, [gpu_node(1)], [], must_fit=True) == (made, [])
 
 
 def test_auto_means_accelerators_where_an_engine_is_built_for_them() -> None:
@@ -259,7 +294,7 @@ def test_launch_refuses_before_anything_is_written(control: Control, xinf: Calla
     forced = xinf("launch", "--model", str(model), "--no-wait", "--force")
     assert forced.exit_code == 0, forced.output
     ((record, _),) = control.run(control.records.list(DeploymentRecord))
-    assert record.need is None
+    assert record.model is None
 
 
 def test_plan_that_changed_is_written_and_no_change_for_the_user(
@@ -269,18 +304,56 @@ def test_plan_that_changed_is_written_and_no_change_for_the_user(
     control.run(control.records.create(NodeRecord, node.name, node))
     xinf("launch", "--model", str(model), "--no-wait")
     ((first, revision),) = control.run(control.records.list(DeploymentRecord))
-    control.run(control.records.replace(DeploymentRecord, first.name, replace(first, need=None), revision))
+    control.run(control.records.replace(DeploymentRecord, first.name, replace(first, model=None), revision))
     assert "like this already" in xinf("launch", "--model", str(model), "--no-wait").stdout
     ((again, _),) = control.run(control.records.list(DeploymentRecord))
     assert again == first
+
+
+def test_model_that_cannot_be_read_any_more_is_as_it_was_read_before(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    xinf("launch", "--model", str(model), "--no-wait")
+    ((first, _),) = control.run(control.records.list(DeploymentRecord))
+    assert first.model is not None
+    (model / "model.safetensors").write_bytes(b"broken")
+    again = xinf("launch", "--model", str(model), "--no-wait", "--replicas", "2")
+    assert "memory: needs" in again.stdout
+    ((kept, _),) = control.run(control.records.list(DeploymentRecord))
+    assert (kept.model, kept.model_identity, kept.replicas) == (first.model, first.model_identity, 2)
+    other = xinf("launch", "--model", str(model), "--no-wait", "--max-model-len", "4096")
+    assert "memory: not planned" in other.stdout, "it is for another wish now, perhaps for other files"
+
+
+def test_who_forces_a_wish_is_believed_about_a_model_that_is_known(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(24)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    xinf("launch", "--model", str(model), "--no-wait")
+    smaller = gpu_node(8)
+    control.run(control.records.put(NodeRecord, node.name, smaller))
+    assert "written all the same" in xinf("launch", "--model", str(model), "--no-wait", "--force").stdout
+    ((forced, _),) = control.run(control.records.list(DeploymentRecord))
+    assert forced.model is None
+
+
+def test_model_of_this_host_is_known_before_there_is_a_place_for_it(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    xinf("launch", "--model", str(model), "--no-wait")
+    ((made, _),) = control.run(control.records.list(DeploymentRecord))
+    assert made.model is not None, "nodes that join later are planned by it"
 
 
 def test_hub_is_not_asked_for_what_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xinf.cli.need.find_known", lambda *_: pytest.fail("the hub was asked"))
     made = DeploymentRecord(name=DeploymentName("large"), spec=EngineSpec(model="Org/Nobody-asks", device="cpu"))
     # There is no engine for the processor of that node.
-    assert need_of(made, [gpu_node(24)], [], must_fit=True) == (made, None)
-    assert need_of(made, [], [], must_fit=True) == (made, None)
+    assert planned_for(made, [gpu_node(24)], [], must_fit=True) == (made, [])
+    assert planned_for(made, [], [], must_fit=True) == (made, [])
 
 
 def test_launch_plans_for_the_nodes_with_its_labels(control: Control, xinf: Callable[..., Result], model: Path) -> None:

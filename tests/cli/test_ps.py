@@ -9,8 +9,20 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import DEPLOYMENT, FAILED, NODE, READY, changed
+from tests.registry.planned_models import QWEN_7B, card
+from xinf.cli.kind import kind_name
 from xinf.cli.ps import Everything, deployment_rows, notes
-from xinf.core.records import DeploymentRecord, MemoryNeed, NodeRecord, Phase, PlacementPolicy, ReplicaRecord
+from xinf.core.ids import NodeName
+from xinf.core.records import (
+    DeploymentRecord,
+    EngineEnvironment,
+    EngineSpec,
+    MemoryNeed,
+    NodeRecord,
+    Phase,
+    PlacementPolicy,
+    ReplicaRecord,
+)
 
 
 def everything(*replicas: ReplicaRecord, nodes: tuple[NodeRecord, ...] = (NODE,)) -> Everything:
@@ -39,6 +51,14 @@ def test_engines_of_a_removed_deployment_are_shown() -> None:
     rows = deployment_rows(everything(draining), 1001.0)
     assert [row[0] for row in rows] == ["demo", "gone"]
     assert rows[1][5] == "removed"
+
+
+def test_note_says_how_far_a_download_is() -> None:
+    fetching = changed(READY, phase=Phase.STARTING, detail="fetching 12 %, 5.1 GiB of 40.0 GiB, 120 MiB/s")
+    assert notes(everything(fetching), 1001.0) == [
+        "demo-aaaaa: starting: fetching 12 %, 5.1 GiB of 40.0 GiB, 120 MiB/s"
+    ]
+    assert notes(everything(changed(fetching, phase=Phase.READY)), 1001.0) == []
 
 
 def test_note_gives_cause_time_to_the_next_start_and_remedy() -> None:
@@ -112,8 +132,7 @@ def test_describe_of_nothing_names_what_exists(control: Control, xinf: Callable[
 
 
 def test_describe_shows_the_wish_for_a_place_and_what_came_of_it(control: Control, xinf: Callable[..., Result]) -> None:
-    need = MemoryNeed(weights_bytes=14 << 30, kv_bytes=2 << 30, overhead_bytes=1 << 29)
-    wish = changed(DEPLOYMENT, labels={"zone": "a"}, priority=3, need=need, shares=True, placement=PlacementPolicy.PACK)
+    wish = changed(DEPLOYMENT, labels={"zone": "a"}, priority=3, shares=True, placement=PlacementPolicy.PACK)
     note = "; ".join(f"n{i}: cuda:0 needs 16.5 GiB, 1{i} GiB free" for i in range(5))
     waiting = changed(READY, phase=Phase.PENDING, node=None, devices=(), placement_note=note, shares=True)
     control.run(control.records.create(DeploymentRecord, wish.name, wish))
@@ -122,7 +141,6 @@ def test_describe_shows_the_wish_for_a_place_and_what_came_of_it(control: Contro
     assert "  placement   pack, may share devices" in lines
     assert "  priority    3" in lines
     assert "  labels      zone=a" in lines
-    assert "  memory      16.5 GiB a device (weights 14 GiB, KV cache 2 GiB, overhead 512 MiB), estimated" in lines
     shown = lines[lines.index("demo-aaaaa") :]
     start = next(i for i, line in enumerate(shown) if "placement" in line)
     wrapped = [
@@ -131,3 +149,29 @@ def test_describe_shows_the_wish_for_a_place_and_what_came_of_it(control: Contro
     ]
     assert " ".join(wrapped) == note
     assert len(wrapped) > 1
+
+
+def test_describe_shows_what_is_needed_by_kind_and_what_a_replica_was_given(
+    control: Control, xinf: Callable[..., Result], xinf_json: Callable[..., Any]
+) -> None:
+    engine = EngineEnvironment(name="vllm", python="p", engines=("vllm",), device_kinds=(), version="0.32.0")
+    cpu = changed(NODE, environments=(engine,))
+    gpus = changed(cpu, name=NodeName("gpus"), devices=(card(24), card(80, index=1)))
+    spec = EngineSpec(model="org/m", device="cuda,cpu", max_model_len=8192)
+    wish = changed(DEPLOYMENT, spec=spec, model=QWEN_7B)
+    given = MemoryNeed(weights_bytes=14 << 30, kv_bytes=2 << 30, overhead_bytes=1 << 29)
+    placed = changed(READY, spec=spec, need=given)
+    for node in (cpu, gpus):
+        control.run(control.records.create(NodeRecord, node.name, node))
+    control.run(control.records.create(DeploymentRecord, wish.name, wish))
+    control.run(control.records.create(ReplicaRecord, placed.id, placed))
+    lines = xinf("describe", "demo").stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("  memory "))
+    shown = lines[first : first + 3]
+    assert [line.rpartition(", on ")[2] for line in shown] == [kind_name(card(24)), kind_name(card(80)), "cpu"]
+    assert all("GiB a device (weights 14." in line for line in shown[:2])
+    assert "GiB a device at least (weights 14.2 GiB, KV cache 449.8 MiB to 3.5 GiB, overhead " in shown[2]
+    assert len({line.split(" a device")[0].split()[-2] for line in shown}) == 3
+    assert "  memory      16.5 GiB a device (weights 14 GiB, KV cache 2 GiB, overhead 512 MiB), estimated" in lines
+    told = xinf_json("describe", "demo")["needs"]
+    assert [kind["devices"] for kind in told] == [[kind_name(card(24))], [kind_name(card(80))], ["cpu"]]

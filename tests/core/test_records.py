@@ -78,3 +78,10 @@ def test_is_selected_by_kind_index_and_uuid() -> None:
         True, True, True, False, False, False,
     ]  # fmt: skip
     assert device.selector == "cuda:1"
+
+
+def test_is_selected_by_the_uuid_that_its_vendor_gives_it() -> None:
+    device = Device(
+        vendor=Vendor.CAMBRICON, index=0, uuid="MLU-0000-39-00.0", name="MLU590", extra={"uuid": "MLU-d4e5"}
+    )
+    assert [is_selected(device, s) for s in ("MLU-0000-39-00.0", "MLU-d4e5", "MLU-0000-3d-00.0")] == [True, True, False]

@@ -120,6 +120,7 @@ def add_mi300x(tree: GpuTree, address: str, *, node: int, unique_id: int, linked
             "hwmon/hwmon4/temp1_label": "junction",
             "hwmon/hwmon4/temp1_input": "58000",
             "hwmon/hwmon4/temp1_crit": "100000",
+            "hwmon/hwmon4/temp1_emergency": "105000",
             "hwmon/hwmon4/temp2_label": "mem",
             "hwmon/hwmon4/temp2_input": "44000",
             "hwmon/hwmon4/power1_input": "412000000",

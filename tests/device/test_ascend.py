@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.device.fake_tool import FakeTools
@@ -25,6 +26,7 @@ from xinf.device.tool import FormatError, ToolError
 
 FIRST = ("0000:c1:00.0", "0x19e5", "0x120000", 1)
 SECOND = ("0000:d9:00.0", "0x19e5", "0x120000", -1)
+LEFT, RIGHT = "NPU-0000-c1-00.0-0", "NPU-0000-d9-00.0-0"
 DIE = "NPU-E0F4EE64-002061B1-6A691492-89528485-000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[[str], Path]
@@ -64,7 +66,7 @@ def test_910b_is_listed_in_bus_order_by_its_die(dcmi_root: Answer) -> None:
     assert first == Device(
         vendor=Vendor.ASCEND,
         index=0,
-        uuid=DIE + "20",
+        uuid=LEFT,
         name="Ascend 910B3",
         arch="910B3",
         memory_bytes=65536 << 20,
@@ -74,9 +76,9 @@ def test_910b_is_listed_in_bus_order_by_its_die(dcmi_root: Answer) -> None:
         numa=1,
         dev_nodes=("/dev/davinci8",),
         visible="0",
-        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20},
+        extra={"npu_id": 2, "chip_id": 0, "physical_id": 8, "cores": 20, "uuid": DIE + "20"},
     )
-    assert (second.index, second.uuid, second.pci, second.numa) == (1, DIE + "40", "0000:d9:00.0", None)
+    assert (second.index, second.uuid, second.pci, second.numa) == (1, RIGHT, "0000:d9:00.0", None)
     assert (second.visible, second.dev_nodes) == ("1", ("/dev/davinci9",))
 
 
@@ -127,10 +129,17 @@ def test_chip_without_physical_id_is_shown_but_not_offered(dcmi_root: Answer) ->
 
 
 def test_alarm_stops_new_work_and_a_warning_does_not(dcmi_root: Answer) -> None:
-    warned, alarmed = AscendProbe().inventory(dcmi_root("alarm"))
+    root = dcmi_root("alarm")
+    warned, alarmed = AscendProbe().inventory(root)
     assert (warned.health, warned.reason) == (Health.OK, None)
     assert alarmed.health is Health.FAULTY
-    assert "Alarm" in str(alarmed.reason)
+    assert "the NPU says Alarm (errors 80E01801 00000C4F)" in str(alarmed.reason)
+    assert [sample.reason for sample in AscendProbe().sample(root)] == [alarmed.reason, None]
+
+
+def test_well_chip_is_not_asked_for_its_errors(dcmi_root: Answer, tmp_path: Path) -> None:
+    AscendProbe().sample(dcmi_root("910b"))
+    assert "errorcode" not in (tmp_path / "dcmi.log").read_text()
 
 
 def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
@@ -139,11 +148,18 @@ def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
     shutil.copytree(root / "sys/bus/pci/devices/0000:c1:00.0", third)
     (root / "sys/bus/pci/drivers/devdrv_device_driver").mkdir(parents=True)
     (third / "driver").symlink_to(root / "sys/bus/pci/drivers/devdrv_device_driver")
+    (root / "dev").mkdir()
+    for number in (8, 9):
+        (root / f"dev/davinci{number}").touch()
+    hidden = AscendProbe().inventory(root)[1]
+    assert (hidden.pci, hidden.health) == ("0000:c5:00.0", Health.NO_DRIVER)
+    assert "a container shows the cards that it was given" in str(hidden.reason)
+    (root / "dev/davinci10").touch()
     devices = AscendProbe().inventory(root)
     assert [device.pci for device in devices] == ["0000:c1:00.0", "0000:c5:00.0", "0000:d9:00.0"]
     assert [device.index for device in devices] == [0, 1, 2]
     assert (devices[1].health, devices[1].visible) == (Health.FAULTY, None)
-    assert "lists 2 other NPUs but not this one" in str(devices[1].reason)
+    assert "lists 2 of the cards but not this one" in str(devices[1].reason)
 
 
 @pytest.mark.parametrize("other", ["0x1711", "0xa250"], ids=["display of the management processor", "compression"])
@@ -158,7 +174,7 @@ def test_other_parts_of_the_server_are_no_npu(make_tree: MakeTree, other: str) -
 
 def test_sample_reads_what_a_chip_does(dcmi_root: Answer) -> None:
     samples = {sample.uuid: sample for sample in AscendProbe().sample(dcmi_root("910b"))}
-    sample = samples[DIE + "20"]
+    sample = samples[LEFT]
     assert (sample.memory_used_bytes, sample.memory_free_bytes) == (3413 << 20, (65536 - 3413) << 20)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (37.0, 53.0, 91.3, 2)
     assert (sample.health, sample.reason) == (Health.OK, None)
@@ -170,9 +186,11 @@ def test_sample_of_a_card_of_two_dies_tells_its_power_once(dcmi_root: Answer) ->
 
 
 def test_metric_that_cannot_be_believed_is_none(dcmi_root: Answer) -> None:
-    sample, _ = AscendProbe().sample(dcmi_root("split"))
+    root = dcmi_root("split")
+    sample, _ = AscendProbe().sample(root)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (None, None, None, None)
-    assert sample.uuid == "NPU-0000-d9-00.0-0", "a die id of zeros is none: the place names the chip"
+    assert sample.uuid == RIGHT
+    assert all("uuid" not in device.extra for device in AscendProbe().inventory(root)), "zeros are no die id"
 
 
 def test_sample_of_chips_without_hbm_reads_their_ddr(dcmi_root: Answer) -> None:
@@ -210,7 +228,7 @@ async def test_library_that_hangs_or_crashes_costs_its_child(
     directory = str(fake_library("dcmi.c", "libdcmi.so"))
     environ = {**os.environ, "LD_LIBRARY_PATH": directory, "FAKE_DCMI": scenario}
     npu, cpu = await read_inventory(root=make_tree(FIRST), environ=environ, deadline_s=4)
-    assert (npu.health, cpu.vendor) == (Health.FAULTY, Vendor.CPU)
+    assert (npu.health, cpu.vendor) == (Health.SILENT, Vendor.CPU)
     assert words in str(npu.reason)
 
 
@@ -285,6 +303,7 @@ def read_layout(library: ctypes.CDLL) -> dict[str, int]:
         ("910_9391", "910C"),
         ("910_9579", "950"),
         ("Ascend950PR", "950"),
+        ("910B3-vir10_3c_32g", "910B3"),
         ("910X", None),
         ("NPU", None),
     ],
@@ -376,11 +395,27 @@ def test_unknown_table_is_made_up_for_by_keys(make_tree: MakeTree, fake_tool: Fa
         AscendProbe().sample(root)
 
 
+def test_950_is_not_asked_for_a_chip_of_a_card(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
+    known = answers(device_fixture, "950")
+    usages = device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")
+    board = device_fixture("npu-smi-24.1.rc3.7-board-a3.txt")
+    keys = {f"info -t usages -i {card}": usages for card in (0, 1)}
+    keys |= {f"info -t board -i {card}": board.replace(":97:", f":1{card}:") for card in (0, 1)}
+    fake_tool.add("npu-smi", {**known, "info": "another table", **keys})
+    devices = AscendProbe().inventory(make_tree(("0000:10:00.0", "0x19e5", "0x120000", 0)))
+    assert [(device.pci, device.visible) for device in devices] == [("0000:10:00.0", "0"), ("0000:11:00.0", "1")]
+
+
 def test_tool_tells_the_topology(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
     topology = device_fixture("npu-smi-24.1.rc3.7-topo-a3.txt")
     fake_tool.add("npu-smi", {**answers(device_fixture, "a3"), "info -t topo": topology})
-    found = AscendProbe().topology(make_tree())
+    root, probe = make_tree(), AscendProbe()
+    found = probe.topology(root)
     assert found.between("NPU-0000-95-00.0-0", "NPU-0000-97-00.0-1") is Distance.LINK
+    assert probe.topology(root) == found
+    assert fake_tool.calls("npu-smi") == ["info -m", "info", "info -t topo", "info -t topo"], (
+        "the cards are listed once"
+    )
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -389,7 +424,7 @@ def test_failing_tool_is_named(
 ) -> None:
     fake_tool.add("npu-smi", answers(device_fixture, "a3"), failure=failure)
     with pytest.raises(ToolError, match="npu-smi"):
-        ascend_tool.read_chips(make_tree(), timeout_s=0.3)
+        ascend_tool.read_cards(make_tree(), msgspec.structs.replace(ascend_tool.TOOL, timeout_s=0.3))
 
 
 def test_310p_table_has_no_hbm(device_fixture: Text) -> None:
@@ -482,15 +517,15 @@ def test_truncated_mapping_is_refused(device_fixture: Text) -> None:
 
 def test_topology_table_tells_every_kind(device_fixture: Text) -> None:
     links = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[0]))
-    assert [(link.first[1], link.second[1], link.distance) for link in links] == [
-        (0, 1, Distance.LINK),
-        (0, 2, Distance.SYS),
-        (0, 3, Distance.PHB),
-        (1, 2, Distance.PXB),
-        (2, 3, Distance.PIX),
+    assert [(link.first, link.second, link.distance) for link in links] == [
+        ("NPU0", "NPU1", Distance.LINK),
+        ("NPU0", "NPU2", Distance.SYS),
+        ("NPU0", "NPU3", Distance.PHB),
+        ("NPU1", "NPU2", Distance.PXB),
+        ("NPU2", "NPU3", Distance.PIX),
     ]
     (link,) = ascend_layouts.parse_topology(device_fixture(TOPOLOGIES[2]))
-    assert (link.first, link.second, link.distance) == (("NPU", 0), ("NPU", 1), Distance.LINK)
+    assert (link.first, link.second, link.distance) == ("NPU0", "NPU1", Distance.LINK)
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)

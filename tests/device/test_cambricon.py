@@ -34,6 +34,7 @@ from xinf.device.tool import FormatError, ToolError
 
 FIRST = ("0000:39:00.0", "0xcabc", "0x120000", 1)
 SECOND = ("0000:3d:00.0", "0xcabc", "0x120000", -1)
+LEFT, RIGHT = "MLU-0000-39-00.0", "MLU-0000-3d-00.0"
 UUID = "MLU-d4e5f607-1829-3a4b-0000-00000000000"
 MakeTree = Callable[..., Path]
 Answer = Callable[..., Path]
@@ -72,7 +73,7 @@ def test_cards_are_in_bus_order_and_keep_their_numbers(cndev_root: Answer) -> No
     assert first == Device(
         vendor=Vendor.CAMBRICON,
         index=0,
-        uuid=UUID + "1",
+        uuid=LEFT,
         name="MLU590-M9",
         arch="MLU590",
         memory_bytes=98304 << 20,
@@ -82,8 +83,19 @@ def test_cards_are_in_bus_order_and_keep_their_numbers(cndev_root: Answer) -> No
         numa=1,
         dev_nodes=("/dev/cambricon_dev1",),
         visible="1",  # the card number: first on the bus, second for cndev
+        extra={"uuid": UUID + "1"},
     )
-    assert (second.index, second.uuid, second.pci, second.visible) == (1, UUID + "0", "0000:3d:00.0", "0")
+    assert (second.index, second.uuid, second.pci, second.visible) == (1, RIGHT, "0000:3d:00.0", "0")
+
+
+def test_neuware_is_found_where_its_variable_says(cndev_root: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cndev_root("mlu590")
+    (root / "usr/local/neuware").rename(root / "opt")
+    assert {card.health for card in CambriconProbe().inventory(root)} == {Health.NO_DRIVER}
+    (root / "opt/version.txt").write_text("Neuware Version 4.4.3\n")
+    monkeypatch.setenv("NEUWARE_HOME", "/opt")
+    first, _ = CambriconProbe().inventory(root)
+    assert (first.uuid, first.runtime) == (LEFT, "4.4.3")
 
 
 def test_inventory_reads_no_metric(cndev_root: Answer, tmp_path: Path) -> None:
@@ -96,8 +108,8 @@ def test_inventory_reads_no_metric(cndev_root: Answer, tmp_path: Path) -> None:
 def test_older_library_is_asked_with_its_version(cndev_root: Answer) -> None:
     first, second = CambriconProbe().inventory(cndev_root("old", "cndev_old.c"))
     assert [(card.uuid, card.pci, card.visible) for card in (first, second)] == [
-        (UUID + "1", "0000:39:00.0", "1"),
-        (UUID + "0", "0000:3d:00.0", "0"),
+        (LEFT, "0000:39:00.0", "1"),
+        (RIGHT, "0000:3d:00.0", "0"),
     ]
     assert (first.driver, first.arch, first.memory_bytes) == ("5.10.22", "MLU370", 23374 << 20)
 
@@ -113,15 +125,18 @@ def test_card_that_gives_no_handle_does_not_hide_the_other(cndev_root: Answer) -
     (root / "sys/bus/pci/drivers/cambricon-pci-drv").mkdir(parents=True)
     link = root / "sys/bus/pci/devices/0000:39:00.0/driver"
     link.symlink_to(root / "sys/bus/pci/drivers/cambricon-pci-drv")
+    (root / "dev").mkdir()
+    for number in (0, 1):
+        (root / f"dev/cambricon_dev{number}").touch()
     lost, good = CambriconProbe().inventory(root)
-    assert (good.uuid, good.visible, good.health) == (UUID + "0", "0", Health.OK)
+    assert (good.uuid, good.visible, good.health) == (RIGHT, "0", Health.OK)
     assert (lost.pci, lost.visible, lost.health) == ("0000:39:00.0", None, Health.FAULTY)
-    assert "lists 1 other MLUs but not this one" in str(lost.reason)
+    assert "lists 1 of the cards but not this one" in str(lost.reason)
 
 
-def test_card_without_uuid_is_named_by_its_place(cndev_root: Answer) -> None:
+def test_card_without_uuid_has_its_name_all_the_same(cndev_root: Answer) -> None:
     cards = CambriconProbe().inventory(cndev_root("nameless"))
-    assert [card.uuid for card in cards] == ["MLU-0000-39-00.0", "MLU-0000-3d-00.0"]
+    assert [(card.uuid, card.extra) for card in cards] == [(LEFT, {}), (RIGHT, {})]
 
 
 def test_sick_card_is_faulty_and_says_why(cndev_root: Answer) -> None:
@@ -134,7 +149,7 @@ def test_sick_card_is_faulty_and_says_why(cndev_root: Answer) -> None:
 
 def test_sample_reads_what_a_card_does(cndev_root: Answer) -> None:
     sample, other = CambriconProbe().sample(cndev_root("mlu590"))
-    assert (sample.uuid, other.uuid) == (UUID + "0", UUID + "1")
+    assert (sample.uuid, other.uuid) == (RIGHT, LEFT)
     assert (sample.memory_used_bytes, sample.memory_free_bytes) == (33654 << 20, (98304 - 33654) << 20)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.ecc_uncorrected) == (37.0, 52.0, 110.0, 1)
     assert (sample.health, sample.reason) == (Health.OK, None)
@@ -149,16 +164,16 @@ def test_metric_that_is_not_supported_is_none(cndev_root: Answer) -> None:
 
 @pytest.mark.parametrize(("scenario", "source"), [("mlu590", "cndev.c"), ("old", "cndev_old.c")])
 def test_mlu_link_is_the_nearest_way(cndev_root: Answer, scenario: str, source: str) -> None:
-    assert CambriconProbe().topology(cndev_root(scenario, source)).between(UUID + "0", UUID + "1") is Distance.LINK
+    assert CambriconProbe().topology(cndev_root(scenario, source)).between(LEFT, RIGHT) is Distance.LINK
 
 
 def test_link_that_is_down_is_none(cndev_root: Answer) -> None:
-    assert CambriconProbe().topology(cndev_root("unplugged")).between(UUID + "0", UUID + "1") is Distance.PIX
+    assert CambriconProbe().topology(cndev_root("unplugged")).between(LEFT, RIGHT) is Distance.PIX
 
 
 def test_cards_without_links_are_apart_by_pcie(cndev_root: Answer) -> None:
     topology = CambriconProbe().topology(cndev_root("mlu370"))
-    apart = [topology.between(UUID + "0", UUID + other) for other in "123"]
+    apart = [topology.between(RIGHT, other) for other in (LEFT, "MLU-0000-41-00.0", "MLU-0000-45-00.0")]
     assert apart == [Distance.PIX, Distance.PHB, Distance.SYS]
     assert len(topology.pairs) == 6
     assert all(a < b for a, b, _ in topology.pairs)
@@ -183,7 +198,7 @@ async def test_library_that_hangs_or_crashes_costs_its_child(
     directory = str(fake_library("cndev.c", "libcndev.so"))
     environ = {**os.environ, "LD_LIBRARY_PATH": directory, "FAKE_CNDEV": scenario}
     mlu, cpu = await read_inventory(root=make_tree(FIRST), environ=environ, deadline_s=4)
-    assert (mlu.health, cpu.vendor) == (Health.FAULTY, Vendor.CPU)
+    assert (mlu.health, cpu.vendor) == (Health.SILENT, Vendor.CPU)
     assert words in str(mlu.reason)
 
 
@@ -283,7 +298,7 @@ def test_json_is_read_from_the_file_that_the_tool_writes(
     assert second == Device(
         vendor=Vendor.CAMBRICON,
         index=1,
-        uuid="MLU-20012303-1003-0000-0000-000000000000",
+        uuid="MLU-0000-13-00.0",
         name="MLU370-X8",
         arch="MLU370",
         memory_bytes=20638 << 20,
@@ -292,6 +307,7 @@ def test_json_is_read_from_the_file_that_the_tool_writes(
         numa=1,
         dev_nodes=("/dev/cambricon_dev0",),
         visible="0",
+        extra={"uuid": "MLU-20012303-1003-0000-0000-000000000000"},
     )
     assert (first.pci, first.visible, first.memory_bytes) == ("0000:0f:00.0", "1", 20638 << 20)
     busy, unknown = CambriconProbe().sample(root)
@@ -322,7 +338,7 @@ def test_forms_are_asked_in_order(make_tree: MakeTree, fake_tool: FakeTools, dev
 def test_all_forms_that_failed_are_told(make_tree: MakeTree, fake_tool: FakeTools) -> None:
     fake_tool.add("cnmon", {"info -j": "", "info": "no", "": "no"})
     with pytest.raises(ToolError) as caught:
-        cambricon_tool.read_cards(make_tree())
+        CambriconProbe().sample(make_tree())
     assert "cnmon wrote no cnmon_info.json" in str(caught.value)
     assert "cnmon info opens no card" in str(caught.value)
     assert "no table with a known header" in str(caught.value)
@@ -336,8 +352,8 @@ def test_failing_tool_is_named(
     files = {"info -j": ("cnmon_info.json", device_fixture(JSON))}
     fake_tool.add("cnmon", answers, files=files, failure=failure)
     with pytest.raises(ToolError, match="cnmon"):
-        cambricon_tool.read_cards(make_tree(), timeout_s=0.3)
-    assert len(fake_tool.calls("cnmon")) == (1 if failure is Failure.HUNG else 3), "a hung driver is asked once"
+        CambriconProbe(timeout_s=0.3).sample(make_tree())
+    assert fake_tool.calls("cnmon") == ["info -j", "info", ""]
 
 
 def test_only_card_of_a_table_without_addresses_is_placed(
@@ -345,7 +361,7 @@ def test_only_card_of_a_table_without_addresses_is_placed(
 ) -> None:
     fake_tool.add("cnmon", {"": device_fixture(TABLES[2])})
     (card,) = CambriconProbe().inventory(make_tree(TREE[1]))
-    assert (card.uuid, card.pci, card.visible, card.driver) == ("MLU-card0", "0000:13:00.0", "0", "4.20.11")
+    assert (card.uuid, card.pci, card.visible, card.driver) == ("MLU-0000-13-00.0", "0000:13:00.0", "0", "4.20.11")
     assert (card.health, card.memory_bytes) == (Health.OK, 23308 << 20)
 
 
@@ -353,14 +369,31 @@ def test_card_of_a_table_without_addresses_among_several_stays_unplaced(
     make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text
 ) -> None:
     fake_tool.add("cnmon", {"": device_fixture(TABLES[2])})
-    (card,) = CambriconProbe().inventory(make_tree(*TREE))
-    assert (card.pci, card.visible) == (None, "0")
+    root = make_tree(*TREE)
+    (card,) = CambriconProbe().inventory(root)
+    assert (card.uuid, card.pci, card.visible) == ("MLU-card0", None, "0")
+    assert [sample.uuid for sample in CambriconProbe().sample(root)] == ["MLU-card0"]
+
+
+def test_kernel_tells_where_the_cards_of_a_table_without_addresses_are(
+    make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text
+) -> None:
+    fake_tool.add("cnmon", {"": device_fixture(TABLES[2])})
+    root = make_tree(*TREE)
+    for address, number in (("0000:0f:00.0", 1), ("0000:13:00.0", 0)):
+        path = root / "proc/driver/cambricon/mlus" / address / "information"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Device name: MLU370-X4\nDevice inode path: /dev/cambricon_dev{number}\nDevice Major: 510\n")
+    bare, card = CambriconProbe().inventory(root)
+    assert (card.uuid, card.pci, card.visible) == ("MLU-0000-13-00.0", "0000:13:00.0", "0")
+    assert (bare.pci, bare.health) == ("0000:0f:00.0", Health.NO_DRIVER)
+    assert [sample.uuid for sample in CambriconProbe().sample(root)] == [card.uuid]
 
 
 def test_table_tells_the_metrics(device_fixture: Text) -> None:
     idle, busy = cambricon_tool.parse_table(device_fixture(TABLES[0]))
-    assert (idle.util_pct, idle.temp_c, idle.power_w, idle.memory_used_bytes) == (0.0, 28.0, 107.0, 0)
-    assert (busy.util_pct, busy.temp_c, busy.power_w, busy.memory_used_bytes) == (83.0, 61.0, 211.0, 18344 << 20)
+    assert (idle.util_pct, idle.temp_c, idle.power_w, idle.used_bytes) == (0.0, 28.0, 107.0, 0)
+    assert (busy.util_pct, busy.temp_c, busy.power_w, busy.used_bytes) == (83.0, 61.0, 211.0, 18344 << 20)
     assert [card.util_pct for card in cambricon_tool.parse_table(device_fixture(TABLES[1]))] == [0.0, None]
 
 
@@ -399,7 +432,7 @@ def test_damaged_text_is_refused(damage: Damage, device_fixture: Text) -> None:
 
 def test_sections_of_the_text_do_not_mix(device_fixture: Text) -> None:
     text = device_fixture(TEXT).replace("    Physical Memory Usage\n", "    Physical Memory Wear\n")
-    assert {card.memory_total_bytes for card in cambricon_tool.parse_text(text)} == {None}, "virtual memory is another"
+    assert {card.memory_bytes for card in cambricon_tool.parse_text(text)} == {None}, "virtual memory is another"
 
 
 def test_keys_of_the_json_may_move(device_fixture: Text) -> None:
@@ -423,4 +456,4 @@ def test_json_of_another_shape_is_refused(text: str) -> None:
 
 def test_total_in_another_unit_is_unknown_rather_than_wrong(device_fixture: Text) -> None:
     card, _ = cambricon_tool.parse_json(device_fixture(JSON).replace('"20638"', '"20 GiB"'))
-    assert (card.memory_total_bytes, card.memory_used_bytes) == (None, None)
+    assert (card.memory_bytes, card.used_bytes) == (None, None)

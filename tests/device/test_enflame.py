@@ -96,10 +96,11 @@ def calls(root: Path, name: str) -> int:
 
 def test_cards_are_in_bus_order_and_keep_the_librarys_index(with_library: WithLibrary) -> None:
     first, second = EnflameProbe().inventory(with_library("s60"))
-    assert (first.index, first.pci, first.visible, first.uuid) == (0, "0000:2d:00.0", "1", "GCU-TR6Y46010301")
-    assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:3d:00.0", "0", "GCU-TR6Y46010300")
+    assert (first.index, first.pci, first.visible, first.uuid) == (0, "0000:2d:00.0", "1", "GCU-0000-2d-00.0")
+    assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:3d:00.0", "0", "GCU-0000-3d-00.0")
     assert (second.name, second.arch, second.driver) == ("Enflame S60", "S60", "1.4.4.501")
     assert (second.memory_bytes, second.health) == (42976 << 20, Health.OK)
+    assert (first.extra, second.extra) == ({"uuid": "GCU-TR6Y46010301"}, {"uuid": "GCU-TR6Y46010300"})
     assert (first.numa, second.numa) == (0, 1)  # of sysfs, then of the library
 
 
@@ -114,7 +115,7 @@ def test_inventory_asks_no_metric(with_library: WithLibrary) -> None:
 def test_sample_reads_the_units_of_each_call(with_library: WithLibrary) -> None:
     idle, busy = EnflameProbe().sample(with_library("s60"))
     assert (idle.uuid, idle.memory_used_bytes, idle.memory_free_bytes) == (
-        "GCU-TR6Y46010300",
+        "GCU-0000-3d-00.0",
         1129 << 20,
         (42976 - 1129) << 20,
     )
@@ -139,7 +140,7 @@ def test_unhealthy_card_is_faulty(with_library: WithLibrary) -> None:
     assert "not healthy" in str(sick.reason)
     assert "not healthy" in str(sample.reason)
     assert (silent.health, silent.visible) == (Health.NO_DRIVER, None)
-    assert "libefml 1.4.4.501 does not list it" in str(silent.reason)
+    assert "libefml does not list it" in str(silent.reason)
 
 
 def test_unreadable_card_does_not_hide_the_other(with_library: WithLibrary) -> None:
@@ -152,8 +153,9 @@ def test_unreadable_card_does_not_hide_the_other(with_library: WithLibrary) -> N
 
 def test_dies_with_one_uuid_are_told_apart(with_library: WithLibrary) -> None:
     root, probe = with_library("dual"), EnflameProbe()
-    names = {"GCU-TR6Y46010307-0000-2d-00.0", "GCU-TR6Y46010307-0000-3d-00.0"}
+    names = {"GCU-0000-2d-00.0", "GCU-0000-3d-00.0"}
     assert {device.uuid for device in probe.inventory(root)} == names
+    assert {device.extra["uuid"] for device in probe.inventory(root)} == {"GCU-TR6Y46010307"}
     assert {sample.uuid for sample in probe.sample(root)} == names
 
 
@@ -174,7 +176,7 @@ def test_refused_library_gives_way_to_the_tool(
     assert all(words in str(device.reason) and "efsmi is not there" in str(device.reason) for device in bare)
     fake_tool.add("efsmi", {"-q": device_fixture(QUERY)})
     sick, listed = EnflameProbe().inventory(root)
-    assert (listed.pci, listed.uuid, listed.visible) == ("0000:3d:00.0", "GCU-TQ6Y46010917", "0")
+    assert (listed.pci, listed.uuid, listed.visible) == ("0000:3d:00.0", "GCU-0000-3d-00.0", "0")
     assert (sick.pci, sick.visible, sick.health) == ("0000:2d:00.0", "1", Health.FAULTY)
 
 
@@ -188,7 +190,7 @@ def test_refusal_is_kept(with_library: WithLibrary) -> None:
 
 def test_link_is_a_short_way(with_library: WithLibrary) -> None:
     topology = EnflameProbe().topology(with_library("linked"))
-    assert topology.pairs == (("GCU-TR6Y46010300", "GCU-TR6Y46010301", Distance.LINK),)
+    assert topology.pairs == (("GCU-0000-2d-00.0", "GCU-0000-3d-00.0", Distance.LINK),)
 
 
 @pytest.mark.parametrize("scenario", ["s60", "unplugged", "not_loaded"])
@@ -227,12 +229,13 @@ def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:
     assert first == Card(
         pci="0000:3d:00.0",
         number=0,
-        uuid="GCU-TQ6Y46010917",
+        uuid="GCU-0000-3d-00.0",
         name="S60",
         arch="S60",
         memory_bytes=42976 << 20,
         driver="1.4.3.4",
         health=Health.OK,
+        extra={"uuid": "GCU-TQ6Y46010917"},
         used_bytes=512 << 20,
         free_bytes=41335 << 20,
         util_pct=12.5,
@@ -246,7 +249,7 @@ def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:
 
 def test_older_query_has_other_keys_and_no_uuid(device_fixture: Fixture) -> None:
     (card,) = parse_query(device_fixture("efsmi-1.2.0-s60-query.txt"))
-    assert (card.pci, card.uuid, card.driver, card.health) == ("0000:01:0c.0", None, None, None)
+    assert (card.pci, card.extra, card.driver, card.health) == ("0000:01:0c.0", {}, None, None)
     assert (card.memory_bytes, card.used_bytes, card.free_bytes) == (42976 << 20, 1129 << 20, None)
     assert (card.temp_c, card.util_pct) == (34.0, 0.0)
 
@@ -278,7 +281,7 @@ def test_tables_of_all_versions_are_read(device_fixture: Fixture, name: str) -> 
     found = [(card.name, card.pci, card.memory_bytes, card.util_pct, card.temp_c, card.power_w) for card in cards]
     assert found == TABLES[name]
     assert [card.number for card in cards] == list(range(len(cards)))
-    assert {card.uuid for card in cards} == ({"GCU-W28001219991"} if "t20" in name else {None})
+    assert {card.extra.get("uuid") for card in cards} == ({"GCU-W28001219991"} if "t20" in name else {None})
 
 
 @pytest.mark.parametrize("respace", RESPACINGS)
@@ -306,7 +309,7 @@ def test_table_is_read_when_the_query_is_not_understood(
     first, second = EnflameProbe().inventory(root)
     assert fake_tool.calls("efsmi") == ["-q", ""]
     # The table cuts the domain to two digits; the bus knows the whole.
-    assert (second.pci, second.visible, second.numa, second.uuid) == ("0100:3d:00.0", "0", 1, "PCI-0100-3d-00.0")
+    assert (second.pci, second.visible, second.numa, second.uuid) == ("0100:3d:00.0", "0", 1, "GCU-0100-3d-00.0")
     assert (first.pci, first.visible, first.health) == ("0000:2d:00.0", "1", Health.OK)
     assert {sample.uuid for sample in EnflameProbe().sample(root)} == {first.uuid, second.uuid}
 

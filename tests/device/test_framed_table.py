@@ -59,3 +59,15 @@ def test_table_without_records_is_refused() -> None:
     head = TABLE[: TABLE.index("| 0 ")]
     with pytest.raises(FormatError, match="ends within a record"):
         parse_framed_table("tool", head, COLUMNS, height=2)
+
+
+def test_needed_column_must_be_there() -> None:
+    assert parse_framed_table("tool", TABLE, COLUMNS, height=2, needed=("Card", "Use"), until="Processes").records
+    with pytest.raises(FormatError, match="tool printed a table without the column 'Heat': Card, Card Name, Bus, Use"):
+        parse_framed_table("tool", TABLE, COLUMNS | {"Heat": "x"}, height=2, needed=("Card", "Heat"), until="Processes")
+
+
+def test_outer_frames_may_be_stars() -> None:
+    starred = "\n".join(f"*{line[1:-1]}*" if line.startswith("|") else line for line in TABLE.splitlines())
+    read = [parse_framed_table("tool", text, COLUMNS, height=2, until="Processes") for text in (TABLE, starred)]
+    assert read[0] == read[1]

@@ -158,6 +158,12 @@ def test_units_are_those_in_the_keys(device_fixture: Read) -> None:
     assert (old.memory_bytes, old.name, old.address) == (17163091968, "Z100", "0000:07:00.0")
 
 
+def test_warnings_before_the_answer_are_passed_over(device_fixture: Read) -> None:
+    text = device_fixture(JSON)
+    for warning in ("WARNING: DCU 0 sleeps", "[WARN] {dcu 0} sleeps", "======== HCU System Management ========"):
+        assert parse_cards(f"{warning}\n{text}") == parse_cards(text)
+
+
 def test_unknown_unit_is_refused(device_fixture: Read) -> None:
     with pytest.raises(FormatError, match="unit of"):
         parse_facts(parse_cards(device_fixture(JSON).replace("(MiB)", "(pages)")))

@@ -12,8 +12,8 @@ import pytest
 from tests.device.fake_tool import FakeTools
 from tests.device.gpu_tree import GpuTree
 from tests.device.mutations import FAILURES, Damage, Failure, damages, reorder_json, truncate_json
-from xinf.core.device import Device, Health, Vendor
-from xinf.device import PROBES, intel_structs
+from xinf.core.device import Device, Distance, Health, Topology, Vendor
+from xinf.device import PROBES, LinkProbe, intel_structs, read_host
 from xinf.device.intel import IntelProbe
 from xinf.device.intel_tool import parse_detail, parse_discovery, parse_stats
 from xinf.device.tool import FormatError, ToolError
@@ -43,6 +43,17 @@ LAYOUT: list[tuple[str, type[ctypes.Structure], dict[str, str]]] = [
     ("zes_mem_state_t", intel_structs.MemoryState, {"health": "health", "free": "free", "size": "size"}),
     ("zes_engine_stats_t", intel_structs.Counter, {}),
     ("zes_ras_state_t", intel_structs.RasState, {"category": "category"}),
+    ("zes_fabric_port_id_t", intel_structs.FabricPortId, {"portNumber": "port"}),
+    (
+        "zes_fabric_port_properties_t",
+        intel_structs.FabricPortProperties,
+        {"portId": "port", "maxTxSpeed": "max_send_speed"},
+    ),
+    (
+        "zes_fabric_port_state_t",
+        intel_structs.FabricPortState,
+        {"status": "status", "remotePortId": "remote", "txSpeed": "send_speed"},
+    ),
 ]
 
 
@@ -64,6 +75,16 @@ def level_zero(flex: GpuTree, fake_library: Callable[[str, str], Path], monkeypa
     shutil.copy(fake_library("level_zero.c", "libze_loader.so.1") / "libze_loader.so.1", target)
     monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
     return flex
+
+
+@pytest.fixture
+def two_max(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> GpuTree:
+    """A host with two Max 1550 that an Xe Link joins."""
+    monkeypatch.setenv("FAKE_ZE", "max")
+    shutil.rmtree(level_zero.root / "sys/bus/pci/devices" / FLEX)
+    for address in ("0000:29:00.0", "0000:9a:00.0"):
+        level_zero.add_card(address, vendor=0x8086, device=0x0BD5, driver="xe", pci_class=0x038000)
+    return level_zero
 
 
 def add_xpu_smi(fake_tool: FakeTools, read: Read, stats: str = STATS) -> None:
@@ -104,6 +125,18 @@ def test_processors_graphics_and_npu_are_no_devices(gpu_tree: GpuTree) -> None:
     assert IntelProbe().inventory(gpu_tree.root) == ()
 
 
+@pytest.mark.parametrize("device", [0x4680, 0x64A0, 0x7D55, 0x9A49, 0xA780, 0xB090])
+def test_graphics_that_a_virtual_machine_shows_elsewhere_are_no_device(gpu_tree: GpuTree, device: int) -> None:
+    gpu_tree.add_card("0000:05:00.0", vendor=0x8086, device=device, driver="xe", pci_class=0x030000)
+    assert not IntelProbe().is_present(gpu_tree.root)
+
+
+@pytest.mark.parametrize("device", [0x0BD5, 0x4905, 0x56A0, 0x56C1, 0xE20B, 0xE223, 0x674C])
+def test_card_that_a_virtual_machine_shows_elsewhere_is_one(gpu_tree: GpuTree, device: int) -> None:
+    gpu_tree.add_card("0000:05:00.0", vendor=0x8086, device=device, driver="xe", pci_class=0x038000)
+    assert IntelProbe().is_present(gpu_tree.root)
+
+
 def test_integrated_gpu_elsewhere_is_known_by_level_zeros_flag(level_zero: GpuTree) -> None:
     address = level_zero.root / "sys/bus/pci/devices" / GRAPHICS
     (address / "device").write_text("0x56a0\n")  # as if a virtual machine showed a card there
@@ -123,18 +156,14 @@ def test_virtual_function_is_no_device(flex: GpuTree) -> None:
     assert [device.pci for device in IntelProbe().inventory(flex.root)] == [FLEX]
 
 
-def test_tiles_make_one_device_with_both_places(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_ZE", "max")
-    shutil.rmtree(level_zero.root / "sys/bus/pci/devices" / FLEX)
-    for address in ("0000:29:00.0", "0000:9a:00.0"):
-        level_zero.add_card(address, vendor=0x8086, device=0x0BD5, driver="i915", pci_class=0x038000)
-    first, second = IntelProbe().inventory(level_zero.root)
+def test_tiles_make_one_device_with_both_places(two_max: GpuTree) -> None:
+    first, second = IntelProbe().inventory(two_max.root)
     assert [(d.arch, d.memory_bytes, d.visible) for d in (first, second)] == [
         ("pvc", 137438953472, "0,1"),
         ("pvc", 137438953472, "2,3"),
     ]
     assert first.uuid != second.uuid
-    samples = IntelProbe().sample(level_zero.root)
+    samples = IntelProbe().sample(two_max.root)
     assert [(s.uuid, s.memory_used_bytes, s.temp_c) for s in samples] == [
         (first.uuid, 2 << 30, 52.0),
         (second.uuid, 2 << 30, 52.0),
@@ -144,6 +173,25 @@ def test_tiles_make_one_device_with_both_places(level_zero: GpuTree, monkeypatch
 def test_second_driver_makes_places_unknown(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ZE", "two_drivers")
     assert IntelProbe().inventory(level_zero.root)[0].visible is None
+
+
+async def test_xe_link_lies_over_the_bus(two_max: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(PROBES[Vendor.INTEL], LinkProbe)
+    host = await read_host(root=two_max.root)
+    first, second, _ = host.devices
+    assert (first.pci, second.pci) == ("0000:29:00.0", "0000:9a:00.0")
+    assert host.topology.between(first.uuid, second.uuid) is Distance.LINK
+    monkeypatch.setenv("FAKE_ZE", "max_down")
+    assert IntelProbe().topology(two_max.root) == Topology()
+
+
+def test_links_are_not_known_without_sysman(flex: GpuTree) -> None:
+    assert IntelProbe().topology(flex.root) == Topology()
+
+
+def test_warning_before_the_tools_answer_is_passed_over(device_fixture: Read) -> None:
+    text = device_fixture(DISCOVERY)
+    assert parse_discovery(f"[WARNING] the daemon {{xpumd}} is old\n{text}") == parse_discovery(text)
 
 
 def test_own_mask_does_not_hide_devices(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +211,7 @@ def test_level_zero_that_does_not_start_is_the_reason(
 ) -> None:
     monkeypatch.setenv("FAKE_ZE", scenario)
     (device,) = IntelProbe().inventory(level_zero.root)
-    assert (device.health, device.uuid, device.memory_bytes) == (Health.NO_DRIVER, "PCI-0000-4d-00.0", None)
+    assert (device.health, device.uuid, device.memory_bytes) == (Health.SILENT, "PCI-0000-4d-00.0", None)
     assert words in str(device.reason)
     assert "xpu-smi is not there" in str(device.reason)
 
@@ -183,7 +231,7 @@ def test_tool_describes_where_level_zero_is_not_there(
 def test_failing_tool_is_named_in_the_reason(flex: GpuTree, fake_tool: FakeTools, failure: Failure) -> None:
     fake_tool.add("xpu-smi", {"*": ""}, failure=failure)
     (device,) = IntelProbe(timeout_s=0.3).inventory(flex.root)
-    assert device.health is Health.NO_DRIVER
+    assert device.health is Health.SILENT, "its kernel driver is bound"
     assert "Level Zero:" in str(device.reason)
     assert "xpu-smi" in str(device.reason)
 
@@ -266,6 +314,9 @@ def test_sizes_are_those_of_the_public_headers() -> None:
         "MemoryState": 40,
         "Counter": 16,
         "RasState": 72,
+        "FabricPortId": 12,
+        "FabricPortProperties": 328,
+        "FabricPortState": 72,
     }
 
 

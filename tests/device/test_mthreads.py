@@ -35,6 +35,7 @@ TABLES = {
         ("MTT S5000", "mp_31", "5.1.0-server", 81920, 0, 0.0, 39.0),
     ],
 }
+LEFT, RIGHT = "MUSA-0000-18-00.0", "MUSA-0000-2a-00.0"
 UUID = "7de4d75b-0000-0000-0000-00000000000"
 LIBRARY = "usr/lib/x86_64-linux-gnu/libmtml.so.2"
 Fixture = Callable[[str], str]
@@ -76,11 +77,12 @@ def calls(root: Path, name: str) -> int:
 
 def test_cards_are_in_bus_order_and_keep_the_librarys_index(with_library: WithLibrary) -> None:
     first, second = MthreadsProbe().inventory(with_library("s5000"))
-    assert (first.index, first.pci, first.visible, first.uuid) == (0, "0000:18:00.0", "1", f"{UUID}1")
-    assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:2a:00.0", "0", f"{UUID}0")
+    assert (first.index, first.pci, first.visible, first.uuid) == (0, "0000:18:00.0", "1", LEFT)
+    assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:2a:00.0", "0", RIGHT)
     assert (second.name, second.arch, second.driver) == ("MTT S5000", "mp_31", "3.3.5-server")
     assert (second.memory_bytes, second.numa, second.health) == (81920 << 20, 1, Health.OK)
     assert second.dev_nodes == ("/dev/mtgpu.0", "/dev/dri/renderD128")
+    assert (first.extra, second.extra) == ({"uuid": f"{UUID}1"}, {"uuid": f"{UUID}0"})
 
 
 def test_inventory_asks_no_metric(with_library: WithLibrary) -> None:
@@ -96,7 +98,7 @@ def test_inventory_asks_no_metric(with_library: WithLibrary) -> None:
 def test_sample_reads_the_units_of_each_call(with_library: WithLibrary) -> None:
     first, second = MthreadsProbe().sample(with_library("s5000"))
     assert (first.uuid, first.memory_used_bytes, first.memory_free_bytes) == (
-        f"{UUID}0",
+        RIGHT,
         1428 << 20,
         (81920 - 1428) << 20,
     )
@@ -131,26 +133,27 @@ def test_unopened_card_does_not_hide_the_other(with_library: WithLibrary) -> Non
 
 def test_instances_of_a_divided_card_name_their_parent(with_library: WithLibrary) -> None:
     parent, *instances = MthreadsProbe().inventory(with_library("mpc"))
-    assert (parent.visible, parent.extra, parent.parent) == (None, {"mpc": "parent"}, None)
-    assert [(found.index, found.visible, found.parent) for found in instances] == [
-        (1, "1", parent.uuid),
-        (2, "2", parent.uuid),
+    assert (parent.uuid, parent.visible, parent.extra["mpc"], parent.parent) == (LEFT, None, "parent", None)
+    assert [(found.index, found.uuid, found.visible, found.parent) for found in instances] == [
+        (1, f"{LEFT}-mpc0", "1", LEFT),
+        (2, f"{LEFT}-mpc1", "2", LEFT),
     ]
 
 
 def test_slice_of_a_virtual_machine_is_not_ours(with_library: WithLibrary) -> None:
     root, probe = with_library("vgpu"), MthreadsProbe()
     unlisted, card = probe.inventory(root)
-    assert (card.uuid, unlisted.health) == (f"{UUID}0", Health.NO_DRIVER)
-    assert [sample.uuid for sample in probe.sample(root)] == [f"{UUID}0"]
+    assert (card.uuid, unlisted.health) == (RIGHT, Health.NO_DRIVER)
+    assert [sample.uuid for sample in probe.sample(root)] == [RIGHT]
+    assert probe.topology(root).pairs == ()
 
 
 @pytest.mark.parametrize(
-    ("scenario", "distance"), [("s5000", Distance.LINK), ("wired", Distance.NODE), ("vgpu", Distance.NODE)]
+    ("scenario", "distance"), [("s5000", Distance.LINK), ("wired", Distance.NODE), ("linkless", Distance.NODE)]
 )
 def test_link_that_is_up_is_the_shortest_way(with_library: WithLibrary, scenario: str, distance: Distance) -> None:
     topology = MthreadsProbe().topology(with_library(scenario))
-    assert topology.pairs == ((f"{UUID}0", f"{UUID}1", distance),)
+    assert topology.pairs == ((LEFT, RIGHT, distance),)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +219,12 @@ def test_json_is_read_by_its_keys(device_fixture: Fixture) -> None:
     assert first == Card(
         pci="0000:2a:00.0",
         number=0,
-        uuid="399282a8-0000-1475-893c-2eeca9e30001",
+        uuid=RIGHT,
         name="MTT S5000",
         arch="mp_31",
         memory_bytes=81920 << 20,
         driver="3.3.5-server",
+        extra={"uuid": "399282a8-0000-1475-893c-2eeca9e30001"},
         used_bytes=1024 << 20,
         free_bytes=80896 << 20,
         util_pct=75.0,
@@ -292,7 +296,7 @@ def test_table_is_read_when_the_tool_knows_no_json(
     root = make_tree(LATER, EARLIER)
     first, second = MthreadsProbe().inventory(root)
     assert fake_tool.calls("mthreads-gmi") == ["-q --json", ""]
-    assert (first.pci, first.visible, first.uuid) == ("0000:18:00.0", "1", "PCI-0000-18-00.0")
+    assert (first.pci, first.visible, first.uuid) == ("0000:18:00.0", "1", LEFT)
     assert {sample.uuid for sample in MthreadsProbe().sample(root)} == {first.uuid, second.uuid}
 
 

@@ -57,9 +57,68 @@ async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvm
     ]
 
 
-async def test_unified_memory_is_the_hosts(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
-    (card,) = await nvidia(make_tree(CARD), nvml_environ("gb10"))
-    assert (card.arch, card.memory_bytes, card.extra["memory"]) == ("sm_121", 131072 * 1024, "unified")
+@pytest.mark.parametrize(("scenario", "arch"), [("gb10", "sm_121"), ("wsl", "sm_120")])
+async def test_unified_memory_is_the_hosts(
+    make_tree: Callable[..., Path], nvml_environ: Environ, scenario: str, arch: str
+) -> None:
+    root = make_tree(CARD)
+    (card,) = await nvidia(root, nvml_environ(scenario))
+    assert (card.arch, card.memory_bytes, card.extra["memory"]) == (arch, 131072 * 1024, "unified")
+    (sample,) = (await read_once(root, nvml_environ(scenario))).samples
+    assert (sample.memory_used_bytes, sample.memory_free_bytes) == (65536 * 1024, 65536 * 1024)
+
+
+async def test_memory_that_cannot_be_read_is_not_the_hosts(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root = make_tree(CARD)
+    (card,) = await nvidia(root, nvml_environ("unread"))
+    assert (card.arch, card.memory_bytes, "memory" in card.extra) == ("sm_120", None, False)
+    (sample,) = (await read_once(root, nvml_environ("unread"))).samples
+    assert (sample.memory_used_bytes, sample.memory_free_bytes, sample.util_pct) == (None, None, 37.0)
+
+
+async def test_jetson_is_a_device_on_no_bus(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree()
+    (root / "dev/nvhost-gpu").mkdir(parents=True)
+    (card,) = await nvidia(root, nvml_environ("orin"))
+    assert (card.name, card.arch, card.memory_bytes) == ("Orin (nvgpu)", "sm_87", 131072 * 1024)
+    assert (card.pci, card.driver, card.visible, card.dev_nodes, card.health) == (None, None, None, (), Health.OK)
+    (sample,) = (await read_once(root, nvml_environ("orin"))).samples
+    assert sample.memory_free_bytes == 65536 * 1024
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        (
+            ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"),
+            [("DEV-nvidia0", "NVIDIA device"), ("DEV-nvidia1", "NVIDIA device")],
+        ),
+        (("nvgpu",), [("DEV-nvgpu", "NVIDIA Jetson AGX Xavier")]),
+        (("dxg",), []),
+    ],
+)
+async def test_what_only_device_nodes_show_is_recorded(
+    make_tree: Callable[..., Path], nodes: tuple[str, ...], found: list[tuple[str, str]]
+) -> None:
+    root = make_tree()
+    (root / "dev").mkdir()
+    for node in nodes:
+        (root / "dev" / node).touch()
+    (root / "proc/device-tree").mkdir()
+    (root / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Xavier\0")
+    cards = await nvidia(root, dict(os.environ))
+    assert [(card.uuid, card.name) for card in cards] == found
+    assert all(card.health is Health.NO_DRIVER and "libnvidia-ml.so.1" in str(card.reason) for card in cards)
+
+
+async def test_both_ends_of_a_vgpu_are_told(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree(CARD)
+    (guest,) = await nvidia(root, nvml_environ("vgpu"))
+    (host,) = await nvidia(root, nvml_environ("vgpu_host"))
+    assert (guest.health, guest.extra["virtualization"]) == (Health.OK, "vgpu")
+    assert (host.health, "virtual machines (vGPU)" in str(host.reason)) == (Health.NO_DRIVER, True)
 
 
 async def test_lost_card_does_not_hide_the_other(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -83,14 +142,27 @@ async def test_card_without_driver_is_recorded(
 
 async def test_hanging_driver_costs_its_deadline_only(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("hang"), deadline_s=4)
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT, "nobody knows how it is"
     assert "did not answer within 4 s" in str(card.reason)
 
 
 async def test_crashing_library_is_recorded(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = await nvidia(make_tree(CARD), nvml_environ("crash"))
-    assert card.health is Health.FAULTY
+    assert card.health is Health.SILENT
     assert "signal 11" in str(card.reason)
+
+
+async def test_vendor_that_does_not_answer_is_named_where_the_bus_shows_nothing(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    """As in a container: without it, all its cards would look as if they had been taken out."""
+    root = make_tree()
+    (root / "dev").mkdir()
+    (root / "dev/nvidiactl").touch()
+    host = await read_host(root=root, environ=nvml_environ("crash"))
+    assert [device.vendor for device in host.devices] == [Vendor.CPU]
+    assert list(host.silent) == [Vendor.NVIDIA]
+    assert "signal 11" in host.silent[Vendor.NVIDIA]
 
 
 async def test_library_is_not_asked_without_a_card(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -151,7 +223,7 @@ async def test_sample_reads_what_the_card_does(make_tree: Callable[..., Path], n
 
 async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = (await read_once(make_tree(CARD), nvml_environ("gb10"))).samples
-    assert (card.memory_used_bytes, card.util_pct, card.power_w, card.health) == (None, None, None, None)
+    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, None)
 
 
 async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -172,6 +244,41 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
     (card,) = (await read_once(make_tree(CARD), nvml_environ(scenario))).samples
     assert card.health is Health.FAULTY
     assert words in str(card.reason)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "settings", "health", "words"),
+    [
+        ("5090", {"ECC": "0", "PAGES": "0"}, Health.OK, None),
+        ("5090", {"ECC": "2"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "2", "PAGES": "1"}, Health.FAULTY, "uncorrectable errors of its memory"),
+        ("5090", {"ECC": "0", "PAGES": "1"}, Health.OK, "pages of its memory are to be retired"),
+        # With row remapping an error is contained, or told as an Xid.
+        ("2xb200", {"ECC": "2"}, Health.OK, None),
+        ("5090", {"TEMP": "91", "LIMITS": "95,92"}, Health.OK, None),
+        ("5090", {"TEMP": "92", "LIMITS": "95,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "95", "LIMITS": "95,92"}, Health.FAULTY, "95 C or above, where it turns itself off"),
+        ("5090", {"TEMP": "99", "LIMITS": "0,92"}, Health.DEGRADED, "too hot"),
+        ("5090", {"TEMP": "99", "LIMITS": "95,0"}, Health.FAULTY, "turns itself off"),
+        ("5090", {"TEMP": "99"}, Health.OK, None),  # no limits are known: its clocks say nothing of heat
+        ("gb10", {"TEMP": "99"}, None, None),  # nor does it tell of its clocks
+        ("gb10", {"TEMP": "60", "LIMITS": "95,92"}, Health.OK, None),
+        ("reset", {"TEMP": "99", "LIMITS": "95,92", "ECC": "1"}, Health.FAULTY, "--gpu-reset"),
+        ("remap_failed", {"ECC": "1"}, Health.FAULTY, "row remapping failed"),
+    ],
+)
+async def test_health_is_read_from_what_the_card_counts_and_measures(
+    make_tree: Callable[..., Path],
+    nvml_environ: Environ,
+    scenario: str,
+    settings: dict[str, str],
+    health: Health | None,
+    words: str | None,
+) -> None:
+    environ = {**nvml_environ(scenario), **{f"FAKE_NVML_{name}": value for name, value in settings.items()}}
+    card = (await read_once(make_tree(CARD), environ)).samples[0]
+    assert card.health is health
+    assert card.reason is None if words is None else words in str(card.reason)
 
 
 @pytest.mark.parametrize("scenario", ["2xlate", "2xstuck"])

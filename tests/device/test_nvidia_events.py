@@ -6,6 +6,7 @@ driver sends one.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
@@ -60,6 +61,18 @@ async def test_event_is_told_with_what_it_means(
     assert words in event.message
 
 
+async def test_memory_error_of_a_card_that_contains_them_marks_nothing(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    environ = {**nvml_environ("2xb200"), "FAKE_NVML_EVENTS": f"{ECC}:0 {XID}:94 {XID}:95"}
+    async with stream(make_tree(*CARDS), environ) as readings:
+        events = await next_events(aiter(readings), 3)
+    assert [(event.kind, event.code, event.health) for event in events] == [
+        ("ecc", None, Health.OK), ("xid", 94, Health.OK), ("xid", 95, Health.FAULTY),
+    ]  # fmt: skip
+    assert "an Xid tells" in events[0].message
+
+
 async def test_several_events_come_in_their_order(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     environ = {**nvml_environ("5090"), "FAKE_NVML_EVENTS": f"{XID}:94 {XID}:45 {XID}:95"}
     async with stream(make_tree(CARDS[0]), environ) as readings:
@@ -98,7 +111,7 @@ async def test_lost_card_is_told_by_its_name_and_so_is_its_return(
         (back,) = await next_events(source, 1)
     assert [sample.health for sample in before.samples] == [Health.OK, Health.OK]
     assert (lost.uuid, lost.kind, lost.health) == (SECOND, "lost", Health.FAULTY)
-    assert (back.uuid, back.kind) == (SECOND, "recovered")
+    assert (back.uuid, back.kind) == (SECOND, "found")
 
 
 async def test_driver_that_lets_go_ends_the_reader_and_a_new_one_begins(
@@ -127,3 +140,27 @@ async def test_driver_of_another_version_is_noticed(make_tree: Callable[..., Pat
         version.write_text("600.10\n")
         (event,) = await next_events(source, 1)
     assert event.message == "the NVIDIA kernel driver 595.84 was replaced by 600.10"
+
+
+async def test_library_that_is_replaced_tells_of_an_upgrade(
+    make_tree: Callable[..., Path], nvml_environ: Environ, tmp_path: Path
+) -> None:
+    """The kernel's driver is still the old one: its version file says nothing, new processes do."""
+    own, mark = tmp_path / "own", tmp_path / "upgraded"
+    own.mkdir()
+    environ = {**nvml_environ("upgrade"), "FAKE_NVML_MARK": str(mark)}
+    library = own / "libnvidia-ml.so.1"
+    shutil.copy(Path(environ["LD_LIBRARY_PATH"]) / library.name, library)
+    async with stream(make_tree(CARDS[0]), {**environ, "LD_LIBRARY_PATH": str(own)}) as readings:
+        source = aiter(readings)
+        for _ in range(4):  # by then events are waited for
+            assert (await anext(source)).samples
+        mark.touch()
+        shutil.copy(library, own / "new")
+        (own / "new").replace(library)
+        (event,) = await next_events(source, 1)
+        refused = await anext(source)
+    assert (event.kind, event.health) == ("driver", Health.OK)
+    assert "library was replaced" in event.message
+    assert (refused.misses, refused.samples) == (0, ())
+    assert "differ in version" in str(refused.fault)

@@ -158,6 +158,20 @@ def test_metrics_are_read_by_their_units_and_unknown_is_none() -> None:
     assert (second.util_pct, second.power_w) == (None, None)
 
 
+def test_integrated_gpu_has_the_hosts_memory(make_tree: Callable[..., Path]) -> None:
+    """As `nvidia-smi` prints a GB10 (driver 580.173.02, XuehaiPan/nvitop #208) and an Orin (driver 540.4.0)."""
+    root = make_tree()
+    header = "uuid, name, memory.total [MiB], pci.bus_id, driver_version, compute_cap, mig.mode.current"
+    first = "GPU-1, NVIDIA GB10, [N/A], 0000000F:01:00.0, 580.173.02, 12.1, [N/A]"
+    second = "2, Orin (nvgpu), [N/A], [N/A], 540.4.0, 8.7, [N/A]"
+    spark, orin = parse_devices(f"{header}\n{first}\n{second}\n", root)
+    assert [(card.memory_bytes, card.extra["memory"]) for card in (spark, orin)] == [(131072 * 1024, "unified")] * 2
+    assert (spark.visible, spark.pci, orin.visible, orin.pci) == ("GPU-1", "000f:01:00.0", None, None)
+    metrics = "uuid, name, memory.used [MiB], memory.free [MiB], utilization.gpu [%], temperature.gpu, power.draw [W]"
+    (sample,) = parse_samples(f"{metrics}\nGPU-1, NVIDIA GB10, [N/A], [N/A], 0, 35, 11.17\n", root)
+    assert (sample.memory_used_bytes, sample.memory_free_bytes, sample.util_pct) == (65536 * 1024, 65536 * 1024, 0.0)
+
+
 def test_columns_may_change_places_and_spacing() -> None:
     rows = parse_table(printed("rtx5090"))
     respaced = "\n".join(

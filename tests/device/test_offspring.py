@@ -116,7 +116,7 @@ async def test_host_is_read_where_no_child_can_be_started(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     card, processor = (await read_host(root=make_tree(NVIDIA))).devices
-    assert (card.health, processor.vendor) == (Health.FAULTY, Vendor.CPU)
+    assert (card.health, processor.vendor) == (Health.SILENT, Vendor.CPU)
     assert "cannot be started" in str(card.reason)
 
 
@@ -132,3 +132,35 @@ async def test_mask_of_the_agent_is_not_the_childs(
     await read_host(root=make_tree(NVIDIA))
     names = {line.partition("=")[0] for line in seen.read_text().splitlines()}
     assert ("XINF_OTHER" in names, "MUSA_VISIBLE_DEVICES" in names) == (True, False)
+
+
+WORDS = "#!/bin/sh\nfor line in one two three 'libfoo: no such ring' 'libfoo: gives up'; do echo $line >&2; done\n"
+TRACEBACK = "#!/bin/sh\nprintf 'noise\nTraceback (most recent call last):\n  File x\nOSError: broken\n' >&2\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (f"{WORDS}exit 3\n", "status 3: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        (f"{TRACEBACK}exit 1\n", "status 1: it said 'OSError: broken'"),
+        (f"{WORDS}kill -SEGV $$\n", "signal 11: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        (f"{WORDS}exec sleep 120\n", "look at `dmesg`: it said 'three | libfoo: no such ring | libfoo: gives up'"),
+        ("#!/bin/sh\nhead -c 3000000 /dev/zero | tr '\\0' x >&2\nexit 4\n", f"status 4: it said '{300 * 'x'}'"),
+        ("#!/bin/sh\nexit 5\n", "status 5"),
+        ("#!/bin/sh\nsleep 30 > /dev/null &\necho bye >&2\nexit 6\n", "status 6: it said 'bye'"),
+    ],
+    ids=["words", "exception", "signal", "hung", "flood", "nothing", "heir"],
+)
+async def test_last_words_of_a_child_are_in_the_reason(
+    script: str, said: str, make_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    root, deadline_s = make_tree(NVIDIA), 2 if "sleep 120" in script else 60
+    card, _ = (await read_host(root=root, deadline_s=deadline_s)).devices
+    assert str(card.reason).endswith(said), card.reason
+    async with ReadingStream(interval_s=0.05, deadline_s=deadline_s, vendors=[Vendor.NVIDIA], root=root) as stream:
+        first = await anext(aiter(stream))
+    assert str(first.fault).endswith(said), first.fault

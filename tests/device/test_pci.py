@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from xinf.core.device import Vendor
+from xinf.core.device import Health, Vendor
 from xinf.device import find_pci_functions
-from xinf.device.pci import normalise_address
+from xinf.device.pci import PciFunction, normalise_address, without_driver
 
 
 def test_accelerators_are_found_by_vendor_and_class(make_tree: Callable[..., Path]) -> None:
@@ -39,3 +39,12 @@ def test_no_bus_is_no_accelerator(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["00000000:1B:00.0", "0000:1B:00.0", "0000:1b:00.0"])
 def test_addresses_are_written_as_sysfs_does(text: str) -> None:
     assert normalise_address(text) == "0000:1b:00.0"
+
+
+@pytest.mark.parametrize(
+    ("driver", "health"), [(None, Health.NO_DRIVER), ("vfio-pci", Health.NO_DRIVER), ("xe", Health.SILENT)]
+)
+def test_card_that_nobody_lists_is_silent_where_its_driver_is_bound(driver: str | None, health: Health) -> None:
+    function = PciFunction(address="0000:4d:00.0", vendor=Vendor.INTEL, device_id=0x56C0, driver=driver, numa=None)
+    assert without_driver(function, 0, "why").health is health
+    assert without_driver(function, 0, "why", Health.FAULTY).health is Health.FAULTY

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from xinf.core.device import Health, Vendor
 from xinf.device import find_pci_functions
-from xinf.device.roster import Card, make_devices, make_samples
+from xinf.device.library import LibraryError
+from xinf.device.roster import Card, list_readable, make_devices, make_samples, name_by_place
 
 TWO = (("0000:03:00.0", "0x1ed5", "0x030200", 0), ("0000:2a:00.0", "0x1ed5", "0x030200", -1))
 
@@ -44,3 +47,61 @@ def test_unknown_stays_unknown() -> None:
     (sample,) = make_samples([Card(pci="0000:08:00.0", memory_bytes=1 << 30)])
     assert (sample.uuid, sample.memory_used_bytes, sample.memory_free_bytes) == ("PCI-0000-08-00.0", None, None)
     assert (sample.util_pct, sample.temp_c, sample.power_w, sample.health) == (None, None, None, None)
+
+
+def test_place_names_a_card_and_its_chips() -> None:
+    assert name_by_place(Vendor.MTHREADS, "0000:2a:00.0") == "MUSA-0000-2a-00.0"
+    assert name_by_place(Vendor.ASCEND, "0000:01:00.0", 1) == "NPU-0000-01-00.0-1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "driver", "health", "words"),
+    [
+        ((), False, Health.NO_DRIVER, "no kernel driver is bound to it: load that of mthreads (nobody knows it)"),
+        (("mtgpu.0",), True, Health.NO_DRIVER, "it has no node /dev/mtgpu.N here: a container shows the cards"),
+        (("mtgpu.0", "mtgpu.1"), True, Health.FAULTY, "the driver lists 1 of the cards but not this one"),
+    ],
+    ids=["no driver", "not given to the container", "lost"],
+)
+def test_card_that_is_not_listed_says_why(
+    make_tree: Callable[..., Path], nodes: tuple[str, ...], driver: bool, health: Health, words: str
+) -> None:
+    root = make_tree(*TWO)
+    (root / "dev").mkdir()
+    for node in nodes:
+        (root / "dev" / node).touch()
+    if driver:
+        (root / "sys/bus/pci/drivers/mtgpu").mkdir(parents=True)
+        (root / "sys/bus/pci/devices/0000:03:00.0/driver").symlink_to(root / "sys/bus/pci/drivers/mtgpu")
+    card = Card(pci="0000:2a:00.0", number=0, name="MTT S80")
+    functions = find_pci_functions(root)
+    missing, _ = make_devices(
+        Vendor.MTHREADS, [card], functions, missing="nobody knows it", root=root, nodes="mtgpu.[0-9]*"
+    )
+    assert missing.health is health
+    assert words in str(missing.reason)
+    assert "nobody knows it" in str(missing.reason)
+
+
+def test_card_on_no_bus_is_listed_last_and_hides_what_the_bus_would_say(make_tree: Callable[..., Path]) -> None:
+    root = make_tree(*TWO)
+    cards = [Card(pci=None, number=0, uuid="u-soc"), Card(pci="0000:2a:00.0", number=1, uuid="u-2a")]
+    devices = make_devices(Vendor.MTHREADS, cards, find_pci_functions(root), missing="", root=root)
+    assert [(device.uuid, device.pci, device.numa) for device in devices] == [
+        ("u-2a", "0000:2a:00.0", None),
+        ("u-soc", None, None),
+    ]
+
+
+def test_card_that_cannot_be_read_does_not_hide_the_others() -> None:
+    def read(address: str) -> Card:
+        if address == "0000:03:00.0":
+            raise LibraryError("it is gone")
+        return Card(pci=address)
+
+    both = list(enumerate(("0000:03:00.0", "0000:2a:00.0")))
+    listing = list_readable(both, read, ["device 7: no handle"])
+    assert [card.pci for card in listing.cards] == ["0000:2a:00.0"]
+    assert listing.complaints == ("device 7: no handle", "device 0: it is gone")
+    with pytest.raises(LibraryError, match="device 0: it is gone"):
+        list_readable(both[:1], read)

@@ -36,7 +36,9 @@ def make_bus(tmp_path: Path) -> Callable[..., Path]:
             (directory / "numa_node").write_text(f"{numa}\n")
             (bus / address).symlink_to(Path("../../../devices") / path / address)
         for number in range(n_nodes):
-            (tmp_path / f"sys/devices/system/node/node{number}").mkdir(parents=True)
+            node = tmp_path / f"sys/devices/system/node/node{number}"
+            node.mkdir(parents=True)
+            (node / "cpulist").write_text(f"{8 * number}-{8 * number + 7}\n")
         return tmp_path
 
     return make
@@ -90,3 +92,15 @@ def test_what_a_vendor_knows_beats_the_bus() -> None:
     links = Topology(pairs=(("a", "b", Distance.LINK),))
     laid = overlay(bus, links)
     assert (laid.between("a", "b"), laid.between("a", "c")) == (Distance.LINK, Distance.PIX)
+
+
+def test_node_that_is_a_cards_memory_does_not_count(make_bus: Callable[..., Path]) -> None:
+    root = make_bus("ef", n_nodes=1)
+    cards = [device(name, numa=None) for name in "ef"]
+    for number in (1, 2):
+        node = root / f"sys/devices/system/node/node{number}"
+        node.mkdir()
+        (node / "cpulist").write_text("\n")
+    assert read_topology(cards, root).pairs == (("e", "f", Distance.NODE),)
+    (root / "sys/devices/system/node/node1/cpulist").write_text("72-143\n")
+    assert read_topology(cards, root).pairs == ()

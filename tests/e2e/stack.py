@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,10 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.ports import free_port
+
 XINF = str(Path(sys.executable).parent / "xinf")
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    """Ask the kernel for a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], *, deadline_s: float, what: str) -> Any:

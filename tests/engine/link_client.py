@@ -183,6 +183,7 @@ class LinkClient:
         self.residency_state = ""
         self.n_residencies = 0
         self.frames: list[pb.EngineFrame] = []
+        self.followings: list[pb.Following] = []
         self.info: pb.EngineInfo | None = None
         self.next_id = 1
         self._changed = asyncio.Event()
@@ -272,6 +273,8 @@ class LinkClient:
         self.frames.append(frame)
         if frame.HasField("hello"):
             self.info = frame.hello
+        if frame.HasField("following"):
+            self.followings.append(frame.following)
         for start in frame.starts:
             answer = self.answers.setdefault(start.id, Answer(start.id))
             assert answer.status is None, f"request {start.id} started twice"

@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.engine.conftest import Serve
 from tests.engine.link_client import LinkClient, generate, until
-from xinf._fast.wire import GatewayFrameWriter, decode_engine_frame, encode_head
+from xinf._fast.frame import decode_engine_frame
+from xinf._fast.framewriter import GatewayFrameWriter, encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineStartFailed

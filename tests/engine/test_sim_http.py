@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -358,6 +359,21 @@ def test_wrong_start_is_a_sentence(arguments: list[str], status: int, words: str
     assert done.returncode == status
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_modules_of_the_working_directory_are_not_ours(tmp_path: Path) -> None:
+    for name in ("queue", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')\n")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "xinf.cli", "sim", "--port", "0", "--engine-arg", "step_mss=1"],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, "did you mean step_ms?" in done.stderr) == (EXIT_START_FAILED, True), done.stderr
 
 
 def test_module_says_how_it_is_used() -> None:

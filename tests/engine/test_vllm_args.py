@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from xinf.core.errors import EngineStartFailed
 from xinf.core.records import ArgValue, EngineSpec
-from xinf.engine.vllm_args import ModelFamily, choose_arguments, command_line, memory_arguments
+from xinf.engine.vllm_args import ModelFamily, choose_arguments, command_line, memory_arguments, revision_arguments
 
 NOBODY = ModelFamily()
 QWEN = ModelFamily(model_type="qwen2", chat_template="... <tool_call> ...")
@@ -127,3 +128,17 @@ def test_share_of_the_memory_is_what_is_free_unless_the_user_says() -> None:
     found = choose_arguments(given, is_cpu=False, family=NOBODY, more=more)
     assert found["gpu-memory-utilization"] == 0.8
     assert memory_arguments(None) == {}
+
+
+@pytest.mark.parametrize(("fields", "revision"), [
+    ({"commit": "c" * 40}, "c" * 40),
+    ({"revision": "v1", "commit": "c" * 40}, "c" * 40),
+    ({"revision": "v1"}, "v1"),
+    ({}, None),
+    ({"model": "/models/x", "commit": "c" * 40}, None),
+])  # fmt: skip
+def test_engine_that_fetches_its_model_itself_is_held_to_the_commit(
+    fields: dict[str, str], revision: str | None
+) -> None:
+    made = msgspec.structs.replace(EngineSpec(model="Org/Name"), **fields)
+    assert revision_arguments(made).get("revision") == revision

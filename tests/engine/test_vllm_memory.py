@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine_fixtures import CHECKOUT
+from tests.engine_fixtures import CHECKOUT, StartVllm
 from tests.registry.planned_models import CPU
 from xinf.core.records import EngineSpec
 from xinf.registry import choose_options, plan_memory, read_model
@@ -40,3 +40,15 @@ def test_planned_weights_and_kv_are_those_of_the_engine(weighed: dict[str, int],
     assert plan.kv_token_bytes == weighed["kv_bytes"] / n_tokens
     assert weighed["kv_blocks"] == KV_BYTES // (plan.kv_token_bytes * weighed["block_tokens"])
     assert plan.max_model_len == weighed["max_model_len"]
+
+
+@pytest.mark.engine
+def test_engine_makes_the_cache_that_it_was_granted(start_vllm: StartVllm, scripted_model: Path) -> None:
+    """Less than it would take by itself, which is 16 MiB at least, and not a block less than it was told."""
+    facts = read_model(str(scripted_model), environ={})
+    plan = plan_memory(facts, choose_options(EngineSpec(model=str(scripted_model)), CPU))
+    granted = (11 << 20) + 5
+    status = start_vllm(limits={"kv_cache_bytes": granted}).status
+    assert status is not None
+    assert status.block_tokens == 32
+    assert status.kv_blocks == granted // (plan.kv_token_bytes * 32)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.link_client import Answer, LinkClient
+from tests.engine.link_client import Answer, LinkClient, until
 from tests.engine.lora_adapter import write_adapter
 from tests.engine_fixtures import SERVED_NAME, StartVllm, VllmEngine
 from xinf._pb import engine_service_pb2 as pb
@@ -89,6 +89,16 @@ async def test_conversations_are_promised_as_they_are_found(link: LinkClient) ->
             messages += [{"role": "assistant", "content": content}, {"role": "user", "content": text(rng, 30)}]
     assert all(abs(error) <= 1 for error in errors), errors
     assert sum(error == 0 for error in errors) >= len(errors) - 2, errors
+
+
+async def test_engine_says_how_its_events_are_followed(link: LinkClient) -> None:
+    assert link.info is not None
+    rng = random.Random(24)
+    await ask(link, body_of([{"role": "user", "content": text(rng, 100)}]), link.info.chain_seed)
+    told = await until(lambda: next((told for told in link.followings if told.events), None), "what came of events")
+    assert told.batches >= told.replayed
+    assert (told.gaps, told.resets, told.malformed, told.foreign, told.unbound) == (0, 0, 0, 0, 0)
+    assert 0 < told.lag_mean_s <= told.lag_max_s
 
 
 async def test_tools_are_part_of_what_is_promised(link: LinkClient) -> None:

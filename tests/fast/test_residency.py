@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.model.block_pair import BlockPair, Mirror, ids, pairs, q, random_case, run_case
-from xinf._fast import residency
+from xinf._fast import buffer, residency
 from xinf._fast.residency import GRACE_S, MIN_BYTES, UNTRACKED, BlockTable
 
 PROMPT = list(range(100, 120))  # five blocks of 4
@@ -481,10 +481,18 @@ def test_every_allocation_of_a_table_may_fail() -> None:
             n_failed += 1
         residency._fail_allocation(0)
     assert n_failed == 9  # three slabs of two directories and a page of heads
+
+
+def test_an_aligned_copy_may_fail() -> None:
     table = BlockTable(4)
-    residency._fail_allocation(1)
-    with pytest.raises(MemoryError, match="aligned copy of tokens"):
-        table.register(memoryview(b"x" + ids(PROMPT).tobytes())[1:], q([]), ids([]))
+    buffer._fail_allocation(1)
+    try:
+        with pytest.raises(MemoryError, match="aligned copy of tokens"):
+            table.register(memoryview(b"x" + ids(PROMPT).tobytes())[1:], q([]), ids([]))
+    finally:
+        buffer._fail_allocation(0)
+    assert len(table) == 0
+    table._check()
 
 
 def test_records_have_the_sizes_that_the_bound_is_planned_with() -> None:

@@ -7,20 +7,11 @@ import zlib
 
 from google.protobuf.message import DecodeError
 
-from tests.fast.test_wire import DECODERS, STRICTER, pb_submit, random_message, residency_of, submit_of
+from tests.fast.test_frame import DECODERS, STRICTER, pb_submit, random_message, residency_of, submit_of
 from tests.fuzz.target import expect, same
-from xinf._fast import wire as wire_module
-from xinf._fast.wire import (
-    EngineFrameWriter,
-    GatewayFrameWriter,
-    WireError,
-    decode_engine_frame,
-    decode_gateway_frame,
-    decode_submit,
-    encode_head,
-    encode_headers,
-    encode_submit,
-)
+from xinf._fast import framewriter
+from xinf._fast.frame import WireError, decode_engine_frame, decode_gateway_frame, decode_submit
+from xinf._fast.framewriter import EngineFrameWriter, GatewayFrameWriter, encode_head, encode_headers, encode_submit
 from xinf._pb import engine_service_pb2 as pb
 
 KINDS = tuple(DECODERS)
@@ -95,13 +86,13 @@ class WireTarget:
     def check_failures(self, kind: str, data: bytes) -> None:
         ours, _ = DECODERS[kind]
         expected = ours(data)
-        wire_module._fail_allocation(1 + zlib.crc32(data) % 3)
+        framewriter._fail_allocation(1 + zlib.crc32(data) % 3)
         try:
             got = ours(data)
         except MemoryError:
             got = expected
         finally:
-            wire_module._fail_allocation(0)
+            framewriter._fail_allocation(0)
         same(got, expected, "message while an allocation failed")
         same(ours(data), expected, "message after an allocation failed")
 

@@ -26,6 +26,7 @@ import msgspec
 import psutil
 
 from tests.children import living_children
+from tests.ports import free_port
 from xinf.core.config import Config, load, to_environ
 from xinf.core.ids import DeploymentName, ReplicaId
 from xinf.core.records import DeploymentRecord, EngineSpec, Phase, ReplicaRecord, RoutingPolicy
@@ -37,13 +38,6 @@ DEADLINE_S = 30.0
 # Every front that the suite in tests/gateway/fronts runs over: values of `gateway.front`. This is the one list.
 FRONTS = ("granian", "granian-rsgi", "direct")
 DEFAULT_FRONT = "granian"
-
-
-def free_port() -> int:
-    """Ask the kernel for a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], *, what: str, deadline_s: float = DEADLINE_S) -> Any:

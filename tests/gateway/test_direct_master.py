@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from tests.children import living_children
-from tests.gateway.gateway_stack import free_port, wait_for
+from tests.gateway.gateway_stack import wait_for
 from tests.gateway.raw_http import post, read_all
+from tests.ports import free_port
 from xinf.core.config import load
 from xinf.core.errors import ConfigError
 from xinf.gateway.direct_master import Port

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.scripted_engine import ScriptedEngine, eventually
-from xinf._fast.wire import encode_head
+from xinf._fast.framewriter import encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, XinfError
 from xinf.gateway import link as link_module
@@ -330,6 +330,25 @@ async def test_residency_is_handed_on_in_order(link: Link, engine: ScriptedEngin
         True, array("Q", [5, 6]).tobytes(), array("I", [50, 60]).tobytes(), b"", "exact", True
     )
     assert engine.resyncs == link.n_resyncs == 0
+
+
+async def test_how_events_are_followed_is_kept(link: Link, engine: ScriptedEngine) -> None:
+    assert link.following is None
+    engine.push(following=pb.Following(events=3, lag_max_s=0.5))
+    await echo(link)
+    assert link.following == pb.Following(events=3, lag_max_s=0.5)
+    engine.push(load=pb.Load(running=1))
+    await echo(link)
+    assert link.following.events == 3
+
+
+async def test_a_following_that_is_none_ends_the_stream(
+    link: Link, listener: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL):
+        link.on_message(b"\x3a\x01\xff")
+    assert listener.states[-1] == "down"
+    assert link.following is None
 
 
 @pytest.mark.usefixtures("resyncs_at_once")

@@ -6,8 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from xinf._fast.scan import scan
+from xinf._pb import engine_service_pb2 as pb
 from xinf.core.records import RoutingPolicy
-from xinf.gateway.metrics import FAMILIES, Metrics, Snapshot, add, family_of, fold_router, render
+from xinf.gateway.metrics import FAMILIES, Metrics, Snapshot, add, family_of, fold_following, fold_router, render
 from xinf.router import ResidencyUpdate, Router
 
 
@@ -88,3 +89,36 @@ def test_what_replicas_are_known_by_is_told() -> None:
     assert read["xinf_prefill_computed_tokens_total", (model,)] == 60 * 1000
     # All but the first: the block that a prediction may be off by is no repetition.
     assert read["xinf_prefill_repeated_tokens_total", (model,)] == 59 * (1000 - 16)
+
+
+def test_what_engines_tell_every_process_is_not_summed() -> None:
+    told = pb.Following(
+        batches=10,
+        events=40,
+        skipped=4,
+        replayed=2,
+        duplicates=1,
+        gaps=3,
+        resets=5,
+        lag_mean_s=0.25,
+        lag_max_s=1.5,
+        unbound=6,
+    )
+    late: Snapshot = {}
+    fold_following(told, "r", late)
+    early: Snapshot = {}
+    fold_following(pb.Following(events=30), "r", early)
+    read = values(render(add([early, late, late])))
+    replica = ("replica", "r")
+    assert read["xinf_kv_events_total", (replica, ("use", "taken"))] == 36
+    assert read["xinf_kv_events_total", (replica, ("use", "skipped"))] == 4
+    batches = {
+        kind: read["xinf_kv_event_batches_total", (("kind", kind), replica)]
+        for kind in ("live", "replayed", "duplicate")
+    }
+    assert batches == {"live": 8, "replayed": 2, "duplicate": 1}
+    assert read["xinf_kv_event_gaps_total", (replica,)] == 3
+    assert read["xinf_kv_event_losses_total", (replica,)] == 5
+    assert read["xinf_kv_event_lag_seconds", (("of", "mean"), replica)] == 0.25
+    assert read["xinf_kv_event_lag_seconds", (("of", "max"), replica)] == 1.5
+    assert read["xinf_unbound_prompts_total", (replica,)] == 6

@@ -42,6 +42,13 @@ def test_no_path_of_one_machine(checkout: Path) -> None:
             assert not pattern.search(path.read_text(errors="replace")), path
 
 
+def test_our_processes_look_for_modules_where_xinf_is(checkout: Path) -> None:
+    """Without `-P`, `-m` looks in the working directory first; only the guard's is ours, not the user's."""
+    unsafe = re.compile(r'sys\.executable, "-m"')
+    found = {path for path in (checkout / "xinf").rglob("*.py") if unsafe.search(path.read_text())}
+    assert found == {checkout / "xinf/engine/guard.py"}
+
+
 def test_tests_mirror_the_packages(checkout: Path) -> None:
     packages = {path.parent.name.lstrip("_") for path in (checkout / "xinf").glob("*/__init__.py")} - {"pb"}
     missing = {name for name in packages if not list((checkout / "tests" / name).glob("test_*.py"))}

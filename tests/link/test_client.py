@@ -29,7 +29,8 @@ from tests.link.h2_server import (
     message,
     scripted_server,
 )
-from xinf._fast.wire import GatewayFrameWriter, decode_engine_frame, encode_head
+from xinf._fast.frame import decode_engine_frame
+from xinf._fast.framewriter import GatewayFrameWriter, encode_head
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.records import Phase
 from xinf.link import h2frames as h2

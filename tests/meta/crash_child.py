@@ -1,8 +1,10 @@
-"""A writer that is killed: opens the store, writes as fast as it can, reports each acknowledged revision on a pipe.
+"""Writers that are killed: each opens the store, writes as fast as it can, reports every acknowledgement on a pipe.
 
-    crash_child.py DIRECTORY FD SEED
+    crash_child.py DIRECTORY SOCKET_FD
 
-Imports only what it needs: it is started a hundred times. One line per acknowledgement: "revision key digest".
+It imports the store once and forks a writer per order: a hundred starts of Python would take longer than the rest. An
+order is a seed in 8 bytes with the writing end of a pipe; the answers are the writer's pid in 8 bytes and, when that
+writer is gone, the same 8 bytes again. It ends when the socket is closed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
 import sys
 from pathlib import Path
 
@@ -42,5 +45,20 @@ async def main(directory: str, fd: int, seed: int) -> None:
     await asyncio.gather(*(write(task) for task in range(4)))
 
 
+def serve(directory: str, control: socket.socket) -> None:
+    while True:
+        order, fds, _, _ = socket.recv_fds(control, 8, 1)
+        if not order:
+            return
+        pid = os.fork()
+        if not pid:
+            control.close()
+            asyncio.run(main(directory, fds[0], int.from_bytes(order)))
+        os.close(fds[0])
+        control.sendall(pid.to_bytes(8))
+        os.waitpid(pid, 0)
+        control.sendall(pid.to_bytes(8))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))

@@ -8,9 +8,11 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,17 +30,42 @@ DEADLINE_S = 60.0
 Acknowledged = dict[str, str]
 
 
-class Child:
-    """The running writer and the pipe it reports on."""
+class Writers:
+    """The process that forks writers of one store, see crash_child.py."""
 
-    def __init__(self, directory: Path, checkout: Path, seed: int) -> None:
-        self._reader, writer = os.pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", _START, str(directory), str(writer), str(seed), *sys.path],
+    def __init__(self, directory: Path, checkout: Path) -> None:
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(DEADLINE_S)
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "crash_child.py"), str(directory), str(theirs.fileno())],
             env=dict(os.environ, PYTHONPATH=str(checkout)),
-            pass_fds=(writer,),
+            pass_fds=(theirs.fileno(),),
         )
+        theirs.close()
+        self._last: Child | None = None
+
+    def start(self, seed: int) -> Child:
+        reader, writer = os.pipe()
+        socket.send_fds(self._control, [seed.to_bytes(8)], [writer])
         os.close(writer)
+        self._last = Child(self._control, reader)
+        return self._last
+
+    def close(self) -> None:
+        if self._last and not self._last.is_gone:
+            self._last.kill()
+        self._control.close()
+        self._process.wait(DEADLINE_S)
+
+
+class Child:
+    """A running writer and the pipe it reports on."""
+
+    def __init__(self, control: socket.socket, reader: int) -> None:
+        self._control = control
+        self._reader = reader
+        self.pid = int.from_bytes(control.recv(8))
+        self.is_gone = False
 
     def read_until(self, n_bytes: int) -> bytes:
         """Read at least so much, so that the kill comes after a random number of acknowledgements."""
@@ -53,7 +80,7 @@ class Child:
         return data
 
     def read_for(self, seconds: float) -> bytes:
-        """Read what comes in that time: the kill falls into the start, the opening, the first writes."""
+        """Read what comes in that time: the kill falls into the opening or the first writes."""
         deadline = time.monotonic() + seconds
         data = b""
         while (left := deadline - time.monotonic()) > 0 and select.select([self._reader], [], [], left)[0]:
@@ -62,15 +89,18 @@ class Child:
 
     def kill(self) -> bytes:
         """Kill it and return what was still in the pipe."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(timeout=DEADLINE_S)
+        os.kill(self.pid, signal.SIGKILL)
+        assert int.from_bytes(self._control.recv(8)) == self.pid
+        self.is_gone = True  # and its locks with it
         with os.fdopen(self._reader, "rb") as rest:
             return rest.read()
 
 
-# -S and the parent's sys.path: the site module costs more than the store.
-_START = f"import sys; sys.path[1:] = sys.argv[4:]; sys.argv[1:] = sys.argv[1:4]; \
-exec(compile(open({str(HERE / 'crash_child.py')!r}).read(), 'crash_child.py', 'exec'))"
+@pytest.fixture
+def writers(short_dir: Path, checkout: Path) -> Iterator[Writers]:
+    made = Writers(short_dir / "m", checkout)
+    yield made
+    made.close()
 
 
 def replay(log: bytes, known: Acknowledged, unsure: dict[str, set[str]]) -> int:
@@ -95,7 +125,7 @@ async def standing(directory: Path) -> tuple[Acknowledged, int]:
     return {kv.key: hashlib.sha256(kv.value).hexdigest() for kv in listing.items}, listing.revision
 
 
-def test_hundred_kills_lose_nothing_acknowledged(short_dir: Path, checkout: Path) -> None:
+def test_hundred_kills_lose_nothing_acknowledged(short_dir: Path, writers: Writers) -> None:
     seed = int(os.environ.get("XINF_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"XINF_TEST_SEED={seed}")
     rng = random.Random(seed)
@@ -104,9 +134,9 @@ def test_hundred_kills_lose_nothing_acknowledged(short_dir: Path, checkout: Path
     revision = 0
     n_unsure = 0
     for kill in range(N_KILLS):
-        child = Child(directory, checkout, seed + kill)
+        child = writers.start(seed + kill)
         n_bytes = rng.choice((0, 1, 6, 200, 2000, 20_000))
-        log = child.read_until(n_bytes) if n_bytes else child.read_for(rng.uniform(0.0, 0.2))
+        log = child.read_until(n_bytes) if n_bytes else child.read_for(rng.uniform(0.0, 0.02))
         log += child.kill()
         unsure: dict[str, set[str]] = {}
         last = replay(log, known, unsure)
@@ -123,16 +153,16 @@ def test_hundred_kills_lose_nothing_acknowledged(short_dir: Path, checkout: Path
     assert list(check_directory(directory)) == []
 
 
-def test_second_opener_is_told_who_holds_it(short_dir: Path, checkout: Path) -> None:
+def test_second_opener_is_told_who_holds_it(short_dir: Path, writers: Writers) -> None:
     directory = short_dir / "m"
-    child = Child(directory, checkout, 1)
+    child = writers.start(1)
     try:
         child.read_until(5)
         for attempt in (lambda: open_lmdb(directory), lambda: check_directory(directory)):
             with pytest.raises(StoreHeld) as caught:
                 attempt()
-            assert caught.value.fields["pid"] == child.process.pid
-            assert str(child.process.pid) in str(caught.value)
+            assert caught.value.fields["pid"] == child.pid
+            assert str(child.pid) in str(caught.value)
             assert "since" in str(caught.value)
     finally:
         child.kill()

@@ -1,6 +1,6 @@
 """What of a fleet's work is repeated, naively: every mark ever seen in a set, every request in a list.
 
-Looked for by halving, as the original does: a mark off the grid may be new where later ones are not.
+Looked for by halving, as the original does, and one mark back: one off the grid may be new where later ones are not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class LossesModel:
             middle = (low + high + 1) // 2
             if marks[middle - 1] in self.seen:
                 low = middle
+            elif middle - 1 > low and marks[middle - 2] in self.seen:
+                low = middle - 1
             else:
                 high = middle - 1
         return low

@@ -41,6 +41,8 @@ class Hub(msgspec.Struct):
     ignores_ranges: bool = False
     status: int | None = None  # answered to everything
     cut_at: dict[str, list[int]] = {}  # bytes of a body after which the connection ends, one per request
+    hold_at: dict[str, int] = {}  # bytes of a body after which the hub waits until it is told to go on
+    go_on: threading.Event = msgspec.field(default_factory=threading.Event)
     wrong_bytes: bool = False
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
@@ -68,6 +70,7 @@ def serve(files: dict[str, bytes], **settings: object) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -117,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [
-            {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            {"rfilename": name, "size": len(content), "blobId": _git_blob(content)}
             | (
                 {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
                 if _is_lfs(content)
@@ -142,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.files_at is not None:
             self._send(302, b"", {"Location": self.hub.files_at + self.path})
             return
-        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{_git_blob(content)}"'}
         if _is_lfs(content):
             headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -170,6 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: cuts.pop(0)]
             self.close_connection = True
         try:
+            if (held := self.hub.hold_at.get(name)) is not None:
+                self.wfile.write(body[:held])
+                self.hub.go_on.wait(60)
+                body = body[held:]
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             # The reader has what it wants.
@@ -178,6 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, code: str | None, message: str) -> None:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
         self._send(status, json.dumps({"error": message}).encode(), headers)
+
+
+def _git_blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _is_lfs(content: bytes) -> bool:

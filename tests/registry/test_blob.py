@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from xinf.core.errors import Conflict, Unavailable
-from xinf.registry.blob import Answer, fetch, take
+from xinf.registry.blob import Answer, Checksum, fetch, take
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -48,25 +48,94 @@ def run(server: Server, path: Path, pauses: list[float] | None = None) -> int:
         done += n_bytes
 
     waits = [] if pauses is None else pauses
-    fetch(server.ask, path, size=len(CONTENT), sha256=SHA256, on_bytes=add, pause=waits.append)
+    fetch(server.ask, path, size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=add, pause=waits.append)
     return done
 
 
-def test_every_break_is_resumed_without_a_wait_while_bytes_come(tmp_path: Path) -> None:
+def test_every_break_is_resumed_after_waits_that_grow_while_little_comes(tmp_path: Path) -> None:
     server, pauses = Server(3000), []
     assert run(server, tmp_path / "b", pauses) == len(CONTENT)
     assert (tmp_path / "b").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
-    assert pauses == []
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+def test_answer_that_ends_early_without_an_error_is_waited_for_as_well(tmp_path: Path) -> None:
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        begin = int(ranges.removeprefix("bytes=").removesuffix("-")) if ranges else 0
+        yield Answer(is_partial=ranges is not None, chunks=iter([CONTENT[begin : begin + 6000]]))
+
+    pauses: list[float] = []
+    fetch(
+        ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None, pause=pauses.append
+    )
+    assert (tmp_path / "b").read_bytes() == CONTENT
+    assert pauses == [0.5]
+
+
+def test_tries_that_bring_a_lot_are_not_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.registry.blob._RICH_BYTES", 3000)
+    pauses: list[float] = []
+    run(Server(3000), tmp_path / "b", pauses)
+    assert pauses == [0.5, 0.5, 0.5]
 
 
 def test_tries_that_bring_nothing_wait_longer_and_end(tmp_path: Path) -> None:
     pauses: list[float] = []
     assert run(Server(6000, fruitless=3), tmp_path / "a", pauses) == len(CONTENT)
-    assert pauses == [0.5, 1.0, 2.0]
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
     with pytest.raises(Unavailable, match="no answer"):
         run(Server(6000, fruitless=5), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_waits_are_bounded(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    run(Server(500), tmp_path / "b", pauses)
+    assert max(pauses) == 30.0
+    assert len(pauses) == 20
+
+
+def test_very_large_file_is_asked_for_in_pieces(tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        asked.append(ranges)
+        assert ranges is not None, "the hub answers no request for all of it"
+        first, last = (int(number) for number in ranges.removeprefix("bytes=").split("-"))
+        yield Answer(is_partial=True, chunks=iter([CONTENT[first : last + 1]]))
+
+    (tmp_path / "b.partial").write_bytes(CONTENT[:1000])
+    pauses: list[float] = []
+    fetch(
+        ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None, piece_bytes=4000,
+        pause=pauses.append,
+    )  # fmt: skip
+    assert (tmp_path / "b").read_bytes() == CONTENT
+    assert asked == ["bytes=1000-4999", "bytes=5000-8999", f"bytes=9000-{len(CONTENT) - 1}"]
+    assert pauses == []
+
+
+def test_name_that_git_gives_to_a_content_is_a_checksum(tmp_path: Path) -> None:
+    # `printf hello | git hash-object --stdin`
+    name = Checksum("b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", is_git=True)
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        yield Answer(is_partial=False, chunks=iter([b"hello"]))
+
+    fetch(ask, tmp_path / "right", size=5, checksum=name, on_bytes=lambda _: None)
+    assert (tmp_path / "right").read_bytes() == b"hello"
+    with pytest.raises(Unavailable, match="checksum"):
+        fetch(ask, tmp_path / "wrong", size=5, checksum=Checksum("0" * 40, is_git=True), on_bytes=lambda _: None)
+
+
+def test_damaged_file_is_fetched_again(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(CONTENT[:50])
+    run(Server(100_000), tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == CONTENT
 
 
 def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
@@ -89,8 +158,9 @@ def test_leftover_of_something_else_is_thrown_away(left: bytes, tmp_path: Path) 
 def test_only_one_process_fetches_a_file(tmp_path: Path) -> None:
     with (tmp_path / "b.partial").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(Conflict, match="another process"):
+        with pytest.raises(Conflict, match="another process") as caught:
             run(Server(100), tmp_path / "b")
+        assert caught.value.fields["path"] == str(tmp_path / "b.partial")
 
 
 def test_take_reads_no_more_than_it_needs() -> None:

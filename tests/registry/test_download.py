@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.registry.hub import COMMIT, OLD_COMMIT, serve
@@ -14,7 +17,7 @@ from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
 from xinf.registry import Progress, download_model, resolve_model
-from xinf.registry.download import Meter, fetch_all
+from xinf.registry.download import _SPARE_BYTES, Meter, fetch_all
 from xinf.registry.sources import find_sources
 
 WEIGHTS = random.Random(5).randbytes(3 << 20)
@@ -139,6 +142,50 @@ def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="does not answer as a hub"):
             download_model("org/name", environ=environ(hub, tmp_path))
     assert [path for path in tmp_path.rglob("*evil*") if "cache" not in path.name] == []
+
+
+def test_model_that_does_not_fit_is_refused_before_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=(2 << 20) + _SPARE_BYTES))
+    with serve(FILES) as hub:
+        with pytest.raises(Unavailable, match=r"3\.0 MiB of it are missing, and 66 MiB are free") as caught:
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert "HF_HUB_CACHE" in str(caught.value.remedy)
+        assert hub.gets("config.json") == []
+        # What is here already need not fit once more.
+        blob = tmp_path / "cache" / "models--org--name" / "blobs" / f"{hashlib.sha256(WEIGHTS).hexdigest()}.partial"
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(WEIGHTS[: 2 << 20])
+        download_model("org/name", environ=environ(hub, tmp_path))
+
+
+def test_same_content_under_two_names_is_fetched_once(tmp_path: Path) -> None:
+    files = {**FILES, "a/model.safetensors": WEIGHTS, "b/README.md": FILES["README.md"]}
+    with serve(files) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        asked = hub.gets("model.safetensors")
+    assert (done.directory / "a" / "model.safetensors").read_bytes() == WEIGHTS
+    assert (done.directory / "b" / "README.md").read_bytes() == b"hello"
+    assert asked == [None]
+
+
+def test_small_file_with_another_content_is_refused_too(tmp_path: Path) -> None:
+    with serve({**FILES, "model.safetensors": b"x" * 2000}, wrong_bytes=True) as hub:
+        del hub.files[COMMIT]["model.safetensors"]
+        with pytest.raises(Unavailable, match="another checksum"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+
+
+def test_client_of_the_hub_takes_what_was_fetched_for_its_own(tmp_path: Path) -> None:
+    with serve(FILES) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    for name in WANTED:
+        found = huggingface_hub.try_to_load_from_cache("org/name", name, cache_dir=tmp_path / "cache")
+        assert found == str(done.directory / name)
+        path = huggingface_hub.hf_hub_download(
+            "org/name", name, cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9", local_files_only=True
+        )
+        assert Path(path).read_bytes() == FILES[name]
 
 
 def test_first_failure_ends_the_files_under_way() -> None:

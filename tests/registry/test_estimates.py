@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from xinf.core.model import ModelFacts
 from xinf.registry import kv_bytes_per_sequence, kv_bytes_per_token, read_facts
-from xinf.registry.facts import ModelFacts
 from xinf.registry.safetensors import Tensor
 from xinf.registry.weights import add_up
 

@@ -76,4 +76,6 @@ def test_hub_id_is_known_by_its_commit(tmp_path: Path) -> None:
     assert identify_model("Org/Name", revision="abc", environ=environ) == "Org/Name@abc"
     (tmp_path / "models--Org--Name" / "refs").mkdir(parents=True)
     (tmp_path / "models--Org--Name" / "refs" / "main").write_text("def\n")
+    (tmp_path / "models--Org--Name" / "snapshots" / "def").mkdir(parents=True)
+    (tmp_path / "models--Org--Name" / "snapshots" / "def" / "config.json").touch()
     assert identify_model("Org/Name", environ=environ) == "Org/Name@def"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.registry.devices import device
 from xinf.core.device import Device, Dtype, Support, Vendor
+from xinf.core.model import Quantization
 from xinf.core.records import EngineEnvironment, EngineSpec
 from xinf.registry import ModelFacts, Need, Verdict, judge, judge_spec, need_of, refusal_of, shipped
-from xinf.registry.facts import Quantization
 
 N, W, NONE, U = Support.NATIVE, Support.WEIGHT_ONLY, Support.NONE, Support.UNKNOWN
 VLLM = EngineEnvironment(name="vllm", python="python", engines=("vllm",), device_kinds=(), version="0.32.0")

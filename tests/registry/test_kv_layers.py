@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from xinf.core.model import KvLayers, ModelFacts
 from xinf.registry.config import ModelConfig
-from xinf.registry.facts import KvLayers, ModelFacts, kv_bytes_per_sequence, kv_bytes_per_token
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.kv_layers import kv_layers
 
 BASE = {"model_type": "llama", "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -164,7 +165,7 @@ def test_download_is_resumed_and_served_from_the_disk(tmp_path: Path) -> None:
         download_model("modelscope://org/name", environ=env)
         assert [name for name, _, _ in hub.asked] == [""]
     source = resolve_model("modelscope://org/name", models_dir=tmp_path, environ=env)
-    assert (source.location, source.directory) == (str(done.directory), done.directory)
+    assert (source.location, source.directory) == ("modelscope://org/name", done.directory)
 
 
 def test_offline_reads_what_was_pulled(tmp_path: Path) -> None:
@@ -206,13 +207,22 @@ def test_without_the_client_the_error_names_the_extra(tmp_path: Path, monkeypatc
     assert "xinf[modelscope]" in str(caught.value.remedy)
 
 
-def test_model_that_was_not_pulled_says_how(tmp_path: Path) -> None:
-    env = {"MODELSCOPE_CACHE": str(tmp_path)}
-    with pytest.raises(UnknownModel) as caught:
+def test_model_that_is_not_here_says_how_to_get_it_offline(tmp_path: Path) -> None:
+    env = {"MODELSCOPE_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with pytest.raises(UnknownModel, match="not in the ModelScope cache") as caught:
         resolve_model("modelscope://org/name", models_dir=tmp_path, environ=env)
-    assert "xinf pull modelscope://org/name" in str(caught.value.remedy)
+    assert "xinf pull" in str(caught.value.remedy)
     with pytest.raises(UnknownModel, match="offline"):
-        read_model("modelscope://org/name", environ=env, offline=True)
+        read_model("modelscope://org/name", environ=env)
+
+
+def test_hub_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and says nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"MODELSCOPE_ENDPOINT": address, "MODELSCOPE_CACHE": str(tmp_path), "XINF_REGISTRY_TIMEOUT": "300ms"}
+        with pytest.raises(Unavailable, match=r"did not answer within 0\.3s"):
+            read_model("modelscope://org/name", environ=env)
 
 
 def test_file_of_unknown_size_is_no_empty_file(tmp_path: Path) -> None:

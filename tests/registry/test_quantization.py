@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xinf.core.device import Dtype
-from xinf.registry.facts import Quantization
+from xinf.core.model import Quantization
 from xinf.registry.quantization import read_quantization
 
 E4M3 = Dtype.FP8_E4M3

@@ -88,8 +88,12 @@ def test_index_names_each_shard_once() -> None:
     assert parse_index(json.dumps(index).encode(), "i") == ["m-1.safetensors", "m-2.safetensors"]
 
 
+def test_index_of_the_older_format_is_read_too() -> None:
+    assert parse_index(json.dumps({"weight_map": {"a": "m-1.bin"}}).encode(), "i") == ["m-1.bin"]
+
+
 @pytest.mark.parametrize(
-    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "", ".safetensors"]
+    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.gguf", "", ".safetensors"]
 )
 def test_index_that_leaves_the_directory_is_refused(shard: str) -> None:
     with pytest.raises(UnknownModel, match="it names"):

@@ -71,10 +71,27 @@ def test_what_is_neither_path_nor_id_is_refused(typed: str, tmp_path: Path, monk
         resolve_model(typed, models_dir=tmp_path)
 
 
-def test_hub_id_is_left_to_the_engine(tmp_path: Path) -> None:
-    source = resolve_model("Org/Name-1.5B", models_dir=tmp_path, environ={"HF_HOME": str(tmp_path)})
-    assert source.location == "Org/Name-1.5B"
-    assert source.directory is None
+def test_name_that_is_too_long_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="96 characters at most"):
+        resolve_model("x" * 97 + "/name", models_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("typed", "location", "revision"), [
+    ("Org/Name-1.5B", "Org/Name-1.5B", None),
+    ("hf://Org/Name", "Org/Name", None),
+    ("Org/Name@v1", "Org/Name", "v1"),
+    ("modelscope://Org/Name", "modelscope://Org/Name", None),
+    ("modelscope://Org/Name@v1", "modelscope://Org/Name", "v1"),
+])  # fmt: skip
+def test_model_of_a_hub_stays_what_it_is(typed: str, location: str, revision: str | None, tmp_path: Path) -> None:
+    source = resolve_model(typed, models_dir=tmp_path, environ={"HF_HOME": str(tmp_path)})
+    assert (source.location, source.revision, source.directory) == (location, revision, None)
+
+
+def test_bare_id_is_written_with_the_hub_that_the_configuration_names(tmp_path: Path) -> None:
+    environ = {"HF_HOME": str(tmp_path), "XINF_REGISTRY_SOURCE": "modelscope"}
+    assert resolve_model("Org/Name", models_dir=tmp_path, environ=environ).location == "modelscope://Org/Name"
+    assert resolve_model("hf://Org/Name", models_dir=tmp_path, environ=environ).location == "Org/Name"
 
 
 def test_hub_id_in_the_cache_has_facts_even_offline(tmp_path: Path) -> None:
@@ -82,6 +99,7 @@ def test_hub_id_in_the_cache_has_facts_even_offline(tmp_path: Path) -> None:
     make_model(
         repository / "snapshots" / "abc", architectures=["LlamaForCausalLM"], hidden_size=64, num_attention_heads=2
     )
+    (repository / "snapshots" / "abc" / "model.safetensors").touch()
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     environ = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

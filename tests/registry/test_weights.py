@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xinf.core.device import Dtype
-from xinf.registry.facts import Quantization
+from xinf.core.model import Quantization
 from xinf.registry.safetensors import Tensor
 from xinf.registry.weights import add_up
 

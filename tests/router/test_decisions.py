@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import orjson
 import pytest
 
 from tests.model.router_model import ModelChoice, RouterModel
-from xinf._fast import decide, ledger
+from xinf._fast import decide, fleet, ledger
 from xinf._fast.scan import Scan, scan
 from xinf.core.clock import FakeClock
 from xinf.core.records import RoutingPolicy
@@ -248,10 +249,13 @@ def test_no_room_for_a_reservation_is_an_error_and_nothing_is_held() -> None:
     assert router.snapshot().index_entries == 0
 
 
-@pytest.mark.parametrize("k", range(1, 8))
-def test_failed_allocations_enter_no_half_of_a_replica(k: int) -> None:
+@pytest.mark.parametrize(
+    ("fail", "k"),
+    [*((decide._fail_allocation, k) for k in range(1, 8)), *((fleet._fail_allocation, k) for k in range(1, 4))],
+)
+def test_failed_allocations_enter_no_half_of_a_replica(fail: Callable[[int], None], k: int) -> None:
     router = Router(RouterSettings(), clock=FakeClock(), turn=0)
-    decide._fail_allocation(k)
+    fail(k)
     try:
         router.set_replica("r0", model="m", policy=RoutingPolicy.AUTO, block_tokens=16, is_ready=True)
     except MemoryError:
@@ -259,7 +263,7 @@ def test_failed_allocations_enter_no_half_of_a_replica(k: int) -> None:
         assert router.choose("m", None, seed=1) is None
         router.set_replica("r0", model="m", policy=RoutingPolicy.AUTO, block_tokens=16, is_ready=True)
     finally:
-        decide._fail_allocation(0)
+        fail(0)
     choice = router.choose("m", None, seed=1)
     assert choice is not None
     assert choice.replica_id == "r0"

@@ -121,6 +121,19 @@ def test_only_the_newest_prompts_are_remembered() -> None:
     assert router.snapshot().repetitions["m"].repeated_tokens - before - again > 0.9 * 50 * 1000
 
 
+def test_beginnings_are_recalled_when_many_marks_were_lost_to_others() -> None:
+    """700 beginnings have two thirds as many marks as there are places: half of them share one with another."""
+    draw = random.Random(0)
+    router = router_of(1)
+    beginnings = ["".join(draw.choices("abcdefgh ", k=8000)) for _ in range(700)]
+    for text in beginnings:
+        answer(router, body_of(text), 2000, 0)
+    before = router.snapshot().repetitions["m"].repeated_tokens
+    for number, text in enumerate(draw.sample(beginnings, 700)):
+        answer(router, body_of(text + str(number) * draw.randrange(1, 1000)), 2000, 0)
+    assert router.snapshot().repetitions["m"].repeated_tokens - before > 0.6 * 700 * 2000
+
+
 @pytest.mark.parametrize("policy", [RoutingPolicy.LEAST_LOAD, RoutingPolicy.ROUND_ROBIN, RoutingPolicy.SESSION])
 def test_policies_that_do_not_look_at_prefixes_count_nothing(policy: RoutingPolicy) -> None:
     router = router_of(2, policy)

@@ -32,7 +32,7 @@ def test_reason_is_told_when_another_constraint_binds_and_not_for_other_values()
     placed = journal.on_action(Place(replica=REPLICA.id, placement=place, reason=place.note), REPLICA, 4.0)
     assert told(placed) == ("placed", "m-1", "a has cuda:0 free")
     assert placed is not None
-    assert placed.node == "a"
+    assert (placed.node, placed.deployment) == ("a", "m")
 
 
 def test_stops_that_nobody_wished_for_are_told() -> None:

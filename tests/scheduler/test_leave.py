@@ -157,3 +157,50 @@ def test_cordon_of_a_node_that_is_away_holds_when_it_is_back() -> None:
     simulation.set_nodes(node("a", n_cuda=1))
     simulation.settle()
     assert [r.placement_note for r in simulation.of()] == ["a is cordoned"]
+
+
+def test_replica_that_serves_stays_on_a_device_that_nobody_can_read() -> None:
+    simulation = settled(node(n_cuda=2))
+    (first,) = simulation.ready()
+    silent = with_health(node(n_cuda=2), first.device_uuids[0], Health.SILENT, "the driver did not answer")
+    simulation.set_nodes(silent)
+    assert simulation.plan_once() == []
+    simulation.set_deployment(deployment(device="cuda", replicas=3))
+    simulation.settle()
+    assert sorted(r.device_uuids for r in simulation.ready()) == [("GPU-a-0",), ("GPU-a-1",)]
+    assert first.id in {r.id for r in simulation.ready()}
+
+
+@pytest.mark.parametrize("phase", [Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING])
+def test_replica_that_may_come_to_serve_is_not_taken_off_a_silent_device(phase: Phase) -> None:
+    simulation = settled(node(n_cuda=2))
+    (first,) = simulation.ready()
+    simulation.edit(replicas={first.id: msgspec.structs.replace(first, phase=phase)})
+    simulation.set_nodes(with_health(node(n_cuda=2), first.device_uuids[0], Health.SILENT))
+    assert simulation.plan_once() == []
+
+
+def test_replica_that_failed_leaves_a_silent_device() -> None:
+    simulation = settled(node(n_cuda=2))
+    (first,) = simulation.ready()
+    simulation.edit(replicas={first.id: msgspec.structs.replace(first, phase=Phase.FAILED)})
+    simulation.set_nodes(with_health(node(n_cuda=2), first.device_uuids[0], Health.SILENT, "no answer"))
+    stops = [a for a in simulation.plan_once() if isinstance(a, Stop)]
+    assert [(stop.cause, stop.reason) for stop in stops] == [("moved", "cuda:0 on a is silent: no answer")]
+    simulation.settle()
+    assert [r.device_uuids for r in simulation.ready()] == [("GPU-a-1",)]
+
+
+def test_silence_of_every_accelerator_sends_nobody_to_the_processor() -> None:
+    """`auto` means an accelerator where there is one: a driver that hangs has not taken it away."""
+    simulation = Simulation(world([deployment(device="auto", replicas=2)], [node(n_cuda=2)]))
+    simulation.settle()
+    assert sorted(r.devices for r in simulation.ready()) == [("cuda:0",), ("cuda:1",)]
+    silent = with_health(with_health(node(n_cuda=2), "GPU-a-0", Health.SILENT), "GPU-a-1", Health.SILENT)
+    simulation.set_nodes(silent)
+    simulation.set_deployment(deployment(device="auto", replicas=3))
+    simulation.settle()
+    assert [r.placement_note for r in simulation.of() if r.phase is Phase.PENDING] == [
+        "cuda:0 on a cannot be used: Xid 79"
+    ]
+    assert len(simulation.ready()) == 2

@@ -10,13 +10,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.scheduler.worlds import deployment, node, with_health
+from tests.registry.planned_models import QWEN_7B
+from tests.scheduler.worlds import CUDA_ENVIRONMENT, GIB, deployment, node, with_health
 from xinf.core.config import Config, load
 from xinf.core.device import Health
 from xinf.core.errors import Unavailable
 from xinf.core.ids import DeploymentName, NodeName
-from xinf.core.records import CordonRecord, DeploymentRecord, EventRecord, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import (
+    CordonRecord,
+    DeploymentRecord,
+    EventRecord,
+    MeasuredRecord,
+    NodeRecord,
+    Phase,
+    ReplicaRecord,
+)
 from xinf.meta import Compare, LmdbStore, Mirror, Put, Records, TxnResult, record_event
+from xinf.registry import fingerprint
 from xinf.scheduler import Action, SchedulerLoop, View, plan_deployment
 from xinf.scheduler.chronicle import Chronicle
 
@@ -307,7 +317,7 @@ async def test_memory_that_others_use_is_planned_for_once_in_a_while(
     monkeypatch.setattr("xinf.scheduler.loop.plan_deployment", count)
     control.start()
     await control.add_node(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 23}))
-    await control.wish(deployment(device="cuda", gib=10))
+    await control.wish(msgspec.structs.replace(deployment(device="cuda"), model=QWEN_7B))
     await control.until(lambda rs: len(rs) == 1 and "used by others" in str(rs[0].placement_note))
     n_before = len(planned)
     for n in range(100):
@@ -315,3 +325,41 @@ async def test_memory_that_others_use_is_planned_for_once_in_a_while(
     await control.add_node(node(n_cuda=1, memory=24))
     await control.until(lambda rs: rs[0].phase is Phase.PLACED)
     assert len(planned) - n_before < 30
+
+
+async def test_replica_gets_what_a_load_took_as_soon_as_that_is_known(control: Control) -> None:
+    """The scheduler follows measured loads: what was estimated too high fits when another replica has shown it."""
+    control.start()
+    small = node(n_cuda=1, memory=17, environments=[CUDA_ENVIRONMENT])
+    await control.add_node(small)
+    wish = msgspec.structs.replace(deployment(device="cuda"), model=QWEN_7B, model_identity="org/m@1")
+    await control.wish(wish)
+    (waiting,) = await control.until(lambda rs: len(rs) == 1)
+    assert "17 GiB free" in str(waiting.placement_note)
+    assert waiting.need is None, "nothing is promised to it"
+    digest = fingerprint("org/m@1", wish.spec, engine_version=None, device=small.devices[0])
+    took = MeasuredRecord(
+        fingerprint=digest, model="org/m", engine="vllm", device_bytes=15 * GIB, kv_bytes=2 * GIB,
+        fixed_bytes=13 * GIB, has_peak=True, kv_blocks=1, block_tokens=16,
+    )  # fmt: skip
+    await control.records.put(MeasuredRecord, digest, took)
+    (placed,) = await control.until(lambda rs: rs[0].phase is Phase.PLACED)
+    assert placed.need is not None
+    assert placed.need.is_measured
+    assert placed.need.device_bytes < 16 * GIB
+
+
+async def test_nodes_that_join_later_are_planned_by_what_they_are(control: Control) -> None:
+    """Two cards that make the same engine take other batches: each replica carries the need of its own."""
+    control.start()
+    await control.wish(msgspec.structs.replace(deployment(device="cuda", replicas=2), model=QWEN_7B))
+    await control.until(lambda rs: len(rs) == 2)
+    await control.add_node(node("a", memories=[24]))
+    await control.until(lambda rs: sum(r.phase is Phase.PLACED for r in rs) == 1)
+    await control.add_node(node("b", memories=[80]))
+    found = await control.until(lambda rs: all(r.phase is Phase.PLACED for r in rs))
+    small, large = sorted((r for r in found if r.need is not None), key=lambda r: str(r.node))
+    assert small.need is not None
+    assert large.need is not None
+    assert small.need.weights_bytes == large.need.weights_bytes
+    assert large.need.overhead_bytes > small.need.overhead_bytes, "8192 tokens a step instead of 2048"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from tests.registry.planned_models import QWEN_7B
 from tests.scheduler.worlds import (
     CPU_ENVIRONMENT,
     CUDA_ENVIRONMENT,
+    GIB,
+    RULES,
     SIM_ENVIRONMENT,
     deployment,
     holder,
     node,
     with_health,
 )
-from xinf.core.device import Device, Distance, Health, Topology, Vendor
+from xinf.core.device import Device, Distance, Dtype, Health, Topology, Vendor
 from xinf.core.ids import NodeName
+from xinf.core.model import ModelFacts, Quantization
 from xinf.core.records import (
     CordonRecord,
     DeploymentRecord,
@@ -37,7 +41,7 @@ def put(
 ) -> Placement | Refusal:
     made = wish if isinstance(wish, DeploymentRecord) else msgspec.structs.replace(deployment(), spec=wish)
     fleet = Fleet(nodes, {cordon.node: cordon for cordon in cordons})
-    return place(made, fleet, Claims(held), rules or Rules())
+    return place(made, fleet, Claims(held), rules or RULES)
 
 
 def chosen(found: Placement | Refusal) -> tuple[str, tuple[str, ...]]:
@@ -170,8 +174,8 @@ def test_memory_that_does_not_suffice_is_named_with_the_values() -> None:
 
 
 def test_memory_counts_what_others_use_and_nothing_else_on_an_idle_device() -> None:
-    assert chosen(put(deployment(gib=24), node(n_cuda=1, memory=24))) == ("a", ("cuda:0",))
-    assert isinstance(put(deployment(gib=24), node(n_cuda=1, memory=24, foreign={"GPU-a-0": 1})), Refusal)
+    assert chosen(put(deployment(gib=22), node(n_cuda=1, memory=24))) == ("a", ("cuda:0",))
+    assert isinstance(put(deployment(gib=22), node(n_cuda=1, memory=24, foreign={"GPU-a-0": 3})), Refusal)
 
 
 def test_device_of_unknown_memory_is_taken_for_large_enough() -> None:
@@ -218,8 +222,21 @@ def test_memory_of_the_processor_is_accounted() -> None:
 
 
 def test_all_ranks_of_an_engine_on_the_processor_count() -> None:
-    assert isinstance(put(deployment(device="cpu", gib=10, tensor_parallel_size=3), node(cpu_memory=32)), Placement)
-    assert isinstance(put(deployment(device="cpu", gib=10, tensor_parallel_size=4), node(cpu_memory=32)), Refusal)
+    """They live in one memory: each has the runtime's own, and its share of the weights."""
+    one, two = (
+        put(
+            msgspec.structs.replace(deployment(device="cpu", tensor_parallel_size=size), model=QWEN_7B),
+            node(cpu_memory=64),
+            rules=Rules(),
+        )
+        for size in (1, 2)
+    )
+    assert isinstance(one, Placement)
+    assert isinstance(two, Placement)
+    assert one.need is not None
+    assert two.need is not None
+    assert two.need.weights_bytes >= one.need.weights_bytes
+    assert two.need.overhead_bytes >= one.need.overhead_bytes + GIB
 
 
 def test_node_must_have_the_labels() -> None:
@@ -246,7 +263,7 @@ def test_cordoned_node_is_said_to_be_so_where_it_would_do() -> None:
 def test_what_the_device_cannot_do_is_asked_once_per_kind_of_device() -> None:
     asked: list[str] = []
 
-    def judge(spec: EngineSpec, device: Device, environment: EngineEnvironment) -> str | None:
+    def judge(_: EngineSpec, device: Device, environment: EngineEnvironment, __: ModelFacts | None) -> str | None:
         asked.append(device.uuid)
         return f"{environment.name} has no FP8 on {device.name}"
 
@@ -262,7 +279,7 @@ def test_one_environment_that_can_do_it_is_enough() -> None:
     found = put(
         deployment(device="cuda"),
         node(n_cuda=1, environments=[CUDA_ENVIRONMENT, new]),
-        rules=Rules(judge=lambda _, __, environment: None if environment.version == "2" else "too old"),
+        rules=Rules(judge=lambda _, __, environment, ___: None if environment.version == "2" else "too old"),
     )
     assert chosen(found) == ("a", ("cuda:0",))
 
@@ -332,7 +349,9 @@ def test_explanation_of_a_thousand_nodes_tells_the_nearest_and_counts_the_rest()
     binding, note = refused(put(deployment(device="cuda", gib=20), *nodes, held=held))
     assert binding is Binding.MEMORY
     assert len(note) <= 2500
-    assert note.startswith("n000: cuda:0 needs 20 GiB, 16 GiB free; n007: ")
+    assert note.startswith(
+        "n000: cuda:0 needs 20 GiB, 16 GiB free; n001: cuda:0 needs 20 GiB, 15 GiB free (1 GiB used by others); "
+    )
     assert note.endswith(
         "of 995 more nodes 295 have too little memory free, 300 have too few that are free, 400 have no such device"
     )
@@ -340,8 +359,8 @@ def test_explanation_of_a_thousand_nodes_tells_the_nearest_and_counts_the_rest()
 
 def test_could_fit_looks_past_everything_that_may_go_away() -> None:
     the_node = with_health(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 20}), "GPU-a-0", Health.DEGRADED)
-    assert isinstance(could_fit(deployment(gib=20), {the_node.name: the_node}), Placement)
-    assert refused(could_fit(deployment(gib=25), {the_node.name: the_node}))[0] is Binding.MEMORY
+    assert isinstance(could_fit(deployment(gib=20), {the_node.name: the_node}, RULES), Placement)
+    assert refused(could_fit(deployment(gib=25), {the_node.name: the_node}, RULES))[0] is Binding.MEMORY
 
 
 def test_tables_of_compatibility_are_asked() -> None:
@@ -352,3 +371,103 @@ def test_tables_of_compatibility_are_asked() -> None:
     assert refused(found)[0] is Binding.CAPABILITY
     assert "cuda:0 cannot run it" in refused(found)[1]
     assert "bf16" in refused(found)[1].lower()
+
+
+# ---- kinds of device ----------------------------------------------------------------------------------------------
+
+
+def promised(found: Placement | Refusal) -> float:
+    assert isinstance(found, Placement), found
+    assert found.need is not None
+    return found.need.device_bytes / GIB
+
+
+def test_each_kind_of_device_has_its_own_need() -> None:
+    wish = deployment(device="cuda,cpu", gib=10, gib_of={"card80": 14, "cpu": 20})
+    assert promised(put(wish, node(memories=[24]))) == 10
+    assert promised(put(wish, node(memories=[80]))) == 14
+    # The cache that is wanted on a processor is granted out of what is free there.
+    assert promised(put(wish, node(cpu_memory=64))) == 21
+    assert refused(put(wish, node(memories=[9], cpu_memory=8), node("b", cpu_memory=16))) == (
+        Binding.MEMORY,
+        "a: cuda:0 needs 10 GiB, 9 GiB free; b: cpu needs 20 GiB, 15.5 GiB free",
+    )
+
+
+def test_card_that_takes_a_larger_batch_is_passed_over_where_only_the_smaller_one_fits() -> None:
+    wish = deployment(device="cuda", gib=10, gib_of={"card40": 30})
+    the_node = node(memories=[40, 16], foreign={"GPU-a-0": 15})
+    found = put(wish, the_node)
+    assert chosen(found) == ("a", ("cuda:1",))
+    assert promised(found) == 10
+
+
+@pytest.mark.parametrize(
+    ("free", "devices", "gib"),
+    [
+        ((10, 10, 16, 16), ("cuda:0", "cuda:1"), 10),  # the smaller need first
+        ((9, 10, 16, 16), ("cuda:1", "cuda:2"), 12),  # mixed: all hold the greater one
+        ((9, 9, 16, 16), ("cuda:2", "cuda:3"), 12),
+        ((11, 16, 16, 11), ("cuda:0", "cuda:1"), 10),
+        ((8, 11, 13, 11), None, 12),  # nearest: two that hold 12
+    ],
+)
+def test_devices_of_one_engine_all_have_room_for_the_greatest_need_among_them(
+    free: tuple[int, ...], devices: tuple[str, ...] | None, gib: int
+) -> None:
+    """Cards of 24 and 40 GiB that need 10 and 12."""
+    sizes = (24, 24, 40, 40)
+    used = {f"GPU-a-{i}": size - left for i, (size, left) in enumerate(zip(sizes, free, strict=True))}
+    wish = deployment(device="cuda", tensor_parallel_size=2, gib=10, gib_of={"card40": 12})
+    found = put(wish, node(memories=sizes, foreign=used))
+    if devices is None:
+        assert refused(found) == (Binding.MEMORY, "a: cuda:1 needs 12 GiB, 11 GiB free (13 GiB used by others)")
+        return
+    assert promised(found) == gib
+    assert isinstance(found, Placement)
+    assert set(found.devices) <= set(devices) | {"cuda:3"}
+    assert found.devices[0] == devices[0] or gib == 12
+
+
+def test_cache_on_a_processor_is_granted_and_held() -> None:
+    """A quarter of what is free beside the rest, up to what is wanted: the next one finds so much less."""
+    wish = deployment(device="cpu", gib=8)
+    first = put(wish, node(cpu_memory=10))
+    assert promised(first) == 8 + (10 - 0.5 - 8) / 4
+    assert first.note == "a has cpu free: 8.4 GiB of 9.5 GiB"  # type: ignore[union-attr]
+    held = msgspec.structs.replace(holder("a", devices=("cpu",)), need=first.need)  # type: ignore[union-attr]
+    second = put(deployment(device="cpu", gib=1), node(cpu_memory=10), held=(held,))
+    assert promised(second) == 1 + (10 - 0.5 - 8.375 - 1) / 4
+
+
+def test_cache_is_not_granted_where_nobody_says_what_is_free() -> None:
+    found = put(deployment(device="cpu", gib=8), node())
+    assert isinstance(found, Placement)
+    assert found.need is not None
+    assert found.need.kv_wanted_bytes == GIB, "its engine sizes it itself"
+
+
+def test_engine_gets_no_more_of_a_device_than_engines_take() -> None:
+    binding, note = refused(put(deployment(device="cuda", gib=23.5), node(memories=[24])))
+    assert binding is Binding.MEMORY
+    assert note == "a: cuda:0 needs 23.5 GiB, 24 GiB free, of which an engine may take 22.2 GiB"
+
+
+def test_kind_that_nobody_can_plan_for_takes_it_and_shares_with_nobody() -> None:
+    wish = deployment(device="cuda", gib=10, gib_of={"card40": -1}, shares=True)
+    found = put(wish, node(memories=[40]))
+    assert isinstance(found, Placement)
+    assert found.need is None
+    beside = holder("a", "GPU-a-0", gib=4, shares=True)
+    assert refused(put(wish, node(memories=[40]), held=(beside,)))[0] is Binding.TAKEN
+    assert promised(put(wish, node(memories=[24]), held=(beside,))) == 10
+
+
+def test_what_the_model_is_counts_for_what_a_device_can_do() -> None:
+    """Packed weights stand in the model's files, not in the wish."""
+    packed = ModelFacts(quantization=Quantization(method="fp8", weight_dtype=Dtype.FP8_E4M3, bits=8), dtype="bfloat16")
+    turing = node(n_cuda=1)
+    devices = tuple(msgspec.structs.replace(d, arch="sm_70") if d.index == 0 else d for d in turing.devices)
+    the_node = msgspec.structs.replace(turing, devices=devices)
+    wish = deployment(device="cuda")
+    assert isinstance(put(msgspec.structs.replace(wish, model=packed), the_node, rules=Rules()), Refusal)

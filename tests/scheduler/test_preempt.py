@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.worlds import Simulation, deployment, holder, node, world
+from tests.scheduler.worlds import RULES, Simulation, deployment, holder, node, world
 from xinf.core.ids import DeploymentName, ReplicaId
 from xinf.core.records import Phase, ReplicaRecord
 from xinf.scheduler import (
@@ -22,7 +22,6 @@ from xinf.scheduler import (
     Place,
     Placement,
     Refusal,
-    Rules,
     Stop,
     View,
     World,
@@ -42,8 +41,8 @@ def stopped_by(actions: list[Action]) -> dict[str, str]:
 
 def victims(start: World, name: str = "high") -> list[str]:
     """Whom a replica of `name` would push out."""
-    view = View(start)
-    search = Search(view.deployments[DeploymentName(name)], view.fleet, Draft(view.claims), view.rules)
+    view = View(start, RULES)
+    search = Search(view.deployments[DeploymentName(name)], view.fleet, Draft(view.claims), view.rules, measured={})
     assert isinstance(search.find(), Refusal)
     found = find_eviction(search, view)
     return [] if found is None else [replica.id for replica in found.victims]
@@ -78,7 +77,7 @@ def test_nobody_goes_where_it_would_not_help() -> None:
     held = (holder("a", "GPU-a-0", name="x"), holder("a", "GPU-a-1", name="equal"))
     start = full(*held, priorities={"equal": 5}, tensor_parallel_size=2)
     assert victims(start) == []
-    assert stopped_by(plan(full(holder("a", "GPU-a-0", name="x"), n_cuda=1, gib=25), 1.0)) == {}, (
+    assert stopped_by(plan(full(holder("a", "GPU-a-0", name="x"), n_cuda=1, gib=25), 1.0, RULES)) == {}, (
         "it is too large anyway"
     )
 
@@ -144,7 +143,7 @@ def test_place_that_is_being_cleared_is_kept_from_lower_ones() -> None:
     assert len(stopped_by(simulation.plan_once())) == 2
     assert simulation.agents_step(), "one of the two has stopped"
     # The lower one is asked first now, whatever the order of events.
-    view = View(simulation.world)
+    view = View(simulation.world, RULES)
     made = plan_deployment(DeploymentName("low"), view, 1.0)
     assert not [a for a in made if isinstance(a, Place) or (isinstance(a, Create) and a.placement is not None)]
     simulation.settle()
@@ -186,7 +185,7 @@ def test_lost_replica_of_a_higher_priority_is_replaced_at_the_cost_of_a_lower_on
 
 def test_reason_of_a_node_that_is_full_is_kept_for_events() -> None:
     start = full(holder("a", "GPU-a-0", name="x"), n_cuda=1, priorities={"x": 5})
-    (made,) = (a for a in plan(start, 1.0, Rules()) if isinstance(a, Create) and a.deployment == "high")
+    (made,) = (a for a in plan(start, 1.0, RULES) if isinstance(a, Create) and a.deployment == "high")
     assert made.binding is Binding.TAKEN
     assert Claims(start.replicas.values()).on(next(iter(start.nodes))).n_replicas == 1
 
@@ -220,9 +219,9 @@ def fleets(draw: st.DrawFn) -> World:
 @settings(max_examples=300, deadline=None)
 def test_nobody_goes_who_could_be_spared(start: World) -> None:
     """Against trying every set on every node."""
-    view = View(start)
+    view = View(start, RULES)
     wish = view.deployments[DeploymentName("high")]
-    search = Search(wish, view.fleet, Draft(view.claims), view.rules)
+    search = Search(wish, view.fleet, Draft(view.claims), view.rules, measured={})
     if not isinstance(search.find(), Refusal):
         return
     best: list[tuple[Value, ...]] = []
@@ -232,7 +231,7 @@ def test_nobody_goes_who_could_be_spared(start: World) -> None:
         for size in range(1, len(lower) + 1):
             for gone in combinations(lower, size):
                 rest = Claims(r for r in on_node if r not in gone)
-                if isinstance(place(wish, Fleet([start.nodes[name]]), rest, view.rules), Placement):
+                if isinstance(place(wish, Fleet([start.nodes[name]]), rest, view.rules, measured={}), Placement):
                     values = (value_of(r, start.deployments[r.deployment].priority) for r in gone)
                     best.append(tuple(sorted(values, reverse=True)))
     found = find_eviction(search, view)
@@ -251,7 +250,7 @@ def test_many_that_wait_in_vain_ask_once_whom_they_may_push_out(monkeypatch: pyt
 
     monkeypatch.setattr(sys.modules["xinf.scheduler.plan"], "find_eviction", count)
     start = full(holder("a", "GPU-a-0", name="x"), holder("a", "GPU-a-1", name="y"), replicas=40, gib=30)
-    actions = plan_deployment(DeploymentName("high"), View(start), 0)
+    actions = plan_deployment(DeploymentName("high"), View(start, RULES), 0)
     assert (len(actions), stopped_by(actions), len(asked)) == (40, {}, 1)
 
 

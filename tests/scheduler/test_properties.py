@@ -16,11 +16,16 @@ from tests.scheduler.worlds import (
     deployment,
     holder,
     node,
+    plan_need,
     with_health,
     world,
 )
+from tests.scheduler.worlds import (
+    RULES as PLAIN_RULES,
+)
 from xinf.core.device import Device, Health, Vendor
 from xinf.core.ids import NodeName
+from xinf.core.model import ModelFacts
 from xinf.core.records import CordonRecord, DeploymentRecord, EngineEnvironment, EngineSpec, NodeRecord, ReplicaRecord
 from xinf.scheduler import Binding, Claims, Fleet, Placement, Refusal, Rules, Stop, World, place, plan
 
@@ -34,28 +39,30 @@ def mostly(usual: T, *others: T) -> st.SearchStrategy[T]:
     return st.sampled_from([usual] * 3 * max(1, len(others)) + list(others))
 
 
-def judge(spec: EngineSpec, device: Device, environment: EngineEnvironment) -> str | None:
+def judge(_: EngineSpec, device: Device, __: EngineEnvironment, ___: ModelFacts | None) -> str | None:
     return "it cannot" if device.name == UNFIT else None
 
 
-RULES = Rules(judge=judge)
+RULES = Rules(judge=judge, planner=plan_need)
 
 
 @st.composite
 def nodes(draw: st.DrawFn, name: str) -> NodeRecord:
-    """A node of up to four cards of one size, used by others, hot, broken, without an engine, unfit: anything."""
+    """A node of up to four cards, used by others, hot, broken, without an engine, unfit: anything."""
     n_cuda = draw(st.integers(0, 4))
+    mixed = draw(st.lists(st.sampled_from([16, 24, 80]), min_size=n_cuda, max_size=n_cuda))
     made = node(
         name,
         n_cuda=n_cuda,
         memory=draw(mostly(24, None, 16, 80)),
+        memories=mixed if draw(st.booleans()) else (),
         cpu_memory=draw(st.sampled_from([None, 32])),
         foreign={f"GPU-{name}-{i}": draw(st.integers(0, 20)) for i in range(n_cuda)},
         labels=draw(mostly({"zone": "a"}, {}, {"zone": "b"})),
         environments=draw(mostly((CPU_ENVIRONMENT, CUDA_ENVIRONMENT), (CPU_ENVIRONMENT,), ())),
     )
     for number in range(n_cuda):
-        state = draw(mostly(Health.OK, Health.DEGRADED, Health.FAULTY))
+        state = draw(mostly(Health.OK, Health.DEGRADED, Health.SILENT, Health.FAULTY))
         made = with_health(made, f"GPU-{name}-{number}", state)
     if draw(mostly(False, True)):
         made = msgspec.structs.replace(
@@ -69,8 +76,8 @@ def plain_nodes(draw: st.DrawFn, name: str) -> NodeRecord:
     """A node on which only room can be missing."""
     n_cuda = draw(st.integers(1, 4))
     foreign = {f"GPU-{name}-{i}": draw(st.integers(0, 20)) for i in range(n_cuda)}
-    memory = draw(st.sampled_from([16, 24]))
-    return node(name, n_cuda=n_cuda, memory=memory, cpu_memory=16, foreign=foreign, labels={"zone": "a"})
+    memories = draw(st.lists(st.sampled_from([16, 24]), min_size=n_cuda, max_size=n_cuda))
+    return node(name, memories=memories, cpu_memory=16, foreign=foreign, labels={"zone": "a"})
 
 
 @st.composite
@@ -83,6 +90,10 @@ def wishes(draw: st.DrawFn, name: str = "m", device: str | None = None) -> Deplo
         device=selector,
         tensor_parallel_size=1 if selector == "cuda:0" else draw(st.integers(1, 2)),
         gib=draw(st.sampled_from([None, 3, 7, 14, 30])),
+        # What other kinds of device need: more, less, or nobody can tell.
+        gib_of=draw(
+            st.dictionaries(st.sampled_from(["cpu", "card16", "card24", "card80"]), st.sampled_from([2, 9, 15, -1]))
+        ),
         shares=draw(st.booleans()),
         priority=draw(st.integers(0, 2)),
         labels=draw(mostly({}, {"zone": "a"})),
@@ -220,7 +231,7 @@ def relax(binding: Binding, situation: Situation) -> Situation:
         case Binding.ENGINE:
             host = msgspec.structs.replace(host, environments=(kind,))
         case Binding.CAPABILITY:
-            rules = Rules()
+            rules = PLAIN_RULES
         case Binding.CORDON:
             is_cordoned = False
         case Binding.MEMORY:
@@ -286,3 +297,40 @@ def test_nearest_node_gives_the_reason(stage: list[NodeRecord]) -> None:
         )
     else:
         assert any(isinstance(one, Placement) for one in alone)
+
+
+@given(
+    wish=st.sampled_from(["auto", "cuda", "cuda,cpu"]).flatmap(lambda device: wishes("m", device)),
+    hosts=st.lists(st.sampled_from("ab").flatmap(nodes), min_size=1, max_size=2, unique_by=lambda n: n.name),
+    holders=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, 4, 9]), st.booleans()), max_size=4),
+)
+@settings(max_examples=300, deadline=None)
+def test_promise_is_what_the_devices_need_and_have(
+    wish: DeploymentRecord, hosts: list[NodeRecord], holders: list[tuple[int, int | None, bool]]
+) -> None:
+    """The greatest need of the devices that were chosen, on a processor with the cache; all of them have it free."""
+    held = [
+        holder("a", f"GPU-a-{card}", name=f"h{number}", gib=gib, shares=shares)
+        for number, (card, gib, shares) in enumerate(holders)
+    ]
+    found = place(wish, Fleet(hosts), Claims(held), RULES)
+    if isinstance(found, Refusal):
+        return
+    host = next(n for n in hosts if n.name == found.node)
+    chosen = [d for d in host.devices if d.selector in found.devices]
+    needs = [
+        plan_need(wish.spec, wish.model, d, CPU_ENVIRONMENT, identity=None, measured={}) for d in chosen if wish.model
+    ]
+    known = [need for need in needs if need is not None]
+    assert len(known) in (0, len(chosen)), "those that nobody can plan for are not mixed with others"
+    if not known:
+        assert found.need is None
+        return
+    assert found.need is not None
+    least = max(known, key=lambda need: need.device_bytes)
+    assert msgspec.structs.replace(found.need, kv_bytes=0, kv_wanted_bytes=least.kv_wanted_bytes) == least
+    for device in chosen:
+        on_it = [r for r in held if device.uuid in r.device_uuids and r.node == host.name]
+        shared = RULES.headroom_bytes if on_it or device.vendor is Vendor.CPU else 0
+        taken = sum(r.need.device_bytes for r in on_it if r.need) + host.foreign_bytes.get(device.uuid, 0) + shared
+        assert device.memory_bytes is None or found.need.device_bytes + taken <= device.memory_bytes

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from xinf.core.device import Device, Health, Topology, Vendor
+from xinf.core.device import KIND_OF_VENDOR, Device, Health, Topology, Vendor
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
+from xinf.core.model import ModelFacts
 from xinf.core.records import (
     CordonRecord,
     DeploymentRecord,
     EngineEnvironment,
     EngineSpec,
+    MeasuredRecord,
     MemoryNeed,
     NodeRecord,
     Phase,
@@ -36,24 +38,26 @@ def node(
     environments: Iterable[EngineEnvironment] = (CPU_ENVIRONMENT, CUDA_ENVIRONMENT),
     health: Health = Health.OK,
     memory: int | None = None,
+    memories: Sequence[int] = (),
     cpu_memory: int | None = None,
     foreign: Mapping[str, int] | None = None,
     labels: Mapping[str, str] | None = None,
     topology: Topology | None = None,
     models: tuple[str, ...] = (),
 ) -> NodeRecord:
-    """`memory`: GiB of each card; `foreign`: GiB by UUID."""
+    """`memory`: GiB of each card, or `memories`, by which they are called too; `foreign`: GiB by UUID."""
+    sizes = list(memories) or [memory] * n_cuda
     cards = tuple(
         Device(
             vendor=Vendor.NVIDIA,
             index=i,
             uuid=f"GPU-{name}-{i}",
-            name="card",
-            memory_bytes=None if memory is None else memory * GIB,
+            name=f"card{size}" if memories else "card",
+            memory_bytes=None if size is None else size * GIB,
             health=health,
             reason=None if health is Health.OK else "the driver is not loaded",
         )
-        for i in range(n_cuda)
+        for i, size in enumerate(sizes)
     )
     cpu_bytes = None if cpu_memory is None else cpu_memory * GIB
     cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=cpu_bytes)
@@ -80,9 +84,40 @@ def with_health(record: NodeRecord, uuid: str, health: Health, reason: str = "Xi
     return msgspec.structs.replace(record, devices=devices)
 
 
-def need(gib: float) -> MemoryNeed:
-    """So much of each device."""
-    return MemoryNeed(weights_bytes=int(gib * GIB), kv_bytes=0, overhead_bytes=0)
+def need(gib: float, *, wanted: float | None = None) -> MemoryNeed:
+    """So much of each device; `wanted`: GiB of cache where a processor has room for it."""
+    kv_wanted = None if wanted is None else int(wanted * GIB)
+    return MemoryNeed(weights_bytes=int(gib * GIB), kv_bytes=0, overhead_bytes=0, kv_wanted_bytes=kv_wanted)
+
+
+def model(gib: float, **gib_of: float) -> ModelFacts:
+    """A model that needs so much of any device, but for those that are named: by kind (`cpu`) or by name."""
+    of = {"*": gib, **gib_of}
+    return ModelFacts(stored_dtypes={what: int(size * GIB) for what, size in of.items()})
+
+
+def plan_need(
+    spec: EngineSpec,
+    facts: ModelFacts,
+    device: Device,
+    environment: EngineEnvironment,
+    /,
+    *,
+    identity: str | None,
+    measured: Mapping[str, MeasuredRecord],
+) -> MemoryNeed | None:
+    """What `model` says of such a device: less where it was measured. The cache of a processor is wanted in full."""
+    sizes = facts.stored_dtypes
+    kind = KIND_OF_VENDOR[device.vendor]
+    size = sizes.get(device.name, sizes.get(kind, sizes["*"]))
+    if size < 0:
+        return None
+    if identity is not None and (record := measured.get(f"{identity}-{kind}")) is not None:
+        size = record.fixed_bytes
+    return MemoryNeed(weights_bytes=size, kv_bytes=0, overhead_bytes=0, kv_wanted_bytes=GIB if kind == "cpu" else None)
+
+
+RULES = Rules(planner=plan_need)
 
 
 def deployment(
@@ -98,14 +133,16 @@ def deployment(
     labels: Mapping[str, str] | None = None,
     placement: str = "spread",
     engine: str = "vllm",
+    gib_of: Mapping[str, float] | None = None,
 ) -> DeploymentRecord:
+    """`gib`: what its model needs of a device; `gib_of`: of other kinds of device, by kind or name."""
     spec = EngineSpec(model="org/m", engine=engine, device=device, tensor_parallel_size=tensor_parallel_size)
     return DeploymentRecord(
         name=DeploymentName(name),
         spec=spec,
         replicas=replicas,
         generation=generation,
-        need=None if gib is None else need(gib),
+        model=None if gib is None else model(gib, **(gib_of or {})),
         shares=shares,
         priority=priority,
         labels=dict(labels or {}),
@@ -160,7 +197,7 @@ class Simulation:
     def __init__(self, start: World, *, seed: int = 0, rules: Rules | None = None) -> None:
         self.world = start
         self.random = random.Random(seed)
-        self.rules = rules or Rules()
+        self.rules = rules or RULES
         self.now_s = 1000.0
         self.n_created = 0
         self.n_preempted = 0
@@ -198,7 +235,8 @@ class Simulation:
         for _ in range(most_steps):
             if not self.plan_once() and not self.agents_step():
                 return
-        raise AssertionError(f"no fixpoint after {most_steps} steps; the plan is {plan(self.world, self.now_s)}")
+        left = plan(self.world, self.now_s, self.rules)
+        raise AssertionError(f"no fixpoint after {most_steps} steps; the plan is {left}")
 
     def agents_step(self) -> bool:
         """One agent that is present moves one replica on; False when there is nothing to move."""
@@ -215,7 +253,7 @@ class Simulation:
         return True
 
     def check_devices(self) -> None:
-        """No accelerator is promised twice, and nobody holds a device that its node does not have."""
+        """No accelerator is promised twice, no processor gives more than it has; nobody holds what is not there."""
         held: dict[str, list[ReplicaRecord]] = {}
         for replica in self.world.replicas.values():
             if replica.phase is Phase.STOPPED or replica.node not in self.world.nodes:
@@ -223,22 +261,23 @@ class Simulation:
             for uuid in replica.device_uuids:
                 assert uuid.startswith(f"GPU-{replica.node}-")
                 held.setdefault(uuid, []).append(replica)
+            if "cpu" in replica.devices:
+                held.setdefault(f"CPU-{replica.node}", []).append(replica)
         for uuid, replicas in held.items():
-            if len(replicas) == 1:
-                continue
-            ids = ", ".join(replica.id for replica in replicas)
-            assert all(replica.shares and replica.need for replica in replicas), f"{uuid} is held by {ids}"
-            self._check_memory(uuid, replicas)
+            is_processor = uuid.startswith("CPU-")
+            if len(replicas) > 1 and not is_processor:
+                ids = ", ".join(replica.id for replica in replicas)
+                assert all(replica.shares and replica.need for replica in replicas), f"{uuid} is held by {ids}"
+            self._check_memory(uuid, replicas, is_shared=is_processor or len(replicas) > 1)
 
-    def _check_memory(self, uuid: str, replicas: list[ReplicaRecord]) -> None:
+    def _check_memory(self, uuid: str, replicas: list[ReplicaRecord], *, is_shared: bool) -> None:
         host = self.world.nodes[replicas[0].node]  # type: ignore[index]
         device = next((d for d in host.devices if d.uuid == uuid), None)
-        if device is None:
-            return  # it went away under them
-        assert device.memory_bytes is not None
+        if device is None or device.memory_bytes is None:
+            return  # it went away under them, or nobody says what it has
         promised = sum(r.need.device_bytes for r in replicas if r.need is not None)
-        room = device.memory_bytes - host.foreign_bytes.get(uuid, 0) - self.rules.headroom_bytes
-        assert promised <= room, f"{uuid}: {promised} bytes are promised, {room} are there"
+        room = device.memory_bytes - host.foreign_bytes.get(uuid, 0) - is_shared * self.rules.headroom_bytes
+        assert not promised or promised <= room, f"{uuid}: {promised} bytes are promised, {room} are there"
 
     def _put(self, record: ReplicaRecord) -> None:
         self.edit(replicas={**self.world.replicas, record.id: record})

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import httpx
 import psutil
 
 from tests.children import command_of, living_children
+from tests.ports import free_port
 from xinf.core.paths import Paths
 
 T = TypeVar("T")
@@ -40,9 +40,7 @@ class Place:
 
     def __init__(self) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="xs", dir="/tmp"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("XINF_")}
         self.environ = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,13 @@ async def test_first_start_that_says_nothing_is_given_up() -> None:
         await child.start(0.5)
     await child.stop(asyncio.Event())
     assert child.pid is None
+
+
+async def test_modules_of_the_working_directory_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("queue", "runpy", "xinf"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    child = Child(ChildSpec(name="clock", module="queue", environ=os.environ, stop_timeout_s=5, has_report=True))
+    with pytest.raises(Unavailable, match="clock ended with status 0 before it was ready"):
+        await child.start(30)
+    await child.stop(asyncio.Event())

@@ -38,6 +38,16 @@ def test_count_and_policy_keep_the_generation() -> None:
     assert (applied.record.generation, applied.record.replicas, applied.record.created_s) == (3, 4, 7.0)
 
 
+def test_wish_without_a_commit_keeps_the_one_that_was_meant() -> None:
+    spec = EngineSpec(model="org/name", revision="v1")
+    pinned = replace(PRESENT, spec=replace(spec, commit="c" * 40))
+    assert merge(pinned, replace(WISH, spec=spec)).outcome == "unchanged"
+    moved = merge(pinned, replace(WISH, spec=replace(spec, commit="d" * 40)))
+    assert (moved.outcome, moved.record.spec.commit) == ("updated", "d" * 40)
+    other = merge(pinned, replace(WISH, spec=replace(spec, revision="v2")))
+    assert (other.outcome, other.record.spec.commit) == ("updated", None)
+
+
 def test_another_spec_is_a_new_generation() -> None:
     applied = merge(PRESENT, replace(WISH, spec=replace(WISH.spec, max_model_len=99)))
     assert applied.outcome == "updated"

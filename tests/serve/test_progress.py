@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from tests.registry.planned_models import QWEN_7B, card
 from xinf.core.device import Device, Vendor
 from xinf.core.errors import EngineStartFailed, PlacementFailed
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
@@ -12,11 +13,13 @@ from xinf.core.records import (
     DeploymentRecord,
     EngineEnvironment,
     EngineSpec,
+    MeasuredRecord,
     NodeRecord,
     Phase,
     ReplicaFailure,
     ReplicaRecord,
 )
+from xinf.registry import fingerprint
 from xinf.serve.progress import Progress
 
 SPEC = EngineSpec(model="m", engine="sim", device="cpu")
@@ -125,3 +128,22 @@ def test_failure_of_long_ago_is_not() -> None:
     made = progress(recovered)
     assert told(made, recovered) == []
     assert made.is_ready
+
+
+def test_what_a_load_took_decides_whether_anything_could_ever_fit() -> None:
+    """As the scheduler reads it, or the watching would end in an error while the replica is being placed."""
+    engine = EngineEnvironment(name="vllm", python="p", engines=("vllm",), device_kinds=("cuda",), version="0.32.0")
+    device = card(17)
+    small = replace(NODE, devices=(device,), environments=(engine,))
+    spec = EngineSpec(model="org/m", device="cuda")
+    wish = replace(DEPLOYMENT, spec=spec, model=QWEN_7B, model_identity="org/m@1")
+    waiting = replace(PENDING, spec=spec, placement_note="host: cuda:0 has other-1")
+    took = MeasuredRecord(
+        fingerprint="", model="org/m", engine="vllm", device_bytes=15 << 30, kv_bytes=2 << 30,
+        fixed_bytes=13 << 30, has_peak=True, kv_blocks=1, block_tokens=16,
+    )  # fmt: skip
+    with pytest.raises(PlacementFailed, match="needs 17"):
+        progress(deployment=wish).update([waiting], {small.name: small}, 100.0)
+    measured = {fingerprint("org/m@1", spec, engine_version="0.32.0", device=device): took}
+    (step,) = progress(deployment=wish).update([waiting], {small.name: small}, 100.0, measured=measured)
+    assert step.title == "waiting"

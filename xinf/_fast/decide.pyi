@@ -4,9 +4,7 @@ from typing import Final, Protocol, TypeVar
 from typing_extensions import disjoint_base
 
 from xinf._fast.choice import Choice
-from xinf._fast.group import Group
-from xinf._fast.ledger import Ledger
-from xinf._fast.prefix import PrefixIndex
+from xinf._fast.fleet import Fleet
 from xinf._fast.scan import Scan
 
 AUTO: Final[int]
@@ -17,15 +15,13 @@ PREFIX: Final[int]
 
 _View = TypeVar("_View")
 
-SAYS: dict[str, int]
 VIEWS: tuple[str, ...]
-CAUSES: tuple[str, ...]
 
 class _Clock(Protocol):
     def monotonic_s(self) -> float: ...
 
 @disjoint_base
-class Decider:
+class Decider(Fleet):
     def __init__(
         self,
         *,
@@ -39,12 +35,6 @@ class Decider:
         clock: _Clock | None = None,
         turn: int = 0,
     ) -> None: ...
-    @property
-    def ledger(self) -> Ledger: ...
-    @property
-    def index(self) -> PrefixIndex | None: ...
-    @property
-    def exact(self) -> PrefixIndex | None: ...
     def choose(
         self,
         model: str,
@@ -61,38 +51,6 @@ class Decider:
     def finished(
         self, choice: Choice, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, is_ok: bool
     ) -> None: ...
-    def inflight(self, replica_id: str) -> int: ...
-    def _enter(
-        self,
-        replica_id: str,
-        model: str,
-        policy: int,
-        *,
-        block_tokens: int,
-        max_running: int,
-        is_ready: bool,
-    ) -> None: ...
-    def _leave(self, replica_id: str) -> None: ...
-    def _report(
-        self,
-        replica_id: str,
-        *,
-        requests: int,
-        waiting: int = 0,
-        queued_prefill_tokens: int,
-        kv_blocks_used: int,
-        kv_blocks_total: int,
-        last_submit: int,
-    ) -> None: ...
-    def _say(self, replica_id: str, state: str) -> None: ...
-    def _misform(self, replica_id: str, is_misformed: bool) -> None: ...
-    def _hear(
-        self, replica_id: str, *, cleared: bool, added: bytes, tokens: bytes, removed: bytes, state: str
-    ) -> bool: ...
-    def _n_rows(self) -> int: ...
-    def _ids(self) -> list[str]: ...
-    def _groups(self) -> dict[str, Group]: ...
-    def _learnt(self, replica_id: str, make: Callable[..., _View]) -> _View: ...
     def _weigh(
         self,
         model: str,

@@ -4,10 +4,10 @@
     choose    scan ─▶ sink (hashes, ends) ─┬─▶ marks ─▶ index.reach ──────┬─▶ tokens ─▶ policy: ledger.cheapest / ...
                                            └─▶ exact.reach_far, if told ──┘             ─▶ ledger.take ─▶ index.hold
     submitted, started ─▶ ledger        finished ─▶ ledger.give_back ─▶ rates, density ─▶ index.hold, if its end was wrong
-    what engines say of their caches ─▶ exact                                          ─▶ standing: did it come true?
+    what engines say of their caches ─▶ fleet: exact                                   ─▶ standing: did it come true?
 
-A `Group` is the replicas that serve one model under one policy; rows are the small integers that ledger and indexes know
-replicas by. Buffers are kept from one request to the next.
+It chooses among the rows of a `Fleet` (fleet.pyx), of which those that serve one model under one policy are a `Group`. Buffers
+are kept from one request to the next.
 
 Two indexes. `exact` holds what engines say, chunk by chunk, with the engine's own token positions; a look-up goes over the
 whole chain. `index` holds what was routed, by a few of a prompt's chunks, its marks (marks.pxd: at most some hundred; a
@@ -19,7 +19,7 @@ Invariants: a choice is reserved in the ledger in the same call; a reservation i
 thread and never blocks.
 
     choose  O(prompt bytes + marks + replicas of the model + replicas that hold any of it)    submitted, started  O(1)
-    finished  O(1), O(marks) when positions were wrong        marks  O(log chunks)            hear  O(chunks said)
+    finished  O(1), O(marks) when positions were wrong        marks  O(log chunks)
 """
 
 cimport cython
@@ -27,92 +27,62 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.math cimport NAN, isnan
-from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memmove, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memset
 
 from xinf._fast cimport alloc
-from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
+from xinf._fast.alloc cimport xinf_malloc
 from xinf._fast.canonical cimport is_order
 from xinf._fast.choice cimport Choice
 from xinf._fast.chunkhash cimport hash_bytes
-from xinf._fast.group cimport Group
+from xinf._fast.fleet cimport Fleet, capacity_for, grown
+from xinf._fast.group cimport BY_COST, BY_LOAD, BY_PREFIX, BY_SESSION, BY_TURN, Group, uses_prefixes
 from xinf._fast.ledger cimport NONE, Excluded, Ledger, Pick, Row, is_excluded
 from xinf._fast.losses cimport SEEN_PLACES, note_seen, recall
 from xinf._fast.marks cimport MAX_MARKS, marks_room, take_marks
 from xinf._fast.positions cimport line, place_chunks, place_rest
-from xinf._fast.prefix cimport MIN_INDEX_BYTES, PrefixIndex
-from xinf._fast.rates cimport forget_prefill, learn_crowd, learn_density, learn_prefill, learn_service, learn_trust
+from xinf._fast.prefix cimport MIN_INDEX_BYTES
+from xinf._fast.rates cimport learn_crowd, learn_density, learn_prefill, learn_service, learn_trust
 from xinf._fast.record cimport Record
 from xinf._fast.scan cimport Scan
 from xinf._fast.sink cimport MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Sink, free_sink, init_sink
-from xinf._fast.standing cimport (
-    BY_CHECK, BY_ENGINE, BY_FORM, BY_POLICY, BY_RECOVERY, N_CAUSES, N_VIEWS, SAYS_APPROX, SAYS_EXACT, SAYS_NOTHING,
-    SAYS_OFF, Standing, VIEW_MARKS, begin_standing, check, is_told, review,
-)
+from xinf._fast.standing cimport BY_CHECK, BY_RECOVERY, Standing, VIEW_MARKS, check, is_told
 from xinf._fast.tokens cimport above, distance, usable
 
-# Policies, as numbers. See xinf/router/README.md.
-AUTO = 0
-LEAST_LOAD = 1
-ROUND_ROBIN = 2
-SESSION = 3
-PREFIX = 4
+from xinf._fast.fleet import VIEWS
 
-cdef enum:
-    BY_COST = 0
-    BY_LOAD = 1
-    BY_TURN = 2
-    BY_SESSION = 3
-    BY_PREFIX = 4
+# Policies, as numbers. See xinf/router/README.md.
+AUTO = BY_COST
+LEAST_LOAD = BY_LOAD
+ROUND_ROBIN = BY_TURN
+SESSION = BY_SESSION
+PREFIX = BY_PREFIX
 
 cdef enum:
     WINDOW_BLOCKS = 3  # text of so many blocks holds an entry of whoever holds it: two may be missing
     # A prompt has no more tokens than that, whatever an engine says: else one could make all others look dear.
     MAX_TOKENS_PER_BYTE = 4
     MAX_TEMPLATE_TOKENS = 1 << 14
-    # A new replica counts as having so many slots, and more with each answer: how fast it is nobody knows yet.
-    FIRST_SLOTS = 4
-    SLOTS_PER_ANSWER = 2
+    SLOTS_PER_ANSWER = 2  # that a replica counts as having, up to what it said
     COMPARED_REPLICAS = 32  # of more than so many, one choice in 16 is compared with least-load
-
-SAYS = {"": SAYS_NOTHING, "off": SAYS_OFF, "approx": SAYS_APPROX, "exact": SAYS_EXACT}
-VIEWS = ("off", "approx", "approx", "exact")
-CAUSES = ("beginning", "policy", "engine", "form", "check", "recovery")
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
 
 
 @cython.auto_pickle(False)
-cdef class Decider:
+cdef class Decider(Fleet):
     """Chooses among the replicas that it was told of. `xinf.router.Router` is made of it: names, settings and views."""
 
-    cdef readonly Ledger ledger
-    cdef readonly PrefixIndex index  # of what was routed; None: off
-    cdef readonly PrefixIndex exact  # of what engines say; None: off
-    cdef object clock  # None: the system's
     cdef uint32_t chunk_bytes
-    cdef double prior_bytes_per_token
-    cdef double prior_prefill_tokens_per_s
-    cdef double prior_service_s
-    cdef uint32_t start
-    cdef dict groups  # by model
-    cdef dict row_of  # by replica id
-    cdef list names  # by row; None: free
-    cdef list group_of  # by row
-    cdef list free_rows
-    # By row, of one capacity.
-    cdef uint32_t capacity
+    # By row, of the fleet's capacity.
     cdef uint32_t *lengths  # filled by each match: tokens
     cdef uint32_t *hits  # filled by each match: marks; 0 where `lengths` goes by what is told
     cdef uint32_t *told_lengths  # the same of what is told
     cdef uint32_t *told_hits  # chunks of the chain
-    cdef uint8_t *is_told  # of each row's standing, where a look-up reads it
     cdef uint32_t *scratch
     cdef uint32_t *banned
-    cdef Record *records
     cdef uint64_t *seen  # marks of prompts that were asked for before
     # Of the prompt being looked at.
     cdef Sink sink
@@ -133,24 +103,20 @@ cdef class Decider:
         `index_max_bytes`, `exact_index_max_bytes`: too few for an index turn it off. The priors hold until something was
         measured. `chunk_bytes`: where an engine does not say.
         """
-        if self.groups is not None:
-            raise ValueError("a Decider is set up once")
         if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, must be {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")
-        self.ledger = Ledger(max_inflight, turn)
-        self.index = PrefixIndex(index_max_bytes) if index_max_bytes >= MIN_INDEX_BYTES else None
-        self.exact = PrefixIndex(exact_index_max_bytes) if exact_index_max_bytes >= MIN_INDEX_BYTES else None
-        self.clock = clock
+        Fleet.__init__(
+            self,
+            max_inflight=max_inflight,
+            index_max_bytes=index_max_bytes,
+            exact_index_max_bytes=exact_index_max_bytes,
+            prior_prefill_tokens_per_s=prior_prefill_tokens_per_s,
+            prior_bytes_per_token=prior_bytes_per_token,
+            prior_service_s=prior_service_s,
+            clock=clock,
+            turn=turn,
+        )
         self.chunk_bytes = chunk_bytes
-        self.prior_bytes_per_token = prior_bytes_per_token
-        self.prior_prefill_tokens_per_s = prior_prefill_tokens_per_s
-        self.prior_service_s = prior_service_s
-        self.start = turn & 0x7FFFFFFF
-        self.groups = {}
-        self.row_of = {}
-        self.names = []
-        self.group_of = []
-        self.free_rows = []
         self.seen = <uint64_t *>calloc(SEEN_PLACES, sizeof(uint64_t))
         if self.seen == NULL:
             raise MemoryError("out of memory for what was asked for before")
@@ -161,227 +127,21 @@ cdef class Decider:
         free(self.hits)
         free(self.told_lengths)
         free(self.told_hits)
-        free(self.is_told)
         free(self.scratch)
         free(self.banned)
-        free(self.records)
         free(self.seen)
 
-    cdef double now(self) except -1:
-        cdef timespec t
-        if self.clock is not None:
-            return self.clock.monotonic_s()
-        clock_gettime(CLOCK_MONOTONIC, &t)
-        return t.tv_sec + 1e-9 * t.tv_nsec
-
-    # ---- replicas -------------------------------------------------------------------------------------------------
-
-    def _enter(
-        self, str replica_id not None, str model not None, policy: int, *, block_tokens: int, max_running: int,
-        is_ready: bool,
-    ) -> None:
-        """Enter a replica, or say what changed. Raises: MemoryError."""
-        cdef uint32_t row, i
-        cdef Group group
-        known = self.row_of.get(replica_id)
-        if known is not None and (<Group>self.group_of[known]).model != model:
-            self._leave(replica_id)
-            known = None
-        if known is None:
-            known = self.add(replica_id, model, policy, block_tokens, max_running)
-        else:
-            self.ledger.set_limits(known, max_running, block_tokens)
-        row = known
-        group = self.group_of[row]
-        group.block_tokens = max(group.block_tokens, self.ledger.rows[row].block_tokens)
-        if group.policy != policy:
-            group.policy = policy
-            for i in range(group.n):
-                self.review(group.rows[i], BY_POLICY)
-        if self.ledger.rows[row].is_ready and not is_ready:
-            # Its Link is going or gone: what the engine said last, and its submit ids, no longer hold.
-            self.ledger.forget_report(row)
-        self.ledger.set_ready(row, is_ready)
-
-    cdef object add(self, str replica_id, str model, policy, block_tokens, max_running):
-        cdef Group group = self.groups.get(model)
-        cdef Record *record
-        cdef uint32_t row
-        self.reserve_rows(len(self.names) + 1)
-        number = self.free_rows[len(self.free_rows) - 1] if self.free_rows else len(self.names)
-        row = number
-        self.ledger.add(
-            number,
-            # What others of the model do is the better guess, if it is known.
-            prefill_tokens_per_s=self.prior_prefill_tokens_per_s if group is None else group.prefill_rate(
-                self.prior_prefill_tokens_per_s
-            ),
-            service_s=self.prior_service_s if group is None else group.service(self.ledger, self.prior_service_s),
-            max_running=max_running,
-            block_tokens=block_tokens,
-            identity=hash_bytes(replica_id.encode()),
-        )
-        self.ledger.rows[row].shown = FIRST_SLOTS
-        if group is not None:
-            self.ledger.rows[row].lost_weight = group.lost_weight
-            self.ledger.refresh(row)
-        if group is None:
-            group = Group(model)
-            group.policy = policy
-            group.turn = self.start
-            group.density.bytes_per_token = self.prior_bytes_per_token
-        try:
-            group.add(row)
-        except MemoryError:
-            self.ledger.remove(number)
-            raise
-        self.groups[model] = group
-        record = &self.records[row]
-        memset(record, 0, sizeof(Record))
-        record.trust = 1.0
-        record.has_index = self.index is not None and row < self.index.max_replicas
-        record.has_exact = self.exact is not None and row < self.exact.max_replicas
-        begin_standing(&record.standing, record.has_index, record.has_exact, uses_prefixes(group.policy))
-        self.is_told[row] = 0
-        if self.free_rows:
-            self.free_rows.pop()
-            self.names[row] = replica_id
-            self.group_of[row] = group
-        else:
-            self.names.append(replica_id)
-            self.group_of.append(group)
-        self.row_of[replica_id] = number
-        return number
-
     cdef int reserve_rows(self, uint32_t n) except -1:
-        """Room for the tables by row."""
-        cdef uint32_t capacity = max(16, 2 * self.capacity)
+        cdef size_t n_bytes = capacity_for(self.capacity) * sizeof(uint32_t)
         if n <= self.capacity:
             return 0
-        self.lengths = <uint32_t *>grown(self.lengths, capacity * sizeof(uint32_t))
-        self.hits = <uint32_t *>grown(self.hits, capacity * sizeof(uint32_t))
-        self.told_lengths = <uint32_t *>grown(self.told_lengths, capacity * sizeof(uint32_t))
-        self.told_hits = <uint32_t *>grown(self.told_hits, capacity * sizeof(uint32_t))
-        self.is_told = <uint8_t *>grown(self.is_told, capacity * sizeof(uint8_t))
-        self.scratch = <uint32_t *>grown(self.scratch, capacity * sizeof(uint32_t))
-        self.banned = <uint32_t *>grown(self.banned, capacity * sizeof(uint32_t))
-        self.records = <Record *>grown(self.records, capacity * sizeof(Record))
-        self.capacity = capacity
-        return 0
-
-    def _leave(self, str replica_id not None) -> None:
-        """Forget a replica, what it holds and its reservations. Unknown ids are ignored."""
-        cdef Group group
-        cdef uint32_t row
-        known = self.row_of.pop(replica_id, None)
-        if known is None:
-            return
-        row = known
-        group = self.group_of[row]
-        forget_prefill(&self.ledger.rows[row].rates, &group.peers)
-        self.ledger.remove(known)
-        if self.records[row].has_index:
-            self.index.drop(known)
-        if self.records[row].has_exact:
-            self.exact.drop(known)
-        group.remove(row)
-        group.n_followed -= self.records[row].standing.is_followed
-        if group.n == 0:
-            del self.groups[group.model]
-        self.names[row] = None
-        self.group_of[row] = None
-        self.free_rows.append(known)
-
-    def _report(
-        self, str replica_id not None, *, requests: int, waiting: int = 0, queued_prefill_tokens: int, kv_blocks_used: int,
-        kv_blocks_total: int, last_submit: int,
-    ) -> None:
-        """Take in a load report. Those of unknown replicas are ignored: they were on their way when it left."""
-        known = self.row_of.get(replica_id)
-        if known is not None:
-            self.ledger.report(
-                known,
-                requests=requests,
-                waiting=waiting,
-                queued_prefill_tokens=queued_prefill_tokens,
-                kv_blocks_used=kv_blocks_used,
-                kv_blocks_total=kv_blocks_total,
-                last_submit=last_submit,
-                now_s=self.now(),
-            )
-
-    # ---- what engines say of their caches -------------------------------------------------------------------------
-
-    def _say(self, str replica_id not None, str state not None) -> None:
-        """Take in how well an engine knows its cache: "exact", "approx", "off"; anything else is no news."""
-        known = self.row_of.get(replica_id)
-        if known is not None and state in SAYS and state:
-            self.records[<uint32_t>known].standing.says = SAYS[state]
-            self.review(known, BY_ENGINE)
-
-    def _misform(self, str replica_id not None, bint is_misformed) -> None:
-        """Say whether a replica's prompts are chained in another form than its group's: what it says is no use then."""
-        known = self.row_of.get(replica_id)
-        if known is not None:
-            self.records[<uint32_t>known].standing.is_misformed = is_misformed
-            self.review(known, BY_FORM)
-
-    def _hear(
-        self, str replica_id not None, *, bint cleared, bytes added not None, bytes tokens not None,
-        bytes removed not None, str state not None,
-    ) -> bool:
-        """Take in which chunks an engine holds now, and which no more. False: nobody here has use for it.
-
-        Raises: ValueError when the arrays do not fit, MemoryError; what it holds is not known then, until it clears.
-        """
-        cdef Record *record
-        cdef uint32_t row
-        known = self.row_of.get(replica_id)
-        if known is None:
-            return False
-        row = known
-        record = &self.records[row]
-        if state in SAYS and state:
-            record.standing.says = SAYS[state]
-        if not record.has_exact or record.standing.is_misformed or record.standing.says == SAYS_OFF:
-            self.review(row, BY_ENGINE)
-            return False
-        if cleared:
-            self.exact.drop(known)
-            record.standing.has_entries = 1
-        if record.standing.has_entries:
-            if added or tokens:
-                self.exact.insert(known, added, tokens)
-            if removed:
-                self.exact.remove(known, removed)
-        self.review(row, BY_ENGINE)
-        return True
-
-    cdef void review(self, uint32_t row, uint8_t cause):
-        """Let a row go by what it is known best by."""
-        cdef Record *record = &self.records[row]
-        cdef Group group = self.group_of[row]
-        cdef bint was_told = is_told(&record.standing), was_followed = record.standing.is_followed
-        cdef Row *ledger_row = &self.ledger.rows[row]
-        if record.standing.is_misformed or record.standing.says == SAYS_OFF:
-            record.standing.has_entries = 0
-        review(&record.standing, record.has_index, record.has_exact, uses_prefixes(group.policy), cause)
-        group.n_followed += record.standing.is_followed
-        group.n_followed -= was_followed
-        if was_followed and not record.standing.has_entries:
-            self.exact.drop(row)
-        if is_told(&record.standing) == was_told:
-            return
-        self.is_told[row] = not was_told
-        # What is told needs no trust: it is checked, and given up as a whole when it is wrong.
-        if was_told:
-            ledger_row.rates.trust = record.trust
-        else:
-            record.trust = ledger_row.rates.trust
-            ledger_row.rates.trust = 1.0
-            if record.has_index:
-                self.index.drop(row)  # of what was routed, only what is in flight counts from now on
-        self.ledger.refresh(row)
+        self.lengths = <uint32_t *>grown(self.lengths, n_bytes)
+        self.hits = <uint32_t *>grown(self.hits, n_bytes)
+        self.told_lengths = <uint32_t *>grown(self.told_lengths, n_bytes)
+        self.told_hits = <uint32_t *>grown(self.told_hits, n_bytes)
+        self.scratch = <uint32_t *>grown(self.scratch, n_bytes)
+        self.banned = <uint32_t *>grown(self.banned, n_bytes)
+        return Fleet.reserve_rows(self, n)
 
     # ---- choosing -------------------------------------------------------------------------------------------------
 
@@ -633,7 +393,7 @@ cdef class Decider:
             choice.told_tokens = self.told_lengths[row]
         if has_match and self.lengths[row]:
             self.note_match(choice)
-        note_seen(self.seen, choice.hashes, choice.n_marks)
+        note_seen(self.seen, choice.hashes, choice.n_seen, choice.n_marks)
         choice.is_clear = self.ledger.is_clear(row, own_tokens(choice), choice.chosen_s)
         if is_told(&record.standing):
             self.overlay(choice)
@@ -828,55 +588,7 @@ cdef class Decider:
         self.hold(choice, prompt_tokens, n_known)
         choice.matched_tokens = predicted
 
-    # ---- what it knows --------------------------------------------------------------------------------------------
-
-    def inflight(self, str replica_id not None) -> int:
-        """Requests of this process on a replica; 0 for an unknown one."""
-        known = self.row_of.get(replica_id)
-        return 0 if known is None else self.ledger.inflight(known)
-
-    def _n_rows(self) -> int:
-        """Rows ever given out."""
-        return len(self.names)
-
-    def _ids(self) -> list[str]:
-        """The replicas, in the order of their arrival."""
-        return list(self.row_of)
-
-    def _groups(self) -> dict[str, Group]:
-        """What is known of the replicas of each model together."""
-        return dict(self.groups)
-
-    def _learnt(self, str replica_id not None, make):
-        """Show what is known of a replica: make(model=..., ...). Raises: KeyError."""
-        cdef uint32_t number = self.row_of[replica_id]
-        cdef Row *row = &self.ledger.rows[number]
-        cdef Record *record = &self.records[number]
-        cdef Standing *standing = &record.standing
-        cdef Group group = self.group_of[number]
-        return make(
-            model=group.model,
-            policy=group.policy,
-            is_ready=bool(row.is_ready),
-            inflight=row.inflight,
-            uncounted=row.uncounted,
-            index_state=VIEWS[standing.view],
-            index_cause=CAUSES[standing.cause],
-            is_told=bool(is_told(standing)),
-            n_checked=standing.n_checked,
-            share=standing.share,
-            changes=changes_of(standing),
-            held_chunks=self.index.held_by(number) if record.has_index else 0,
-            told_chunks=self.exact.held_by(number) if record.has_exact else 0,
-            prefill_tokens_per_s=row.rates.prefill_tokens_per_s,
-            service_s=row.rates.service_s,
-            trust=row.rates.trust,
-            answers=record.answers,
-            answers_within_block=record.answers_within_block,
-            predicted_cached_tokens=record.predicted_cached_tokens,
-            cached_tokens=record.cached_tokens,
-            index_failures=record.index_failures,
-        )
+    # ---- what it would choose -------------------------------------------------------------------------------------
 
     def _weigh(
         self, str model not None, Scan scan, make, *, seed: int, exclude=(), order: int = 0, bytes session=None,
@@ -939,29 +651,6 @@ cdef inline uint64_t own_tokens(Choice choice) noexcept:
     """Tokens that the engine was thought to compute for a request."""
     return max(1, above(choice.prompt_tokens, choice.predicted_cached_tokens))
 
-
-cdef inline bint uses_prefixes(int policy) noexcept nogil:
-    return policy == BY_COST or policy == BY_PREFIX
-
-
-cdef dict changes_of(const Standing *standing):
-    """How often a row came to go by what, and why."""
-    cdef uint32_t view, cause, n
-    found = {}
-    for view in range(N_VIEWS):
-        for cause in range(N_CAUSES):
-            n = standing.n_changes[view * N_CAUSES + cause]
-            if n:
-                key = VIEWS[view], CAUSES[cause]
-                found[key] = found.get(key, 0) + n
-    return found
-
-
-cdef void *grown(void *table, size_t n_bytes) except NULL:
-    cdef void *larger = xinf_realloc(table, n_bytes)
-    if larger == NULL:
-        raise MemoryError(f"out of memory for {n_bytes} bytes of a table of replicas")
-    return larger
 
 
 def _marks(Scan scan not None, *, seed: int, order: int = 0, chunk_bytes: int = 64) -> tuple[bytes, bytes]:

@@ -7,6 +7,13 @@ from xinf._fast.ledger cimport Ledger
 from xinf._fast.losses cimport Losses
 from xinf._fast.rates cimport Density, Peers
 
+cdef enum:  # policies; see xinf/router/README.md
+    BY_COST = 0
+    BY_LOAD = 1
+    BY_TURN = 2
+    BY_SESSION = 3
+    BY_PREFIX = 4
+
 
 @cython.final
 cdef class Group:
@@ -34,3 +41,7 @@ cdef class Group:
     cdef double service(self, Ledger ledger, double prior) noexcept
     cdef void learn_loss(self, Ledger ledger, double own_tokens, double lost_tokens) noexcept nogil
     cdef void lend_rates(self, Ledger ledger) noexcept
+
+
+cdef inline bint uses_prefixes(int policy) noexcept nogil:
+    return policy == BY_COST or policy == BY_PREFIX

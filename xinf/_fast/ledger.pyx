@@ -24,7 +24,6 @@ replicas cost exactly the same and ties are ties.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -32,6 +31,7 @@ from libc.string cimport memcpy, memset
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_aligned, xinf_malloc, xinf_realloc
+from xinf._fast.buffer cimport Buffer
 from xinf._fast.chunkhash cimport chunk_hash, fold
 from xinf._fast.losses cimport LEAST_WEIGHT
 from xinf._fast.rates cimport set_prior
@@ -46,29 +46,6 @@ cdef double STALE_SECONDS = STALE_S
 cdef double WAITING_WEIGHT = 4.0
 cdef double RUNNING_WEIGHT = 1.0 / 16
 cdef double CROWD_WEIGHT = 0.5
-
-
-@cython.final
-@cython.internal
-@cython.auto_pickle(False)
-cdef class Rows:
-    """A held buffer of uint32, or none."""
-
-    cdef Py_buffer view
-    cdef const uint32_t *items
-    cdef size_t n
-
-    def __cinit__(self, source, str name):
-        if source is None:
-            return
-        PyObject_GetBuffer(source, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-        if self.view.itemsize != 4:
-            raise ValueError(f"{name} must be items of 4 bytes, not {self.view.itemsize}")
-        self.items = <const uint32_t *>self.view.buf
-        self.n = self.view.len // 4
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.view)
 
 
 @cython.final
@@ -340,26 +317,29 @@ cdef class Ledger:
         `candidates`: (n,) uint32 replicas. `cached`: uint32 tokens of the prompt said to be held, by replica; None for
         none. Exact ties go to `favourite` if it is among them, else round by turns. Raises: MemoryError.
         """
-        cdef Rows rows = Rows(candidates, "candidates")
-        cdef Rows hits = Rows(cached, "cached")
+        cdef Buffer rows = Buffer(candidates, 4, False, "candidates")
+        cdef Buffer hits = None if cached is None else Buffer(cached, 4, False, "cached")
+        cdef const uint32_t *replicas = <const uint32_t *>rows.items
+        cdef const uint32_t *held = NULL if hits is None else <const uint32_t *>hits.items
+        cdef size_t n_held = 0 if hits is None else hits.n
         cdef Excluded out
         cdef Pick pick
         cdef uint64_t prompt = prompt_tokens
         cdef size_t i
         cdef uint32_t *banned = self.banned(excluded, &out)
         try:
-            pick = self.cheapest(rows.items, rows.n, hits.items, hits.n, prompt, now_s, &out)
+            pick = self.cheapest(replicas, rows.n, held, n_held, prompt, now_s, &out)
             if pick.n_ties > 1 and 0 <= favourite < self.n_rows and not is_excluded(&out, favourite):
                 for i in range(rows.n):
-                    if rows.items[i] == favourite and pick.cost_s == self.cost_of(
-                        favourite, prompt, hits.items[<size_t>favourite] if favourite < hits.n else 0, now_s
+                    if replicas[i] == favourite and pick.cost_s == self.cost_of(
+                        favourite, prompt, held[<size_t>favourite] if favourite < n_held else 0, now_s
                     ):
                         pick.replica = favourite
         finally:
             free(banned)
         if pick.replica == NONE:
             return NOBODY
-        return self.reserve(pick.replica, prompt, hits.items[pick.replica] if pick.replica < hits.n else 0)
+        return self.reserve(pick.replica, prompt, held[pick.replica] if pick.replica < n_held else 0)
 
     cdef uint32_t *banned(self, excluded, Excluded *out) except? NULL:
         """The replicas to leave out; the caller frees them."""
@@ -396,12 +376,12 @@ cdef class Ledger:
 
         When a replica comes or goes, only the sessions that it wins or held move.
         """
-        cdef Rows rows = Rows(candidates, "candidates")
+        cdef Buffer rows = Buffer(candidates, 4, False, "candidates")
         cdef Excluded out
         cdef uint32_t *banned = self.banned(excluded, &out)
         cdef uint32_t best
         try:
-            best = self.heaviest(rows.items, rows.n, <uint64_t>(session & 0xFFFFFFFFFFFFFFFF), &out)
+            best = self.heaviest(<const uint32_t *>rows.items, rows.n, <uint64_t>(session & 0xFFFFFFFFFFFFFFFF), &out)
         finally:
             free(banned)
         return NOBODY if best == NONE else best

@@ -11,7 +11,11 @@
 # What was asked for before is remembered by the hashes of marks (marks.pxd) in a table without buckets: a hash that comes
 # later takes the place of one that came earlier, so it remembers about as many as it has places, the newest.
 #
-#     recall  O(log marks)    note_seen  O(marks)    learn_loss, lost_weight  O(1)
+# What was recalled is not written again: each mark is a cache line of its own, and a prompt that begins like others has a
+# hundred. Its marks are lost one by one, then, to others that take their places; so where a mark lacks, the one in front of
+# it is asked too, and what is found missing is written. That recalls more than writing all of them each time did.
+#
+#     recall  O(log marks)    note_seen  O(marks not recalled)    learn_loss, lost_weight  O(1)
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -36,25 +40,31 @@ cdef inline uint64_t *place_of(uint64_t *seen, uint64_t hash) noexcept nogil:
     return &seen[(hash >> 24) & (SEEN_PLACES - 1)]
 
 
+cdef inline bint is_seen(uint64_t *seen, uint64_t hash) noexcept nogil:
+    return place_of(seen, hash)[0] == hash
+
+
 cdef inline uint32_t recall(uint64_t *seen, const uint64_t *hashes, uint32_t n) noexcept nogil:
     """How many of a prompt's marks were seen, up to the furthest one, by halving: what begins alike was seen together.
 
-    A mark in between whose place was taken misleads it to fewer, never to more.
+    Two marks in a row whose places were taken mislead it to fewer, nothing misleads it to more.
     """
     cdef uint32_t low = 0, high = n, middle
     while low < high:
         middle = (low + high + 1) >> 1
-        if place_of(seen, hashes[middle - 1])[0] == hashes[middle - 1]:
+        if is_seen(seen, hashes[middle - 1]):
             low = middle
+        elif middle - 1 > low and is_seen(seen, hashes[middle - 2]):
+            low = middle - 1
         else:
             high = middle - 1
     return low
 
 
-cdef inline void note_seen(uint64_t *seen, const uint64_t *hashes, uint32_t n) noexcept nogil:
-    """Remember a prompt's marks."""
+cdef inline void note_seen(uint64_t *seen, const uint64_t *hashes, uint32_t n_seen, uint32_t n) noexcept nogil:
+    """Remember a prompt's marks, of which `n_seen` were recalled."""
     cdef uint32_t i
-    for i in range(n):
+    for i in range(n_seen, n):
         place_of(seen, hashes[i])[0] = hashes[i]
 
 

@@ -26,16 +26,14 @@ the furthest chunk held counts and a match does not end at a miss.
 """
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
-)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport SIZE_MAX, UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from xinf._fast cimport alloc
-from xinf._fast.alloc cimport xinf_calloc, xinf_malloc, xinf_realloc, xinf_reserve
+from xinf._fast.alloc cimport xinf_calloc, xinf_realloc, xinf_reserve
+from xinf._fast.buffer cimport Buffer
 from xinf._fast.chunkhash cimport chunk_hash, fold
 from xinf._fast.holders cimport (
     MALLOC_BYTES, NO_ID, HolderSet, claim_id, close_holders, empty_next, gain, holder_table_bytes, ids_of, is_pressed,
@@ -148,37 +146,6 @@ cdef inline size_t window_begin(const Search *search, size_t low, size_t end) no
     ):
         begin -= 1
     return begin
-
-
-@cython.final
-@cython.internal
-@cython.auto_pickle(False)
-cdef class Buffer:
-    """A held buffer of fixed-size items, or bytes. `items` is aligned: what is not is copied."""
-
-    cdef Py_buffer view
-    cdef Py_ssize_t n
-    cdef void *items
-    cdef void *copy
-
-    def __cinit__(self, source, int item_bytes, bint is_writable, str name):
-        PyObject_GetBuffer(source, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if is_writable else 0))
-        if self.view.itemsize not in (1, item_bytes) or self.view.len % item_bytes:
-            size, length = self.view.itemsize, self.view.len
-            raise ValueError(f"{name} must be items of {item_bytes} bytes, got {length} bytes in items of {size}")
-        self.n = self.view.len // item_bytes
-        self.items = self.view.buf
-        if self.view.len and <size_t>self.view.buf % <size_t>item_bytes:
-            if is_writable:
-                raise ValueError(f"{name} must be aligned to {item_bytes} bytes")
-            self.copy = self.items = xinf_malloc(self.view.len)
-            if self.copy == NULL:
-                raise MemoryError(f"out of memory for an aligned copy of {name}")
-            memcpy(self.copy, self.view.buf, self.view.len)
-
-    def __dealloc__(self):
-        free(self.copy)
-        PyBuffer_Release(&self.view)
 
 
 @cython.final

@@ -5,6 +5,7 @@
 #
 # Source: https://protobuf.dev/programming-guides/encoding/. Numbers are little-endian, as all hosts of xinf are.
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT32_MAX, UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -224,3 +225,13 @@ cdef inline uint8_t *put_length(uint8_t *p, uint8_t field, size_t n) noexcept no
 
 cdef inline uint8_t *put_bytes(uint8_t *p, uint8_t field, const void *data, size_t n) noexcept nogil:
     return put_raw(put_length(p, field, n), data, n) if n else p
+
+
+cdef inline bytes new_bytes(size_t n):
+    """Bytes to be filled."""
+    return PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
+
+
+cdef inline uint8_t *room(bytes data) noexcept:
+    """Where to write into bytes that nobody has seen yet."""
+    return <uint8_t *>PyBytes_AS_STRING(data)

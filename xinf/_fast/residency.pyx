@@ -24,7 +24,6 @@ announced. Operations that take away allocate nothing, so they cannot fail.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport isfinite
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -35,6 +34,7 @@ from os import urandom
 
 from xinf._fast cimport alloc
 from xinf._fast.alloc cimport xinf_malloc, xinf_realloc
+from xinf._fast.buffer cimport Buffer
 from xinf._fast.chunkhash cimport chunk_hash
 from xinf._fast.slab cimport (
     GONE, MALLOC_BYTES, MAX_PAGES, NONE, PAGE, Queue, Record, Slab, append, close_slab, empty_slab, erase, find, is_queued,
@@ -85,36 +85,6 @@ cdef struct Prompt:
     size_t n_blocks
     size_t n_chunks
     uint64_t salt
-
-
-@cython.final
-@cython.internal
-@cython.auto_pickle(False)
-cdef class Buffer:
-    """A held buffer of fixed-size items, or bytes, for reading. `items` is aligned: what is not is copied."""
-
-    cdef Py_buffer view
-    cdef size_t n
-    cdef const void *items
-    cdef void *copy
-
-    def __cinit__(self, source, int item_bytes, str name):
-        PyObject_GetBuffer(source, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-        if self.view.itemsize not in (1, item_bytes) or self.view.len % item_bytes:
-            size, length = self.view.itemsize, self.view.len
-            raise ValueError(f"{name} must be items of {item_bytes} bytes, got {length} bytes in items of {size}")
-        self.n = self.view.len // item_bytes
-        self.items = self.view.buf
-        if self.view.len and <size_t>self.view.buf % <size_t>item_bytes:
-            self.copy = xinf_malloc(self.view.len)
-            if self.copy == NULL:
-                raise MemoryError(f"out of memory for an aligned copy of {name}")
-            memcpy(self.copy, self.view.buf, self.view.len)
-            self.items = self.copy
-
-    def __dealloc__(self):
-        free(self.copy)
-        PyBuffer_Release(&self.view)
 
 
 cdef int read_word(value, str name, uint64_t *out) except -1:
@@ -337,9 +307,9 @@ cdef class BlockTable:
         not decreasing: whole tokens up to each chunk's end. Bytes will do for each. UNTRACKED, which `extend` and
         `release` ignore, if there is no room for the request. Raises: ValueError, MemoryError; then nothing has changed.
         """
-        cdef Buffer ids = Buffer(tokens, 4, "tokens")
-        cdef Buffer hashes = Buffer(chain, 8, "chain")
-        cdef Buffer places = Buffer(positions, 4, "positions")
+        cdef Buffer ids = Buffer(tokens, 4, False, "tokens")
+        cdef Buffer hashes = Buffer(chain, 8, False, "chain")
+        cdef Buffer places = Buffer(positions, 4, False, "positions")
         cdef Prompt prompt
         cdef Request *request
         cdef uint32_t *slots
@@ -365,9 +335,9 @@ cdef class BlockTable:
         The arguments are those of `register`, whole. A dead handle is ignored. Without room the request stays as it is.
         Raises: ValueError, MemoryError; then nothing has changed.
         """
-        cdef Buffer ids = Buffer(tokens, 4, "tokens")
-        cdef Buffer hashes = Buffer(chain, 8, "chain")
-        cdef Buffer places = Buffer(positions, 4, "positions")
+        cdef Buffer ids = Buffer(tokens, 4, False, "tokens")
+        cdef Buffer hashes = Buffer(chain, 8, False, "chain")
+        cdef Buffer places = Buffer(positions, 4, False, "positions")
         cdef Prompt prompt
         cdef Request *request
         cdef uint32_t *slots
@@ -516,8 +486,8 @@ cdef class BlockTable:
         not known, a block that is not known either is an orphan, as is one that comes with other tokens than before:
         orphans stand for nothing. Raises: ValueError; MemoryError, then nothing has changed.
         """
-        cdef Buffer names = Buffer(hashes, 8, "hashes")
-        cdef Buffer ids = Buffer(tokens, 4, "tokens")
+        cdef Buffer names = Buffer(hashes, 8, False, "hashes")
+        cdef Buffer ids = Buffer(tokens, 4, False, "tokens")
         cdef uint64_t key, parent_hash, n_before = self.orphans
         cdef uint32_t at
         cdef bint is_known = True
@@ -585,7 +555,7 @@ cdef class BlockTable:
 
         `hashes`: (n,) uint64, or bytes. Raises: ValueError.
         """
-        cdef Buffer names = Buffer(hashes, 8, "hashes")
+        cdef Buffer names = Buffer(hashes, 8, False, "hashes")
         self.check_listens()
         return self.remove(<const uint64_t *>names.items, names.n)
 

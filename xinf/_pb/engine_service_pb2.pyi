@@ -58,20 +58,22 @@ class Submit(_message.Message):
     def __init__(self, id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., trace: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class EngineFrame(_message.Message):
-    __slots__ = ("hello", "starts", "chunks", "ends", "load", "residency")
+    __slots__ = ("hello", "starts", "chunks", "ends", "load", "residency", "following")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STARTS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     hello: EngineInfo
     starts: _containers.RepeatedCompositeFieldContainer[Start]
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
     ends: _containers.RepeatedCompositeFieldContainer[End]
     load: Load
     residency: Residency
-    def __init__(self, hello: _Optional[_Union[EngineInfo, _Mapping]] = ..., starts: _Optional[_Iterable[_Union[Start, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., ends: _Optional[_Iterable[_Union[End, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ...) -> None: ...
+    following: Following
+    def __init__(self, hello: _Optional[_Union[EngineInfo, _Mapping]] = ..., starts: _Optional[_Iterable[_Union[Start, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., ends: _Optional[_Iterable[_Union[End, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ..., following: _Optional[_Union[Following, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("id", "status", "headers")
@@ -144,6 +146,34 @@ class Residency(_message.Message):
     state: str
     is_partial: bool
     def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., added: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., state: _Optional[str] = ..., is_partial: bool = ...) -> None: ...
+
+class Following(_message.Message):
+    __slots__ = ("batches", "events", "skipped", "replayed", "duplicates", "gaps", "resets", "malformed", "foreign", "lag_mean_s", "lag_max_s", "unbound")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    RESETS_FIELD_NUMBER: _ClassVar[int]
+    MALFORMED_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    LAG_MEAN_S_FIELD_NUMBER: _ClassVar[int]
+    LAG_MAX_S_FIELD_NUMBER: _ClassVar[int]
+    UNBOUND_FIELD_NUMBER: _ClassVar[int]
+    batches: int
+    events: int
+    skipped: int
+    replayed: int
+    duplicates: int
+    gaps: int
+    resets: int
+    malformed: int
+    foreign: int
+    lag_mean_s: float
+    lag_max_s: float
+    unbound: int
+    def __init__(self, batches: _Optional[int] = ..., events: _Optional[int] = ..., skipped: _Optional[int] = ..., replayed: _Optional[int] = ..., duplicates: _Optional[int] = ..., gaps: _Optional[int] = ..., resets: _Optional[int] = ..., malformed: _Optional[int] = ..., foreign: _Optional[int] = ..., lag_mean_s: _Optional[float] = ..., lag_max_s: _Optional[float] = ..., unbound: _Optional[int] = ...) -> None: ...
 
 class EngineInfo(_message.Message):
     __slots__ = ("replica", "engine", "engine_version", "model", "served_names", "block_tokens", "kv_blocks", "max_model_len", "max_running", "segment_order", "routes", "tasks", "protocol", "residency", "chunk_bytes", "chain_seed", "loras")

@@ -13,30 +13,23 @@ Names are loaded on first use: `python -m xinf.agent.environment` installs engin
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from xinf.core.first_use import names_on_first_use
 
 if TYPE_CHECKING:
     from xinf.agent.agent import Agent
     from xinf.agent.environment import detect_device_kind, find_environments, install_environment
+    from xinf.agent.host_devices import list_devices
     from xinf.agent.node import describe_node, engines_dir
 
-_HOME = {
-    "Agent": "agent",
-    "describe_node": "node",
-    "detect_device_kind": "environment",
-    "engines_dir": "node",
-    "find_environments": "environment",
-    "install_environment": "environment",
+_MODULES = {
+    "agent": ("Agent",),
+    "environment": ("detect_device_kind", "find_environments", "install_environment"),
+    "host_devices": ("list_devices",),
+    "node": ("describe_node", "engines_dir"),
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_on_first_use(__name__, _MODULES)
 
 
 __all__ = [
@@ -46,4 +39,5 @@ __all__ = [
     "engines_dir",
     "find_environments",
     "install_environment",
+    "list_devices",
 ]

@@ -37,22 +37,31 @@ from xinf.agent.decide import (
     begin,
     decide,
     fail,
+    moved_s,
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
-from xinf.agent.memory import StartMemory, measure, read_start_memory
+from xinf.agent.memory import StartMemory, granted_cache_bytes, measure, read_start_memory
+from xinf.agent.models import find_models
 from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
-from xinf.agent.starter import EngineProcess, choose_environment, engine_environ, free_endpoint, start_guard
+from xinf.agent.starter import (
+    EngineProcess,
+    choose_environment,
+    engine_environ,
+    fetch_spec,
+    free_endpoint,
+    start_guard,
+)
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
 from xinf.core.ids import ReplicaId, Revision
-from xinf.core.records import REPLICAS, MeasuredRecord, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
-from xinf.core.shim import ShimSpec, ShimStatus, read_file
+from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
+from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host
-from xinf.meta import KeyQueue, Mirror, Records, Store
+from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +70,7 @@ _LOG_LINES = 200  # looked through for a cause
 _KEPT_DIRECTORIES = 20  # of replicas without a record, for their logs
 _STOP_MARGIN_S = 30.0
 _POLL_S = 0.05
+_MODELS_S = 30.0  # between two looks at which models are on the disk
 _RETRY_S = 1.0
 
 
@@ -78,6 +88,7 @@ class _Held:
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
         self.memory = StartMemory()  # of its devices, before the start
+        self.has_looked = False  # at that memory, for the start that comes next
         self.shares = False  # whether another that shares may be on its devices
 
 
@@ -105,9 +116,11 @@ class Agent:
         self._mirror = Mirror(store, REPLICAS, ReplicaRecord)
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
+        self._watcher = self._make_watcher() if config.agent.sample_interval else None
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
+        self._models_moved = asyncio.Event()  # files of a model may have come
         self._is_parking = False
         self._runner: asyncio.Task[None] | None = None
         self.is_ready = self._registration.is_registered
@@ -126,6 +139,7 @@ class Agent:
                 tasks.create_task(self._registration.run())
                 tasks.create_task(self._resync())
                 tasks.create_task(self._watch_devices())
+                tasks.create_task(self._watch_models())
                 for _ in range(_N_WORKERS):
                     tasks.create_task(self._work())
         except BaseExceptionGroup as group:
@@ -228,19 +242,34 @@ class Agent:
     def _node(self) -> NodeRecord:
         return self._registration.record
 
-    async def _watch_devices(self) -> None:
-        interval_s = self._config.agent.sample_interval
-        if interval_s == 0:
-            return
-        watcher = DeviceWatcher(
+    def _make_watcher(self) -> DeviceWatcher:
+        return DeviceWatcher(
             self._registration,
             engines=self._engines_here,
             list_devices=lambda: read_host(root=self._root),
-            interval_s=interval_s,
+            interval_s=self._config.agent.sample_interval,
             store=self._store,
+            chart=self._config.paths.devices_file,
         )
-        async with ReadingStream(interval_s=interval_s, root=self._root) as readings:
-            await watcher.run(aiter(readings))
+
+    async def _watch_devices(self) -> None:
+        if self._watcher is None:
+            return
+        async with ReadingStream(interval_s=self._config.agent.sample_interval, root=self._root) as readings:
+            await self._watcher.run(aiter(readings))
+
+    async def _watch_models(self) -> None:
+        """Tell which models' files are here as they come and go: after a start, and every now and then."""
+        while True:
+            self._models_moved.clear()
+            found = await asyncio.to_thread(find_models, self._config.paths.models_dir, os.environ)
+            if found != self._node.models:
+                await self._registration.update(models=found)
+            try:
+                async with asyncio.timeout(_MODELS_S):
+                    await self._models_moved.wait()
+            except TimeoutError:
+                continue
 
     def _engines_here(self) -> Iterator[EngineUse]:
         for held in self._held.values():
@@ -285,7 +314,10 @@ class Agent:
         now_s = self._clock.now_s()
         facts = self._look(name, held, record, now_s)
         delay_s: float | None = None
-        for action in decide(record, wish, facts, self._config.agent, now_s):
+        actions = decide(record, wish, facts, self._config.agent, now_s)
+        if held.has_looked and not any(isinstance(action, Start) for action in actions):
+            self._end_look(name, held)  # it is not to start any more
+        for action in actions:
             if isinstance(action, LookAgain):
                 delay_s = action.delay_s
             else:
@@ -411,20 +443,44 @@ class Agent:
             held.written = None
         if record.phase is not found[0].phase:
             _log_phase(record)
+            self._models_moved.set()  # a start may have fetched some
             if record.phase is Phase.READY:
                 self._spawn(self._measure(record, held))
 
     async def _start(self, name: str, held: _Held, now_s: float) -> None:
-        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent."""
+        """Start the engine of a replica; a start that is impossible is a failure of the replica, not of the agent.
+
+        Its devices are looked at first, by a task of its own: a driver that hangs keeps no other replica waiting.
+        """
         found = self._current(name, held)
         assert found is not None
-        # Nobody else may begin on its devices while they are looked at.
-        self._starting[name] = found[0].device_uuids
+        if not held.has_looked:
+            if name not in self._starting:
+                # Nobody else may begin on its devices while they are looked at.
+                self._starting[name] = found[0].device_uuids
+                self._spawn(self._look_at_memory(name, held, found[0]))
+            return
         try:
-            held.memory = await read_start_memory(found[0], self._node, self._root)
             await self._start_on(name, held, now_s)
         finally:
-            del self._starting[name]
+            self._end_look(name, held)
+
+    async def _look_at_memory(self, name: str, held: _Held, record: ReplicaRecord) -> None:
+        """Read how much of a replica's devices is free, then have it handled again."""
+        try:
+            held.memory = await read_start_memory(record, self._node, self._root)
+        except Exception:
+            logger.exception("the memory of %s's devices is not known", name)
+            held.memory = StartMemory()
+        held.has_looked = True
+        if self._held.get(name) is not held:
+            self._end_look(name, held)
+        self._queue.add(name)
+
+    def _end_look(self, name: str, held: _Held) -> None:
+        held.has_looked = False
+        if self._starting.pop(name, None):
+            self._wake_waiting(name)
 
     async def _start_on(self, name: str, held: _Held, now_s: float) -> None:
         found = self._current(name, held)
@@ -452,7 +508,8 @@ class Agent:
             device_uuids=record.device_uuids,
             oom_kills=read_oom_kills(),
         )
-        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory))
+        fetch = fetch_spec(record.spec, self._config.registry, environ)
+        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory, fetch))
         held.directory.write_custody(custody)
         held.stopping = None
         held.child = start_guard(environment, held.directory, environ)
@@ -464,7 +521,12 @@ class Agent:
         return custody
 
     def _shim_spec(
-        self, record: ReplicaRecord, custody: Custody, directory: ReplicaDirectory, memory: StartMemory
+        self,
+        record: ReplicaRecord,
+        custody: Custody,
+        directory: ReplicaDirectory,
+        memory: StartMemory,
+        fetch: FetchSpec | None,
     ) -> ShimSpec:
         return ShimSpec(
             replica=record.id,
@@ -472,13 +534,14 @@ class Agent:
             engine=record.spec,
             devices=record.devices,
             device_uuids=record.device_uuids,
+            fetch=fetch,
             listen=custody.address,
             directory=str(directory.path),
             watchdog_timeout_s=self._config.engine.watchdog_timeout,
             warmup_timeout_s=self._config.engine.warmup_timeout,
             drain_timeout_s=self._config.agent.drain_timeout,
             memory_share=memory.share,
-            weights_bytes=None if record.need is None else record.need.weights_bytes,
+            kv_cache_bytes=granted_cache_bytes(record),
             log_level=self._config.log_level,
         )
 
@@ -496,7 +559,7 @@ class Agent:
                 record, custody.process, path, node=self._node, start=start, environ=environ, root=self._root
             )
             if found is not None:
-                await self._records.put(MeasuredRecord, found.fingerprint, found)
+                await record_measured(self._store, found, n_kept=self._config.agent.measured_kept)
         except (XinfError, OSError) as error:
             logger.warning("what %s took is not kept: %s", record.id, error)
 
@@ -552,7 +615,7 @@ def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config,
     """Whether a start that still runs may be about to be declared failed."""
     is_ready = status is not None and status.phase not in (*STARTING_PHASES, Phase.FAILED)
     has_failed = status is not None and status.phase is Phase.FAILED
-    return has_failed or (not is_ready and now_s - custody.started_s > config.agent.start_timeout)
+    return has_failed or (not is_ready and now_s - moved_s(custody, status) > config.agent.start_timeout)
 
 
 def _spawn_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:

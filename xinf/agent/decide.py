@@ -122,12 +122,19 @@ def backoff_s(restarts: int, config: AgentConfig) -> float:
     return float(min(config.backoff_max, config.backoff_initial * 2 ** min(restarts, 30)))
 
 
+def moved_s(custody: Custody, status: ShimStatus | None) -> float:
+    """When the time for a start began: with it, or when the model's files came last, however long they took."""
+    fetched_s = None if status is None else status.fetched_s
+    return custody.started_s if fetched_s is None else max(custody.started_s, fetched_s)
+
+
 def fail(record: ReplicaRecord, failure: ReplicaFailure, config: AgentConfig, now_s: float) -> ReplicaRecord:
     """The record after a failure: when it starts again, and why it must."""
     return msgspec.structs.replace(
         record,
         phase=Phase.FAILED,
         phase_since_s={**record.phase_since_s, Phase.FAILED: now_s},
+        detail=None,
         failure=failure,
         restarts=record.restarts + 1,
         retry_at_s=now_s + backoff_s(record.restarts, config),
@@ -141,6 +148,7 @@ def begin(record: ReplicaRecord, custody: Custody, log_path: str) -> ReplicaReco
         record,
         phase=Phase.STARTING,
         phase_since_s={**kept, Phase.STARTING: custody.started_s},
+        detail=None,
         address=custody.address,
         pid=custody.pid,
         pid_start_ticks=custody.start_ticks,
@@ -177,7 +185,7 @@ def _watch(record: ReplicaRecord, facts: Facts, config: AgentConfig, now_s: floa
     reported = _with_status(record, facts.status)
     actions: list[Action] = [Write(record=reported)] if reported != record else []
     if reported.phase in STARTING_PHASES:
-        if now_s - custody.started_s > config.start_timeout:
+        if now_s - moved_s(custody, facts.status) > config.start_timeout:
             return _end(record, _too_slow(reported, facts, config, now_s), config, now_s)
         return [*actions, LookAgain(delay_s=_POLL_STARTING_S)]
     if reported.restarts and now_s - reported.phase_since_s.get(Phase.READY, now_s) >= config.backoff_reset:
@@ -246,6 +254,7 @@ def _stopped(record: ReplicaRecord | None, wish: Wish, facts: Facts, now_s: floa
         record,
         phase=phase,
         phase_since_s={**record.phase_since_s, phase: now_s},
+        detail=None,
         pid=None,
         pid_start_ticks=None,
         address=None,
@@ -262,6 +271,7 @@ def _with_status(record: ReplicaRecord, status: ShimStatus | None) -> ReplicaRec
         record,
         phase=status.phase,
         phase_since_s={**record.phase_since_s, **status.phase_since_s},
+        detail=status.detail,
         block_tokens=status.block_tokens or record.block_tokens,
         kv_blocks=status.kv_blocks or record.kv_blocks,
         max_model_len=status.max_model_len or record.max_model_len,

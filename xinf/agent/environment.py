@@ -195,7 +195,7 @@ class _Installation:
         )
         shutil.rmtree(self._directory, ignore_errors=True)
         made = subprocess.run(
-            [sys.executable, "-m", "venv", str(self._directory)],
+            [sys.executable, "-P", "-m", "venv", str(self._directory)],
             env=_environ(),
             capture_output=True,
             text=True,
@@ -221,7 +221,8 @@ class _Installation:
         self._say("compiling bytecode")
         # Without it every process of the engine spends seconds at import. Some packages have files that do not compile.
         self._run(
-            [str(self._python), "-m", "compileall", "-q", "-j", "0", str(self._directory / "lib")], is_checked=False
+            [str(self._python), "-P", "-m", "compileall", "-q", "-j", "0", str(self._directory / "lib")],
+            is_checked=False,
         )
         self._marker.unlink()
 
@@ -244,7 +245,9 @@ class _Installation:
         )
 
     def _pip(self, *arguments: str) -> None:
-        self._run([str(self._python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments])
+        self._run(
+            [str(self._python), "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments]
+        )
 
     def _run(self, command: Sequence[str], *, is_checked: bool = True) -> None:
         """Run a command, its output in the log. Raises: Unavailable with the log's last lines."""

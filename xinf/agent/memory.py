@@ -1,6 +1,7 @@
 """The memory of this node's devices, as an engine's start and its measurement need it.
 
-before a start    how much is free ──▶ the share of the device that the engine is told to take
+before a start    how much is free ──▶ the share of the accelerator that the engine is told to take
+                  the replica's need ──▶ the cache that the engine is told to make on the processor
 when it is ready  how much its processes have ──▶ a MeasuredRecord, which the next plan of the same load starts from
 """
 
@@ -23,12 +24,12 @@ from xinf.device import Reading, read_once
 from xinf.registry import (
     ModelFacts,
     choose_options,
+    context_bytes,
     fingerprint,
     identify_model,
     kv_token_bytes,
     memory_share,
     read_model,
-    runtime_bytes,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,17 @@ def choose_share(
     return min(shares, default=None)
 
 
+def granted_cache_bytes(replica: ReplicaRecord) -> int | None:
+    """The cache that a replica on the processor was granted when it was placed, which is what its engine is told.
+
+    None: it is not on the processor, or nobody could plan for it; then its engine sizes its cache itself.
+    """
+    need = replica.need
+    if need is None or need.kv_wanted_bytes is not None or Vendor.CPU not in replica.devices:
+        return None
+    return need.kv_bytes
+
+
 async def measure(
     replica: ReplicaRecord,
     process: ProcessId,
@@ -106,7 +118,7 @@ async def measure(
         return None
     environment = choose_environment(replica, node)
     try:
-        facts = await asyncio.to_thread(read or _read_offline, replica.spec.model, environ)
+        facts = await asyncio.to_thread(read or _read_offline, replica.spec.files, environ)
         options = choose_options(replica.spec, device)
     except XinfError as error:
         logger.info("what %s took is not kept: %s", replica.id, error)
@@ -155,7 +167,8 @@ def fixed_bytes(
     is_sized = any(name.removeprefix("--").replace("-", "_") in _OWN_SIZE for name in replica.spec.engine_args)
     if share is None or is_sized or not device.memory_bytes:
         return resting, False
-    granted = int(device.memory_bytes * share) + runtime_bytes(device.vendor, replica.spec.tensor_parallel_size)
+    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, device.memory_bytes)
+    granted = int(device.memory_bytes * share) + context
     return max(resting, granted - kv_bytes), True
 
 
@@ -220,8 +233,9 @@ def _processor(node: NodeRecord) -> Device | None:
 
 
 def _read_offline(model: str, environ: Mapping[str, str]) -> ModelFacts:
-    # An engine takes a bare id to Hugging Face, whatever `registry.source` says.
-    return read_model(model if Path(model).is_absolute() else f"hf://{model}", environ=environ, offline=True)
+    # In a spec a bare id is one of Hugging Face, whatever `registry.source` says.
+    is_whole = Path(model).is_absolute() or "://" in model
+    return read_model(model if is_whole else f"hf://{model}", environ=environ, offline=True)
 
 
 def _proportional_bytes(path: Path) -> int | None:

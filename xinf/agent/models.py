@@ -1,7 +1,8 @@
-"""Which models' files are on this host's disk already: where a replica starts without a download.
+"""Which models' files are whole on this host's disk: where a replica starts without a download.
 
-Two places are looked into: xinf's own directory of models, and the cache that the Hugging Face client shares with
-everybody (`models--Org--Name/snapshots/<commit>/`). Names only; nothing is opened.
+xinf's own directory of models, and the caches that the clients of Hugging Face and ModelScope share with everybody.
+Of a hub's model each commit is named, as an EngineSpec does (`EngineSpec.files`), and the model alone if that is what
+its default branch was when it was asked for last.
 """
 
 from __future__ import annotations
@@ -9,39 +10,58 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from xinf.registry import hub_cache_dir
+from xinf.core.errors import ConfigError
+from xinf.registry import find_sources, list_shelves
 
-# Blobs that are not whole yet: of the client and of engines; of `xinf pull`.
-_UNFINISHED = (".incomplete", ".partial")
-MAX_MODELS = 512  # the list is part of the node's record
+# The list is part of the node's record, which is written whole whenever something of it changes.
+MAX_MODELS = 128
 
 
 def find_models(models_dir: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """List hub ids and absolute directories, sorted, at most MAX_MODELS. A directory that cannot be read has none."""
-    found = {*_in_directory(models_dir), *_in_hub_cache(hub_cache_dir(environ))}
-    return tuple(sorted(found)[:MAX_MODELS])
+    """List directories and models of hubs, sorted: of more than MAX_MODELS those that came last.
+
+    A directory that cannot be read has none. Reads no weights: some listings, and the sizes of files.
+    """
+    came_s = {**_in_directory(models_dir), **_in_caches(environ)}
+    newest = sorted(came_s, key=lambda name: (-came_s[name], name))[:MAX_MODELS]
+    return tuple(sorted(newest))
 
 
-def _in_directory(directory: Path) -> Iterator[str]:
+def _in_directory(directory: Path) -> dict[str, float]:
+    found = {}
     for path in _entries(directory):
-        if (path / "config.json").is_file():
-            yield str(path.absolute())
+        came_s = _came_s(path / "config.json")
+        if came_s is not None:
+            found[str(path.absolute())] = came_s
+    return found
 
 
-def _in_hub_cache(cache: Path) -> Iterator[str]:
-    for path in _entries(cache):
-        kind, _, rest = path.name.partition("--")
-        is_loading = any(blob.suffix in _UNFINISHED for blob in _entries(path / "blobs"))
-        if kind == "models" and rest and not is_loading and any(map(_has_config, _entries(path / "snapshots"))):
-            yield rest.replace("--", "/", 1)
-
-
-def _has_config(snapshot: Path) -> bool:
-    return (snapshot / "config.json").exists()
-
-
-def _entries(directory: Path) -> list[Path]:
+def _in_caches(environ: Mapping[str, str]) -> dict[str, float]:
     try:
-        return list(directory.iterdir())
+        sources = find_sources(environ)
+    except ConfigError:
+        return {}  # an address of a hub is wrong: whoever asks that hub is told
+    found: dict[str, float] = {}
+    for reference, shelf in list_shelves(sources):
+        for commit in filter(shelf.is_whole, shelf.commits()):
+            came_s = _came_s(shelf.snapshot(commit))
+            if came_s is None:
+                continue  # it went this moment
+            found[f"{reference.model}@{commit}"] = came_s
+            if commit == shelf.commit_of(None):
+                found[reference.model] = came_s
+    return found
+
+
+def _came_s(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
     except OSError:
-        return []
+        return None
+
+
+def _entries(directory: Path) -> Iterator[Path]:
+    try:
+        yield from list(directory.iterdir())
+    except OSError:
+        return

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import xinf
+from xinf.agent.chart import read_chart
 from xinf.agent.environment import find_environments
 from xinf.agent.models import find_models
+from xinf.agent.succession import resume
 from xinf.core.config import AgentConfig, Config
 from xinf.core.errors import ConfigError
 from xinf.core.ids import NodeName, check_name
@@ -22,10 +24,12 @@ async def describe_node(config: Config) -> NodeRecord:
     """Probe this host. Takes seconds where a driver is slow. Raises: ConfigError, InvalidRequest for a bad name."""
     settings = config.agent
     host = await read_host()
+    # Without samples nothing would end what an earlier agent said.
+    chart = read_chart(config.paths.devices_file) if settings.sample_interval else None
     return NodeRecord(
         name=node_name(settings),
         address=settings.address,
-        devices=host.devices,
+        devices=host.devices if chart is None else resume(chart.devices, host),
         topology=host.topology,
         environments=find_environments(engines_dir(settings)),
         labels=parse_labels(settings.labels),

@@ -3,8 +3,8 @@
 A node name belongs to one agent at a time. A record that another agent left behind is waited out for one lease time:
 a dead agent's goes away by itself, a living one's stays, and then this agent must not run.
 
-What this agent knows better than the store (devices, distances, memory that others use) is written over the record as
-it stands, with a comparison, so that nothing that somebody else put there is lost.
+What this agent knows better than the store (devices, distances, memory that others use, models on its disk) is written
+over the record as it stands, with a comparison, so that nothing that somebody else put there is lost.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class Registration:
         """The node as this agent knows it; the store has it a moment later."""
         return self._record
 
+    def preset(self, devices: tuple[Device, ...]) -> None:
+        """Take devices over before anything is registered."""
+        self._record = msgspec.structs.replace(self._record, devices=devices)
+
     async def run(self) -> None:
         """Register, renew, register again, until cancelled. Leaves the record to its lease: engines may serve on.
 
@@ -71,9 +75,10 @@ class Registration:
         devices: tuple[Device, ...] | None = None,
         topology: Topology | None = None,
         foreign_bytes: dict[str, int] | None = None,
+        models: tuple[str, ...] | None = None,
     ) -> None:
         """Take over what changed and write it; if that cannot be done now, the next renewal or registration does it."""
-        given = {"devices": devices, "topology": topology, "foreign_bytes": foreign_bytes}
+        given = {"devices": devices, "topology": topology, "foreign_bytes": foreign_bytes, "models": models}
         changes = {name: value for name, value in given.items() if value is not None}
         self._record = msgspec.structs.replace(self._record, **changes)
         self._is_stale = True
@@ -135,7 +140,11 @@ class Registration:
                     return  # not registered, or no longer: whoever registers again writes it all
                 before = decode_record(found.value, NodeRecord, key=self._key)
                 record = msgspec.structs.replace(
-                    before, devices=ours.devices, topology=ours.topology, foreign_bytes=ours.foreign_bytes
+                    before,
+                    devices=ours.devices,
+                    topology=ours.topology,
+                    foreign_bytes=ours.foreign_bytes,
+                    models=ours.models,
                 )
                 compare = Compare(self._key, found.mod_revision)
                 if record != before:

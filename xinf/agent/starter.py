@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xinf.agent.custody import ReplicaDirectory
+from xinf.core.config import RegistryConfig
 from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, VISIBLE_ENV, Device, Health, Vendor
 from xinf.core.errors import EngineStartFailed
-from xinf.core.records import EngineEnvironment, NodeRecord, ReplicaRecord
+from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaRecord
+from xinf.core.shim import FetchSpec
+from xinf.registry import Hub, reference_of
 
 # Not for engines: our own settings, and what would make an engine environment see the packages of another.
 _OWN_PREFIX = "XINF_"
@@ -29,6 +32,8 @@ _FOREIGN = frozenset(
 )
 # Set but empty, these hide every device. Others take that for unset. Source: docs/reference/devices.md.
 _EMPTY_HIDES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+# With one of these an engine takes its files from elsewhere, or in a way of its own. Source: vLLM 0.32, `LoadConfig`.
+_OWN_FILES = frozenset({"download_dir", "load_format", "model_loader_extra_config"})
 # On a hot device engines stay, so one that ended there starts there again: slow is better than not at all.
 _USABLE = (Health.OK, Health.DEGRADED)
 
@@ -133,6 +138,20 @@ def visible_environ(replica: ReplicaRecord, node: NodeRecord) -> dict[str, str]:
     if not unnamed:
         environ |= dict.fromkeys(VISIBLE_ENV[vendor], ",".join(str(device.visible) for device in accelerators))
     return environ
+
+
+def fetch_spec(spec: EngineSpec, registry: RegistryConfig, environ: Mapping[str, str]) -> FetchSpec | None:
+    """How a model of a hub is to be fetched, by this interpreter; None for a path, and where the engine does it.
+
+    `environ`: the engine's. Raises: InvalidRequest if the model names nothing.
+    """
+    reference = reference_of(spec)
+    names = {name.removeprefix("--").replace("-", "_") for name in spec.engine_args}
+    if reference is None or (reference.hub is Hub.HUGGINGFACE and names & _OWN_FILES):
+        return None
+    own_path = os.environ.get("PYTHONPATH")
+    more = {"PYTHONPATH": own_path} if own_path and "PYTHONPATH" not in environ else {}
+    return FetchSpec(command=(sys.executable, "-P", "-m", "xinf.agent.fetcher"), environ=more, registry=registry)
 
 
 def start_guard(

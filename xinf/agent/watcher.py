@@ -1,23 +1,26 @@
 """Follows the devices of this node while its agent runs and keeps their state in the node's record.
 
-    readings ──▶ Condition ──▶ health, reason ──┬──▶ NodeRecord, if it differs
+    readings ──▶ Condition ──▶ health, reason ──┬──▶ NodeRecord, if it differs; the chart for the next agent
        │                       foreign_bytes ───┘
        └──▶ events of drivers, changes of health ──▶ EventRecord, one for each kind and device, counted
-    driver changed ──▶ inventory of that vendor, one interval later
+    driver changed, something not well ──▶ Lister ──▶ inventory of that vendor
 
 Nothing here fails the agent: a reading that cannot be handled is logged, the next one comes in seconds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 
 import msgspec
 
-from xinf.agent.condition import Condition, foreign_bytes, foreign_step_bytes, merge_inventory
+from xinf.agent.chart import read_chart, write_chart
+from xinf.agent.condition import Condition, dated
+from xinf.agent.foreign import foreign_bytes, foreign_step_bytes
+from xinf.agent.lister import Lister
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.core.device import Device, DeviceEvent, Health, Vendor
@@ -62,66 +65,105 @@ class DeviceWatcher:
         list_devices: Callable[[], Awaitable[Inventory]],
         interval_s: float,
         store: Store | None = None,
+        chart: Path | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`store`: where events are written down for `xinf events`; None: they are only logged."""
+        """Take the devices of the node's record for what an inventory found, and mark them there as they count.
+
+        `store`: where events are written down for `xinf events`; None: they are only logged. `chart`: the file that
+        agents leave to each other; None: nothing is left. `now_s`: a clock that runs on from one agent to the next.
+        """
         self._registration = registration
         self._store = store
         self._told: dict[tuple[str, str], _Told] = {}  # by device and kind
         self._engines = engines
         self._list_devices = list_devices
-        self._interval_s = interval_s
-        self._devices = registration.record.devices  # as inventories found them, without marks
-        self._condition = Condition(self._devices)
-        self._listing: dict[Vendor, asyncio.Task[None]] = {}
+        self._chart = chart
+        self._now_s = now_s
+        before = None if chart is None else read_chart(chart)
+        self._condition = Condition(registration.record.devices, None if before is None else before.spells)
+        self._lister = Lister(self._list, first_s=interval_s)
+        known = () if before is None else before.devices
+        devices = dated(known, self._condition.mark(self._now_s()), time.time())
+        # What the agent before told of need not be told again.
+        told = {device.uuid: device.health for device in known}
+        self._news = [d for d in devices if told.get(d.uuid, Health.OK) is not d.health]
+        registration.preset(devices)
 
     async def run(self, readings: AsyncIterator[Reading]) -> None:
         """Take readings until they end or this is cancelled."""
         try:
+            self._keep_chart()
+            await self._tell_health(self._news)
+            for vendor in {device.vendor for device in self._condition.devices}:
+                if self._condition.must_list(vendor):
+                    self._lister.ask(vendor)
             async for reading in readings:
                 try:
                     await self.take(reading)
                 except Exception:
                     logger.exception("a reading of %s could not be handled", reading.vendor)
         finally:
-            for task in self._listing.values():
-                task.cancel()
-            await asyncio.gather(*self._listing.values(), return_exceptions=True)
+            await self._lister.close()
 
     async def take(self, reading: Reading) -> None:
         """Note one reading and write the record if it changes anything."""
         for event in reading.events:
             _log_event(event)
         if self._condition.take(reading):
-            self._list_later(reading.vendor)
+            self._lister.ask(reading.vendor)
         changed = await self._publish(reading)
         # The record first: where nothing may run any more matters at once, and each event may wait for the store.
+        names = {device.uuid: device.selector for device in self._condition.devices}
         for event in reading.events:
-            await self._tell(event.uuid, event.kind, event.message)
+            await self._tell(event.uuid, names.get(event.uuid, event.uuid), event.kind, event.message)
         await self._tell_health(changed)
         await self._tell_repeated()
 
     async def _publish(self, reading: Reading | None = None) -> list[Device]:
         """Write the record if it is another than before; return the devices whose health is."""
         record = self._registration.record
-        devices = self._condition.mark(self._devices)
+        devices = dated(record.devices, self._condition.mark(self._now_s()), time.time())
         foreign = record.foreign_bytes if reading is None else self._foreign_bytes(reading)
         changed = _log_changes(record.devices, devices)
         if devices != record.devices or foreign != record.foreign_bytes:
             await self._registration.update(devices=devices, foreign_bytes=foreign)
+        if devices != record.devices:
+            self._keep_chart()
         return changed
+
+    def _keep_chart(self) -> None:
+        if self._chart is None:
+            return
+        try:
+            write_chart(self._chart, self._registration.record.devices, self._condition.spells)
+        except OSError as error:
+            logger.warning("the next agent will not know how the devices were: %s", error)
 
     async def _tell_health(self, devices: Iterable[Device]) -> None:
         for device in devices:
-            await self._tell(device.uuid, f"device_{device.health}", device.reason or "it is well again")
+            message = device.reason or "it is well again"
+            await self._tell(device.uuid, device.selector, f"device_{device.health}", message)
 
-    async def _tell(self, uuid: str, kind: str, message: str) -> None:
+    async def _tell_exchange(self, before: Iterable[Device], now: Iterable[Device]) -> None:
+        """Tell which devices an inventory found for the first time, and which it did not find any more."""
+        old, new = ({device.uuid: device for device in devices} for devices in (before, now))
+        for uuid in old.keys() - new.keys():
+            await self._tell(uuid, old[uuid].selector, "device_gone", f"{old[uuid].name} ({uuid}) was taken out")
+        for uuid in new.keys() - old.keys():
+            await self._tell(uuid, new[uuid].selector, "device_new", f"{new[uuid].name} ({uuid}) is there now")
+
+    async def _tell(self, uuid: str, name: str, kind: str, message: str) -> None:
         """Write an event down. What comes and goes, like heat, is one event with a count."""
         if self._store is None:
             return
-        device = next((device for device in self._devices if device.uuid == uuid), None)
-        name = uuid if device is None else device.selector
         event = EventRecord(
-            at_s=time.time(), kind=kind, object=name, node=self._registration.record.name, message=message
+            at_s=time.time(),
+            kind=kind,
+            object=name,
+            node=self._registration.record.name,
+            device_uuid=uuid,
+            message=message,
         )
         before = self._told.get((uuid, kind))
         if before is None or before.event.message != message:
@@ -146,27 +188,19 @@ class DeviceWatcher:
         else:
             self._told[uuid, event.kind] = _Told(key=key, event=event, n_written=event.count, at_s=time.monotonic())
 
-    def _list_later(self, vendor: Vendor) -> None:
-        if vendor not in self._listing:
-            self._listing[vendor] = asyncio.create_task(self._list(vendor))
-
-    async def _list(self, vendor: Vendor) -> None:
-        """List one vendor's devices anew, once the driver has had a moment to come or go."""
-        try:
-            await asyncio.sleep(self._interval_s)
-            found = await self._list_devices()
-            self._devices = merge_inventory(self._devices, found, vendor)
-            self._condition.take_inventory(self._devices, vendor)
-            record = self._registration.record
-            logger.info("the devices of %s were listed anew", vendor, extra={"kv": {"node": record.name}})
-            topology = overlay(record.topology, found.topology)
-            if topology != record.topology:
-                await self._registration.update(topology=topology)
-            await self._tell_health(await self._publish())
-        except Exception:
-            logger.exception("the devices of %s could not be listed anew", vendor)
-        finally:
-            del self._listing[vendor]
+    async def _list(self, vendor: Vendor) -> bool:
+        """List one vendor's devices anew; return whether all of them are well."""
+        found = await self._list_devices()
+        self._condition.take_inventory(found, vendor)
+        record = self._registration.record
+        logger.info("the devices of %s were listed anew", vendor, extra={"kv": {"node": record.name}})
+        topology = overlay(record.topology, found.topology)
+        if topology != record.topology:
+            await self._registration.update(topology=topology)
+        changed = await self._publish()
+        await self._tell_exchange(record.devices, self._registration.record.devices)
+        await self._tell_health(changed)
+        return not self._condition.must_list(vendor)
 
     def _foreign_bytes(self, reading: Reading) -> dict[str, int]:
         before = self._registration.record.foreign_bytes
@@ -182,7 +216,7 @@ class DeviceWatcher:
             own_bytes = {sample.uuid: own for sample in reading.samples}
         else:
             own_pids = _by_device(engines, groups)
-        steps = {device.uuid: foreign_step_bytes(device) for device in self._devices}
+        steps = {device.uuid: foreign_step_bytes(device) for device in self._condition.devices}
         told = foreign_bytes(reading, own_pids, own_bytes, before, steps)
         return {uuid: size for uuid, size in told.items() if uuid in steps}
 

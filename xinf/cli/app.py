@@ -18,6 +18,7 @@ from xinf.cli import (
     launch,
     logs,
     meta,
+    node_list,
     nodes,
     plan,
     ps,
@@ -69,6 +70,7 @@ app.command(rich_help_panel=_LOOK, epilog='Example: [b]xinf chat qwen2.5-7b-inst
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf why req-0-5c2e11-42[/b]")(why.why)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf route --explain request.json[/b]")(dry_run.route)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf devices --json[/b]")(devices.devices)
+app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf nodes[/b]")(node_list.nodes)
 app.command(rich_help_panel=_LOOK, epilog="Example: [b]xinf plan Qwen/Qwen2.5-7B-Instruct --max-model-len 8192[/b]")(
     plan.plan
 )

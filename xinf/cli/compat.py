@@ -8,7 +8,7 @@ from xinf.cli.known import find_known
 from xinf.cli.session import run
 from xinf.cli.table import print_json, print_table
 from xinf.cli.verdict import Judged, judge_devices
-from xinf.cli.wish import find_planned
+from xinf.cli.wish import find_model
 from xinf.core.config import Config
 from xinf.core.device import Health, Support
 from xinf.core.records import EngineSpec, NodeRecord
@@ -33,7 +33,8 @@ def print_compat(
     json: bool,
 ) -> None:
     """Print one line per device. Raises: UnknownModel, InvalidRequest."""
-    spec = EngineSpec(model=find_planned(config, model, engine), engine=engine, dtype=dtype, quantization=quantization)
+    found = find_model(config, model, engine)
+    spec = EngineSpec(model=found.model, revision=found.revision, engine=engine, dtype=dtype, quantization=quantization)
     facts = run(find_known(config, spec)).facts
     judged = judge_devices(spec, facts, nodes)
     if json:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Sequence
 
+import msgspec
+
+from xinf.cli import health
+from xinf.cli.caches import cache_text, followed_text, read_caches
+from xinf.cli.kind import group_kinds
+from xinf.cli.known import Known
+from xinf.cli.need import able_devices, plan_devices, read_measured, with_engine
 from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
 from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
 from xinf.cli.table import print_json
 from xinf.core.errors import NotFound
-from xinf.core.records import DeploymentRecord, EngineSpec, MemoryNeed, ReplicaFailure, ReplicaRecord
+from xinf.core.records import DeploymentRecord, EngineSpec, MeasuredRecord, MemoryNeed, ReplicaFailure, ReplicaRecord
 from xinf.core.units import format_bytes, format_seconds
 
 _LOG_LINES = 15
 _NOTE_COLUMNS = 100
+
+
+class KindNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """What each device of some kinds must have: `xinf describe --json`."""
+
+    devices: tuple[str, ...]
+    need: MemoryNeed
 
 
 def describe(
@@ -25,17 +40,24 @@ def describe(
     config: ConfigFile = None,
 ) -> None:
     """Show everything known about a deployment: the wish, where its engines are, phases with timings, failures."""
-    found = run(read_everything(open_session(config, data_dir, server)))
+    session = open_session(config, data_dir, server)
+    found = run(read_everything(session))
     deployment, replicas = select(found, name)
+    kinds = needs_of(deployment, found, run(read_measured(session))) if deployment is not None else []
     if json:
-        print_json({"deployment": deployment, "replicas": replicas})
+        print_json({"deployment": deployment, "needs": kinds, "replicas": replicas})
         return
-    for line in deployment_lines(deployment, time.time()) if deployment is not None else ["removed; engines are left"]:
+    for line in deployment_lines(deployment, kinds, time.time()) if deployment else ["removed; engines are left"]:
         print(line)
+    caches = run(read_caches(session)) if replicas else None
     for replica in replicas:
         print()
         for line in replica_lines(replica, time.time()):
             print(line)
+        for line in health.replica_lines(replica, found.nodes, time.time()):
+            print(line)
+        if caches is not None and (views := caches.views.get(replica.id)):
+            print(f"  cache       {cache_text(views)}{followed_text(caches.followed.get(replica.id))}")
 
 
 def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[ReplicaRecord]]:
@@ -49,7 +71,18 @@ def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[
     return deployment, replicas
 
 
-def deployment_lines(deployment: DeploymentRecord, now_s: float) -> list[str]:
+def needs_of(deployment: DeploymentRecord, found: Everything, measured: Sequence[MeasuredRecord]) -> list[KindNeed]:
+    """What a replica would need of the devices that it may get, by kind; nothing where nobody can tell."""
+    if deployment.model is None:
+        return []
+    known = Known(facts=deployment.model, identity=deployment.model_identity)
+    nodes = [node for node in found.nodes if deployment.labels.items() <= node.labels.items()]
+    devices = able_devices(deployment.spec, deployment.model, with_engine(deployment.spec, nodes))
+    kinds = group_kinds(plan_devices(deployment.spec, known, devices, measured))
+    return [KindNeed(devices=kind.names, need=kind.plan.need) for kind in kinds]
+
+
+def deployment_lines(deployment: DeploymentRecord, kinds: Sequence[KindNeed], now_s: float) -> list[str]:
     """The wish, a line each."""
     spec = deployment.spec
     lines = [
@@ -66,17 +99,26 @@ def deployment_lines(deployment: DeploymentRecord, now_s: float) -> list[str]:
         lines.append(f"  priority    {deployment.priority}")
     if deployment.labels:
         lines.append(f"  labels      {' '.join(f'{key}={value}' for key, value in deployment.labels.items())}")
-    if deployment.need is not None:
-        lines.append(f"  memory      {need_text(deployment.need)}")
+    for number, kind in enumerate(kinds):
+        on = f", on {', '.join(kind.devices)}" if len(kinds) > 1 else ""
+        lines.append(f"  {'' if number else 'memory':<10}  {need_text(kind.need)}{on}")
     return lines + _spec_lines(spec)
 
 
 def need_text(need: MemoryNeed) -> str:
-    """What each device must have, and of what: `17.9 GiB a device (...), estimated`."""
-    parts = {"weights": need.weights_bytes, "KV cache": need.kv_bytes, "overhead": need.overhead_bytes}
-    of = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts.items())
+    """What each device must have, and of what: `17.9 GiB a device (...), estimated`.
+
+    A cache that is still to be granted is told with what it may become.
+    """
+    wanted = max(need.kv_wanted_bytes or 0, need.kv_bytes)
+    up_to = f" to {format_bytes(wanted)}" if wanted > need.kv_bytes else ""
+    of = (
+        f"weights {format_bytes(need.weights_bytes)}, KV cache {format_bytes(need.kv_bytes)}{up_to},"
+        f" overhead {format_bytes(need.overhead_bytes)}"
+    )
+    least = " at least" if up_to else ""
     how = "measured" if need.is_measured else "estimated"
-    return f"{format_bytes(need.device_bytes)} a device ({of}), {how}"
+    return f"{format_bytes(need.device_bytes)} a device{least} ({of}), {how}"
 
 
 def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
@@ -92,9 +134,12 @@ def replica_lines(replica: ReplicaRecord, now_s: float) -> list[str]:
         *_note_lines(replica.placement_note or "-"),
         f"  restarts    {replica.restarts}",
     ]
+    if replica.need is not None:
+        lines.append(f"  memory      {need_text(replica.need)}")
     if timings := describe_timings(replica):
         lines.append(f"  timings     {timings}")
     optional = {
+        "doing": replica.detail,
         "address": replica.address,
         "pid": replica.pid,
         "log": replica.log_path,
@@ -116,6 +161,8 @@ def _note_lines(note: str) -> list[str]:
 def _spec_lines(spec: EngineSpec) -> list[str]:
     values = {
         "model": spec.model,
+        "revision": spec.revision,
+        "commit": spec.commit,
         "engine": spec.engine,
         "names": ", ".join(spec.served_names),
         "device": spec.device,

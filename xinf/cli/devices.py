@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.compat import print_compat
+from xinf.cli.health import device_lines
 from xinf.cli.options import ConfigFile, DataDir, DtypeOption, Engine, Json, Quantization, Server
 from xinf.cli.ps import read_everything
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.core.device import Device, Dtype, Health, Support
+from xinf.core.device import Device, Dtype, Support
 from xinf.core.ids import NodeName
 from xinf.core.records import NodeRecord
 from xinf.core.units import format_bytes
@@ -42,7 +45,10 @@ def devices(
     """
     session = open_session(config, data_dir, server)
     is_remote = bool(all_ or server)
-    nodes = run(read_everything(session)).nodes if is_remote else (this_host(session),)
+    if is_remote:
+        nodes = run(read_everything(session)).nodes
+    else:
+        nodes = (these_devices(session) if compat is None else this_host(session),)
     if compat is not None:
         print_compat(
             session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
@@ -59,20 +65,23 @@ def devices(
     else:
         print_table(_COLUMNS, [device_row(device) for device in found])
     _print_legend(found)
-    _print_reasons(found)
+    for line in device_lines(nodes, time.time()):
+        print(line)
 
 
 def this_host(session: Session) -> NodeRecord:
     """What a worker would tell of this host."""
     from xinf.agent import engines_dir, find_environments
-    from xinf.device import read_inventory
 
-    return NodeRecord(
-        name=NodeName(""),
-        address="",
-        devices=tuple(run(read_inventory())),
-        environments=find_environments(engines_dir(session.config.agent)),
-    )
+    environments = find_environments(engines_dir(session.config.agent))
+    return msgspec.structs.replace(these_devices(session), environments=environments)
+
+
+def these_devices(session: Session) -> NodeRecord:
+    """The devices alone of this host: what engines are installed costs a look into each of them."""
+    from xinf.agent import list_devices
+
+    return NodeRecord(name=NodeName(""), address="", devices=run(list_devices(session.config)), environments=())
 
 
 def device_row(device: Device) -> tuple[str, ...]:
@@ -81,12 +90,20 @@ def device_row(device: Device) -> tuple[str, ...]:
         device.selector,
         device.name,
         device.arch or "-",
-        format_bytes(device.memory_bytes) if device.memory_bytes is not None else "-",
+        memory_cell(device),
         dtypes_cell(_levels(device)),
         device.driver or "-",
         device.health,
         device.uuid,
     )
+
+
+def memory_cell(device: Device) -> str:
+    """How much memory it has; `shared`: with the processor."""
+    if device.memory_bytes is None:
+        return "-"
+    shared = " shared" if device.extra.get("memory") == "unified" else ""
+    return format_bytes(device.memory_bytes) + shared
 
 
 def dtypes_cell(levels: Mapping[Dtype, Support]) -> str:
@@ -114,12 +131,6 @@ def _print_legend(found: Iterable[Device]) -> None:
     told = [text for mark, text in (("*", "* weights only"), ("?", "? no source says")) if mark in cells]
     if told:
         print(f"DTYPES: {', '.join(told)}")
-
-
-def _print_reasons(found: Sequence[Device]) -> None:
-    for device in found:
-        if device.health is not Health.OK and device.reason:
-            print(f"{device.selector}: {device.reason}")
 
 
 def _fields(device: Device) -> dict[str, object]:

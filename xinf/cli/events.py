@@ -21,7 +21,10 @@ from xinf.core.records import EVENTS, EventRecord, decode_record
 def events(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Of a deployment, a replica, a node or a device; without: all."),
+        typer.Argument(
+            metavar="NAME",
+            help="Of a deployment, a replica, a node or a device (cuda:0, node-a/cuda:0, a UUID); without: all.",
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")] = False,
     last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many of the last ones.")] = 50,
@@ -56,8 +59,12 @@ async def read_events(session: Session) -> tuple[list[EventRecord], Revision]:
 
 
 def concerns(event: EventRecord, name: str) -> bool:
-    """Whether an event is about this node, device, replica, or a replica of this deployment."""
-    return name in (event.object, event.node, event.object.rpartition("-")[0])
+    """Whether an event is about this node, device, replica, or a replica of this deployment.
+
+    A device is known by its UUID, by its name on any node (`cuda:0`) or on one (`node-a/cuda:0`).
+    """
+    names = (event.object, event.node, event.deployment, event.device_uuid, f"{event.node}/{event.object}")
+    return name in names
 
 
 def event_line(event: EventRecord) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from xinf.cli.failure import INTERRUPTED
-from xinf.cli.need import add_need, find_known_for
+from xinf.cli.known import known_before
+from xinf.cli.need import add_model, find_known_for
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -35,6 +37,7 @@ from xinf.cli.options import (
     Timeout,
     TrustRemoteCode,
 )
+from xinf.cli.pin import pin_model
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
@@ -143,15 +146,18 @@ async def _launch(
         meant = [node for node in nodes if wish.labels.items() <= node.labels.items()]
         screen.status(f"reading what {wish.spec.model} needs")
         known = await find_known_for(session.config, wish.spec, meant)
+        wish = msgspec.structs.replace(wish, spec=await pin_model(session.config, wish.spec, known))
         screen.status("")
+        present = await records.get(DeploymentRecord, wish.name)
+        known = known_before(known, wish.spec, None if present is None else present[0])
         check_wish(wish.spec, known.facts, meant, screen.line)
         since_s = time.time()
         measured = [record for record, _ in await records.list(MeasuredRecord)]
-        wish, told = add_need(wish, known, meant, measured, must_fit=must_fit)
+        wish, told = add_model(wish, known, meant, measured, must_fit=must_fit)
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
-        if told is not None:
-            screen.line(told)
+        for line in told:
+            screen.line(line)
         if not must_wait:
             if not nodes:
                 screen.line("no worker is connected: start one with `xinf worker`")

@@ -1,31 +1,37 @@
 """What a deployment needs of the devices it may get: for `xinf plan`, and for `launch` and `up` before they write.
 
-spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ MemoryNeed, or a refusal with advice
-                               ▲ measured/ of an earlier load
+spec, facts of the model ──▶ DevicePlan for each device that is meant ──▶ the wish with the facts in it, or a refusal
+                               ▲ measured/ of an earlier load                with advice
+
+The scheduler plans again, from the same facts, for the devices that there are when it looks for a place.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from xinf.cli.known import Known, find_known
+from xinf.cli.kind import group_kinds
+from xinf.cli.known import Known, find_cached, find_known
 from xinf.cli.session import Session
 from xinf.cli.verdict import environment_of
 from xinf.core.config import Config
-from xinf.core.device import Device, Health, Vendor, is_selected
+from xinf.core.device import PASSING, Device, Health, Vendor, is_selected
 from xinf.core.errors import InvalidRequest, PlacementFailed, XinfError
-from xinf.core.ids import NodeName
+from xinf.core.ids import DeploymentName, NodeName
+from xinf.core.model import ModelFacts
 from xinf.core.records import DeploymentRecord, EngineSpec, MeasuredRecord, NodeRecord
 from xinf.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from xinf.registry import MemoryFit, MemoryPlan, ModelFacts
+    from xinf.meta import Records
+    from xinf.registry import MemoryFit, MemoryPlan
+    from xinf.scheduler import Refusal
 
 _AUTO = "auto"
+T = TypeVar("T")
 
 
 class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +51,7 @@ def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[N
     Without an engine environment for it a device counts only if it is named.
     """
     # One that is only hot is what `auto` means all the same, and is free again when it has cooled.
-    works = (Health.OK, Health.DEGRADED)
+    works = (Health.OK, *PASSING)
     everything = [(node, device) for node in nodes for device in node.devices if device.health in works]
     whole = [(node, device) for node, device in everything if not _is_split(node, device)]
     if spec.device != _AUTO:
@@ -58,20 +64,22 @@ def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[N
 
 def plan_device(
     spec: EngineSpec,
-    facts: ModelFacts,
+    known: Known,
     node: NodeRecord,
     device: Device,
     *,
     free_bytes: int | None,
     measured: Mapping[str, MeasuredRecord],
 ) -> DevicePlan:
-    """Plan the model on one device, from what an earlier load took there if that is known."""
-    from xinf.registry import choose_options, fit_memory, plan_memory
+    """Plan a model that is known on one device, from what an earlier load took there if that is known."""
+    from xinf.registry import choose_options, fit_memory, plan_on
 
     made = DevicePlan(node=node.name, device=device, free_bytes=free_bytes)
+    facts, environment = known.facts, environment_of(node, spec.engine, device)
+    assert facts is not None, "somebody read them"
     try:
         options = choose_options(spec, device)
-        plan = plan_memory(facts, options, measured=_find_measured(spec, facts, node, device, measured))
+        plan = plan_on(spec, facts, device, environment, identity=known.identity, measured=measured)
     except InvalidRequest as error:
         return msgspec.structs.replace(made, note=str(error))
     made = msgspec.structs.replace(made, plan=plan)
@@ -85,6 +93,8 @@ def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan])
     """What would fit on these devices, of one node and kind."""
     from xinf.registry import Room, advise, choose_options
 
+    # Cards of one kind may take different batches: what fits with the greediest one's fits.
+    greediest = max(plans, key=lambda made: made.plan.device_bytes if made.plan is not None else -1)
     rooms = [
         Room(selector=made.device.selector, free_bytes=made.free_bytes, total_bytes=made.device.memory_bytes)
         for made in plans
@@ -93,80 +103,102 @@ def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan])
     if not rooms:
         return ()
     try:
-        return advise(facts, choose_options(spec, plans[0].device), rooms)
+        return advise(facts, choose_options(spec, greediest.device), rooms)
     except InvalidRequest as error:
         return (str(error),)
 
 
-def add_need(
+def add_model(
     wish: DeploymentRecord,
     known: Known,
     nodes: Sequence[NodeRecord],
     measured: Sequence[MeasuredRecord],
     *,
     must_fit: bool,
-) -> tuple[DeploymentRecord, str | None]:
-    """Add to a wish what each replica needs of a device. Returns it with a sentence for the user, None for nothing.
+) -> tuple[DeploymentRecord, list[str]]:
+    """Add to a wish what is known of its model. Returns it with what to tell the user, a line each.
 
-    Raises: PlacementFailed, if `must_fit`, when no device that is meant is large enough even while it is empty.
+    Raises: PlacementFailed, if `must_fit`, when the scheduler could not place it even if all devices were empty.
     """
+    from xinf.scheduler import Placement, could_fit
+
     spec, facts = wish.spec, known.facts
     if spec.engine != "vllm":
-        return wish, None  # a simulated engine has no weights
-    meant = _with_engine(spec, nodes)
+        return wish, []  # a simulated engine has no weights
+    told = msgspec.structs.replace(wish, model=facts, model_identity=known.identity)
+    meant = with_engine(spec, nodes)
     if not meant:
-        return wish, None  # whoever places it says why there is no place
+        return told, []  # whoever places it says why there is no place
     if facts is None:
-        return wish, f"memory: not planned, the engine checks it itself: {known.why}"
+        return told, [f"memory: not planned, the engine checks it itself: {known.why}"]
+    plans = plan_devices(spec, known, able_devices(spec, facts, meant) or meant, measured)
     by_digest = {record.fingerprint: record for record in measured}
-    plans = [
-        plan_device(spec, facts, node, device, free_bytes=device.memory_bytes, measured=by_digest)
-        for node, device in meant
+    found = could_fit(told, {node.name: node for node in nodes}, measured=by_digest)
+    large = [made for made in plans if made.fit is not None and made.fit.fits]
+    if large and isinstance(found, Placement):
+        return told, describe_kinds(large)
+    # A device that nothing is known of may be large enough.
+    unknown = next((made for made in plans if made.fit is None), None)
+    if unknown is not None or isinstance(found, Placement):
+        why = unknown.note if unknown is not None else None
+        return told, [f"memory: not planned, the engine checks it itself: {why or 'unknown'}"]
+    refusal = _refusal(wish, facts, plans, found)
+    if must_fit:
+        raise refusal
+    # Without the facts, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
+    return wish, [f"memory: {refusal.message}; written all the same, the engine checks it itself"]
+
+
+def able_devices(
+    spec: EngineSpec, facts: ModelFacts, devices: Iterable[tuple[NodeRecord, Device]]
+) -> list[tuple[NodeRecord, Device]]:
+    """Those that can run it as far as anybody knows: the others get none, however much they have free."""
+    from xinf.registry import refusal_of
+
+    return [
+        (node, device)
+        for node, device in devices
+        if refusal_of(spec, device, environment_of(node, spec.engine, device), facts) is None
     ]
-    chosen = choose_plan(spec, plans)
-    if isinstance(chosen, str):
-        return wish, f"memory: not planned, the engine checks it itself: {chosen}"
-    if chosen is None:
-        refusal = _refusal(wish, facts, plans)
-        if must_fit:
-            raise refusal
-        # Without a need, or nobody would place it: whoever forces it knows better than the plan, or the engine tells.
-        return wish, f"memory: {refusal.message}; written all the same, the engine checks it itself"
-    return msgspec.structs.replace(wish, need=chosen.need), describe_plan(chosen)
+
+
+def plan_devices(
+    spec: EngineSpec,
+    known: Known,
+    devices: Iterable[tuple[NodeRecord, Device]],
+    measured: Iterable[MeasuredRecord],
+) -> list[DevicePlan]:
+    """Plan a model on devices as if nobody were on them."""
+    by_digest = {record.fingerprint: record for record in measured}
+    return [
+        plan_device(spec, known, node, device, free_bytes=device.memory_bytes, measured=by_digest)
+        for node, device in devices
+    ]
 
 
 async def read_measured(session: Session) -> list[MeasuredRecord]:
     """What earlier loads took; nothing where there is no store, or none that can be read now."""
-    from xinf.meta import Records
-
-    if session.server is None and not session.config.paths.meta_dir.exists():
-        return []
-    try:
-        async with session.store_or_file() as store:
-            return [record for record, _ in await Records(store).list(MeasuredRecord)]
-    except XinfError:
-        return []
+    found = await _read_store(session, lambda records: records.list(MeasuredRecord))
+    return [record for record, _ in found or ()]
 
 
-def choose_plan(spec: EngineSpec, plans: Sequence[DevicePlan]) -> MemoryPlan | str | None:
-    """The least that a device which is large enough needs; None if none is; why, if that cannot be told."""
-    fitting: list[MemoryPlan] = []
-    for node in {made.node for made in plans}:
-        of_node = [made for made in plans if made.node == node]
-        for kind in {made.device.vendor for made in of_node}:
-            large = [m.plan for m in of_node if m.device.vendor is kind and m.fit is not None and m.fit.fits and m.plan]
-            if len(large) >= (1 if kind is Vendor.CPU else spec.tensor_parallel_size):
-                fitting += large
-    if fitting:
-        return min(fitting, key=lambda plan: plan.device_bytes)
-    # A device that nothing is known of may be large enough.
-    unknown = next((made for made in plans if made.fit is None), None)
-    return unknown.note or "unknown" if unknown is not None else None
+async def read_present(session: Session, name: DeploymentName) -> DeploymentRecord | None:
+    """The deployment as it is there; None where there is no such, or no store that can be read now."""
+    found = await _read_store(session, lambda records: records.get(DeploymentRecord, name))
+    return None if found is None else found[0]
 
 
 async def find_known_for(config: Config, spec: EngineSpec, nodes: Sequence[NodeRecord]) -> Known:
-    """What is known of a model, if a device that is meant has an engine: otherwise no hub is asked in vain."""
-    return await find_known(config, spec) if _with_engine(spec, nodes) else Known()
+    """What is known of a model. Where no device that is meant has an engine yet, no hub is asked in vain."""
+    return await find_known(config, spec) if with_engine(spec, nodes) else find_cached(config, spec)
+
+
+def describe_kinds(plans: Sequence[DevicePlan]) -> list[str]:
+    """A line; one for each kind of device where they need different things."""
+    kinds = group_kinds(plans)
+    if len(kinds) == 1:
+        return [describe_plan(kinds[0].plan)]
+    return [f"{describe_plan(kind.plan)} on {', '.join(kind.names)}" for kind in kinds]
 
 
 def describe_plan(plan: MemoryPlan) -> str:
@@ -180,7 +212,7 @@ def describe_plan(plan: MemoryPlan) -> str:
     )
 
 
-def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePlan]) -> PlacementFailed:
+def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePlan], found: Refusal) -> PlacementFailed:
     """Why no device could ever do, with what would."""
     largest = max(plans, key=lambda made: made.free_bytes or 0)
     plan = largest.plan
@@ -190,7 +222,9 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
     n_large = sum(made.fit is not None and made.fit.fits for made in same)
     has = format_bytes(largest.free_bytes or 0)
     what = f"{largest.device.selector} on {largest.node} has {has} in all"
-    if n_large:
+    if n_large >= (1 if largest.device.vendor is Vendor.CPU else size):
+        what = found.note  # each is large enough, and something else binds
+    elif n_large:
         what = f"{n_large} of its {len(same)} devices on {largest.node} are large enough"
     elif largest.fit is not None and largest.fit.usable_bytes < (largest.free_bytes or 0):
         what += f", of which an engine may take {format_bytes(largest.fit.usable_bytes)}"
@@ -206,21 +240,20 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
     )
 
 
-def _find_measured(
-    spec: EngineSpec, facts: ModelFacts, node: NodeRecord, device: Device, measured: Mapping[str, MeasuredRecord]
-) -> MeasuredRecord | None:
-    from xinf.registry import fingerprint, identify_model
+async def _read_store(session: Session, read: Callable[[Records], Awaitable[T]]) -> T | None:
+    from xinf.meta import Records
 
-    if not measured:
+    if session.server is None and not session.config.paths.meta_dir.exists():
         return None
-    identity = identify_model(spec.model, revision=facts.revision, environ={**os.environ, **spec.env})
-    environment = environment_of(node, spec.engine, device)
-    if identity is None or environment is None:
+    try:
+        async with session.store_or_file() as store:
+            return await read(Records(store))
+    except XinfError:
         return None
-    return measured.get(fingerprint(identity, spec, engine_version=environment.version, device=device))
 
 
-def _with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
+def with_engine(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
+    """Of the devices that are meant those that an engine is there for."""
     return [(node, device) for node, device in meant_devices(spec, nodes) if _has_engine(spec, node, device)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +13,9 @@ from xinf.cli.options import ConfigFile, DataDir, Json, Server, Timeout
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
-from xinf.core.errors import DeadlineExceeded, NotFound
+from xinf.core.errors import Conflict, DeadlineExceeded, NotFound
 from xinf.core.ids import NodeName
-from xinf.core.records import REPLICAS, CordonRecord, NodeRecord, ReplicaRecord
+from xinf.core.records import CORDONS, REPLICAS, CordonRecord, NodeRecord, ReplicaRecord
 from xinf.core.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -116,35 +117,61 @@ async def _check_known(records: Records, node: str) -> None:
 async def _wait_empty(session: Session, node: str, screen: Screen, timeout_s: float) -> None:
     """Wait until nothing is left on the node, telling what each replica does meanwhile.
 
-    Raises: DeadlineExceeded naming those that are left.
+    Raises: DeadlineExceeded naming those that are left; Conflict when somebody has ended the draining.
     """
     from xinf.meta import Mirror
 
-    def left(items: Mapping[str, tuple[ReplicaRecord, int]]) -> dict[str, str]:
-        return {name: _state(record) for name, (record, _) in sorted(items.items()) if record.node == node}
-
     deadline_s = time.monotonic() + timeout_s
+    changed = asyncio.Event()
     async with session.store() as store:
-        mirror = Mirror(store, REPLICAS, ReplicaRecord)
-        await mirror.start()
+        replicas = Mirror(store, REPLICAS, ReplicaRecord)
+        cordons = Mirror(store, CORDONS, CordonRecord)
         told: dict[str, str] = {}
         try:
-            while now := left(mirror.items):
+            for mirror in (replicas, cordons):
+                await mirror.start()
+                mirror.listen(lambda _: changed.set())
+            while now := _left(replicas.items, node):
                 for name, text in now.items():
                     if told.get(name) != text:
                         screen.line(f"{name} {text}")
                 told = now
-                rest_s = max(0.0, deadline_s - time.monotonic())
-                try:
-                    await mirror.wait(lambda items, now=now: left(items) != now, rest_s)  # type: ignore[misc]
-                except DeadlineExceeded:
-                    raise DeadlineExceeded(
-                        f"{', '.join(now)} did not leave {node} within {timeout_s:g} s",
-                        remedy=f"it goes on: see `xinf events {node}`, or end it with `xinf uncordon {node}`",
-                    ) from None
+                _check_draining(cordons.get(node), node, now)
+                await _wait(changed, deadline_s, node, now, timeout_s)
         finally:
-            await mirror.stop()
+            await replicas.stop()
+            await cordons.stop()
     screen.line(f"{node} is empty")
+
+
+def _left(items: Mapping[str, tuple[ReplicaRecord, int]], node: str) -> dict[str, str]:
+    return {name: _state(record) for name, (record, _) in sorted(items.items()) if record.node == node}
+
+
+def _check_draining(cordon: CordonRecord | None, node: str, left: Mapping[str, str]) -> None:
+    """Raises: Conflict when nobody moves what is left any more."""
+    if cordon is not None and cordon.is_draining:
+        return
+    what = "was opened again" if cordon is None else "is only cordoned now"
+    raise Conflict(
+        f"{node} {what} while it was drained; {', '.join(left)} stay there",
+        remedy=f"see `xinf events {node}`, and drain it once more if nobody else needs it",
+    )
+
+
+async def _wait(
+    changed: asyncio.Event, deadline_s: float, node: str, left: Mapping[str, str], timeout_s: float
+) -> None:
+    """Wait until something changes. Raises: DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+            await changed.wait()
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{', '.join(left)} did not leave {node} within {timeout_s:g} s",
+            remedy=f"it goes on: see `xinf events {node}`, or end it with `xinf uncordon {node}`",
+        ) from None
+    changed.clear()
 
 
 def _state(replica: ReplicaRecord) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
 
-from xinf.cli.known import read_facts_of
+from xinf.cli.known import known_of, read_facts_of
 from xinf.cli.need import DevicePlan, advice_for, meant_devices, plan_device, read_measured
 from xinf.cli.options import (
     ConfigFile,
@@ -25,15 +25,12 @@ from xinf.cli.options import (
 )
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
-from xinf.cli.wish import choose_name, find_planned, make_spec
+from xinf.cli.wish import choose_name, make_spec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, check_selector, is_selected
 from xinf.core.errors import NotFound
-from xinf.core.ids import DeploymentName
-from xinf.core.records import DeploymentRecord, EngineSpec, NodeRecord, Phase, ReplicaRecord
+from xinf.core.model import ModelFacts
+from xinf.core.records import EngineSpec, NodeRecord, Phase, ReplicaRecord
 from xinf.core.units import format_bytes
-
-if TYPE_CHECKING:
-    from xinf.registry import ModelFacts
 
 _COLUMNS = ("DEVICE", "FREE", "WEIGHTS", "KV/REQUEST", "RESERVE", "SUM", "FITS", "CONTEXT", "REQUESTS", "FROM")
 
@@ -99,7 +96,6 @@ def plan(
         trust_remote_code=False,
         engine_args=arguments,
         env=(),
-        find=find_planned,
     )
     if device != "all":
         check_selector(device)
@@ -117,13 +113,14 @@ def plan(
 
 async def _plan(session: Session, spec: EngineSpec, device: str, *, is_all: bool, name: str) -> Planned:
     facts = await asyncio.to_thread(read_facts_of, session.config, spec)
+    known = known_of(spec, facts)
     hosts = await _read_hosts(session) if is_all else [await _read_this_host(session)]
     measured = {record.fingerprint: record for record in await read_measured(session)}
     made: list[DevicePlan] = []
     for host in hosts:
         for one in _chosen(host.node, spec, device):
             free = host.free_bytes.get(one.uuid)
-            made.append(plan_device(spec, facts, host.node, one, free_bytes=free, measured=measured))
+            made.append(plan_device(spec, known, host.node, one, free_bytes=free, measured=measured))
     if not made:
         has = ", ".join(one.selector for host in hosts for one in host.node.devices) or "none"
         raise NotFound(f"there is no device {device} here that works", remedy=f"there are: {has}; see `xinf devices`")
@@ -216,13 +213,10 @@ async def _read_hosts(session: Session) -> list[_Host]:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
         replicas = [record for record, _ in await records.list(ReplicaRecord)]
-        deployments = {record.name: record for record, _ in await records.list(DeploymentRecord)}
-    return [_Host(node=node, free_bytes=free_on(node, replicas, deployments)) for node in nodes]
+    return [_Host(node=node, free_bytes=free_on(node, replicas)) for node in nodes]
 
 
-def free_on(
-    node: NodeRecord, replicas: Sequence[ReplicaRecord], deployments: Mapping[DeploymentName, DeploymentRecord]
-) -> dict[str, int]:
+def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord]) -> dict[str, int]:
     """What is left of each device of a node. A replica whose need nobody knows has its devices for itself."""
     free = {one.uuid: one.memory_bytes for one in node.devices if one.memory_bytes is not None}
     for uuid, n_bytes in node.foreign_bytes.items():
@@ -231,8 +225,7 @@ def free_on(
     for replica in replicas:
         if replica.node != node.name or replica.phase is Phase.STOPPED:
             continue
-        deployment = deployments.get(replica.deployment)
-        need = replica.need or (deployment.need if deployment is not None else None)
+        need = replica.need
         for one in node.devices:
             if one.uuid in free and (one.uuid in replica.device_uuids or one.selector in replica.devices):
                 is_shared = one.uuid not in replica.device_uuids

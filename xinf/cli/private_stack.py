@@ -120,7 +120,7 @@ class PrivateStack:
             raise Unavailable(f"`xinf {arguments[0]}` of the simulated engines failed: {said[-600:]}")
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
-        return [sys.executable, "-m", "xinf.cli", *arguments]
+        return [sys.executable, "-P", "-m", "xinf.cli", *arguments]
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"

@@ -48,7 +48,7 @@ def ps(
     """List deployments: what is wished for, what is there, and why not."""
     session = open_session(config, data_dir, server)
     found = run(read_everything(session))
-    caches = run(read_caches(session)) if found.replicas and (replicas or json) else {}
+    caches = run(read_caches(session)).views if found.replicas and (replicas or json) else {}
     if json:
         known: Views = {replica.id: caches[replica.id] for replica in found.replicas if replica.id in caches}
         print_json(Listed(**msgspec.structs.asdict(found), caches=known))
@@ -138,6 +138,8 @@ def notes(found: Everything, now_s: float) -> list[str]:
             lines.append(f"{replica.id}: failed ({failure.cause}){again}: {failure.message}; {failure.remedy}")
         elif replica.phase is Phase.PENDING and replica.placement_note:
             lines.append(f"{replica.id}: not placed: {replica.placement_note}")
+        elif replica.detail is not None and replica.phase in (Phase.STARTING, Phase.LOADING):
+            lines.append(f"{replica.id}: {replica.phase}: {replica.detail}")
         elif replica.phase is not Phase.READY and failure is not None:
             lines.append(f"{replica.id}: {replica.phase} after a failure ({failure.cause}): {failure.message}")
         if replica.node is not None and found.nodes and replica.node not in {node.name for node in found.nodes}:

@@ -35,4 +35,4 @@ def sim(
     )
     # In our place, not as a child: signals reach it without a detour, and its exit status is ours.
     arguments = [host, str(port), msgspec.json.encode(spec).decode()]
-    os.execv(sys.executable, [sys.executable, "-m", "xinf.engine.sim_http", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "xinf.engine.sim_http", *arguments])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
-from xinf.cli.known import SIMULATED
-from xinf.cli.need import add_need, find_known_for, read_measured
+from xinf.cli.known import SIMULATED, known_before
+from xinf.cli.need import add_model, find_known_for, read_measured, read_present
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -29,6 +30,7 @@ from xinf.cli.options import (
     Timeout,
     TrustRemoteCode,
 )
+from xinf.cli.pin import pin_model
 from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.verdict import check_wish
@@ -124,9 +126,11 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     node = run(describe_node(session.config))
     screen.status(f"reading what {wish.spec.model} needs")
     known = run(find_known_for(session.config, wish.spec, (node,)))
+    wish = msgspec.structs.replace(wish, spec=run(pin_model(session.config, wish.spec, known)))
     screen.status("")
+    known = known_before(known, wish.spec, run(read_present(session, wish.name)))
     check_wish(wish.spec, known.facts, (node,), screen.line)
-    wish, told = add_need(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
-    if told is not None:
-        screen.line(told)
+    wish, told = add_model(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
+    for line in told:
+        screen.line(line)
     return wish

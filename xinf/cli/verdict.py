@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from xinf.core.device import KIND_OF_VENDOR, Device, Health, Support, Vendor, is_selected
+from xinf.core.device import KIND_OF_VENDOR, PASSING, Device, Health, Support, Vendor, is_selected
 from xinf.core.errors import PlacementFailed
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord
 
@@ -84,8 +84,8 @@ _GOOD_FIRST = (Support.NATIVE, Support.WEIGHT_ONLY, Support.UNKNOWN)
 
 
 def _candidates(spec: EngineSpec, judged: Sequence[Judged]) -> list[Judged]:
-    """Those the scheduler may choose: healthy or only hot, selected, with an environment; `auto`: accelerators."""
-    works = (Health.OK, Health.DEGRADED)
+    """Those the scheduler may choose: healthy, hot or silent, selected, with an environment; `auto`: accelerators."""
+    works = (Health.OK, *PASSING)
     usable = [each for each in judged if each.device.health in works and each.environment is not None]
     if spec.device != AUTO:
         return [each for each in usable if any(is_selected(each.device, part) for part in spec.device.split(","))]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from xinf.core.config import Config
 from xinf.core.device import check_selector
-from xinf.core.errors import InvalidRequest, UnknownModel
+from xinf.core.errors import InvalidRequest
 from xinf.core.ids import DeploymentName, check_name, name_from_model
 from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
@@ -16,8 +18,15 @@ ENGINES = ("vllm", "sim")
 _OWN_SIZE = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 
 
-def find_model(config: Config, model: str, engine: str) -> str:
-    """What the engine is to load: an absolute path or a hub id; the scripted model is written if need be.
+class Found(msgspec.Struct, frozen=True):
+    """The model of a wish, as an EngineSpec has it."""
+
+    model: str
+    revision: str | None = None
+
+
+def find_model(config: Config, model: str, engine: str) -> Found:
+    """What the engine is to load; the scripted model is written if need be. No hub is asked.
 
     Raises: UnknownModel, InvalidRequest.
     """
@@ -25,24 +34,9 @@ def find_model(config: Config, model: str, engine: str) -> str:
 
     if engine == "sim" and not Path(model).expanduser().is_dir():
         # It simulates; a name is enough.
-        return model
-    return resolve_model(model, models_dir=config.paths.models_dir, config=config.registry).location
-
-
-def find_planned(config: Config, model: str, engine: str) -> str:
-    """The same for whoever only reads about it: what an engine could not load yet is read at its hub.
-
-    Raises: UnknownModel, InvalidRequest.
-    """
-    from xinf.registry import refer_model
-
-    try:
-        return find_model(config, model, engine)
-    except (UnknownModel, InvalidRequest):
-        reference = refer_model(model, config=config.registry)
-        if reference is None:
-            raise
-        return reference
+        return Found(model)
+    source = resolve_model(model, models_dir=config.paths.models_dir, config=config.registry)
+    return Found(source.location, source.revision)
 
 
 def make_spec(
@@ -60,16 +54,21 @@ def make_spec(
     trust_remote_code: bool,
     engine_args: Sequence[str],
     env: Sequence[str],
-    find: Callable[[Config, str, str], str] = find_model,
 ) -> EngineSpec:
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
     if engine not in ENGINES:
         raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
-    location = find(config, model, engine)
+    found = find_model(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
-    default_names = (name,) if Path(location).is_absolute() or model == name else (name, model)
+    default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
+    arguments = parse_engine_args(engine_args)
+    revision = found.revision
+    if not Path(found.model).is_absolute() and engine != "sim":
+        given = arguments.pop("revision", None)  # as vLLM has it; one at the end of the model beats it
+        revision = revision or (None if given is None else str(given))
     return EngineSpec(
-        model=location,
+        model=found.model,
+        revision=revision,
         engine=engine,
         served_names=tuple(served_names) or default_names,
         device=check_selector(device) if device != "auto" else device,
@@ -78,7 +77,7 @@ def make_spec(
         tensor_parallel_size=tensor_parallel_size,
         max_model_len=max_model_len,
         trust_remote_code=trust_remote_code,
-        engine_args=parse_engine_args(engine_args),
+        engine_args=arguments,
         env=dict(_pairs("--env", env)),
     )
 
@@ -126,6 +125,10 @@ def choose_name(name: str | None, model: str) -> DeploymentName:
 def parse_engine_args(texts: Sequence[str]) -> dict[str, ArgValue]:
     """Read what --engine-arg was given. Raises: InvalidRequest."""
     return {key.replace("-", "_"): _value(text) for key, text in _pairs("--engine-arg", texts)}
+
+
+def _is_address(model: str) -> bool:
+    return "://" in model or Path(model).is_absolute()
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -7,4 +7,4 @@ Import the modules by name (`from xinf.core.errors import XinfError`); the packa
 an engine shim that needs one error should not load the configuration parser.
 """
 
-__all__ = ["clock", "config", "device", "errors", "ids", "log", "paths", "records", "units"]
+__all__ = ["clock", "config", "device", "errors", "ids", "log", "model", "paths", "records", "units"]

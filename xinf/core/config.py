@@ -91,6 +91,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engines_dir: str
     stop_engines: bool
     sample_interval: Seconds
+    measured_kept: Annotated[int, msgspec.Meta(ge=1, le=1 << 14)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

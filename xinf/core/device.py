@@ -60,8 +60,13 @@ class Health(StrEnum):
 
     OK = "ok"
     DEGRADED = "degraded"  # slowed down by heat: engines stay, new ones go elsewhere
-    NO_DRIVER = "no_driver"
+    SILENT = "silent"  # nobody can read it: engines that answer stay, new ones go elsewhere
+    NO_DRIVER = "no_driver"  # its driver says that it does not work, as while it is replaced: its engines move
     FAULTY = "faulty"  # its engines move
+
+
+# What will pass without anybody's doing: such a device is there, though nothing new comes to it now.
+PASSING = (Health.DEGRADED, Health.SILENT)
 
 
 class Distance(IntEnum):
@@ -126,6 +131,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: str | None = None  # uuid of the card that a MIG instance belongs to
     health: Health = Health.OK
     reason: str | None = None  # why it is not healthy, in words with the remedy
+    since_s: float | None = None  # wall-clock second since when its health is as it is; None: since it is known
     extra: dict[str, str | int] = {}
 
     @property
@@ -155,7 +161,8 @@ class DeviceEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     uuid: str
     t_ns: int
-    kind: str  # "xid", "ecc", "lost", "thermal", "driver", "recovered"
+    # "xid", "ecc", "lost", "thermal", "driver"; "recovered": nothing is wrong any more; "found": it is lost no longer
+    kind: str
     code: int | None = None  # of an Xid, of the vendor's event
     message: str  # with the remedy, for a person
     health: Health = Health.OK  # what it means for new work
@@ -191,8 +198,8 @@ def check_selector(text: str) -> str:
 
 
 def is_selected(device: Device, selector: str) -> bool:
-    """Whether one part of a selector means this device."""
-    if device.uuid == selector:
+    """Whether one part of a selector means this device, by its own name or by its vendor's UUID."""
+    if selector in (device.uuid, device.extra.get("uuid")):
         return True
     match = _SELECTOR.fullmatch(selector)
     if match is None or DEVICE_KINDS[match[1]] is not device.vendor:

@@ -45,6 +45,11 @@ class Paths:
         return self.data_dir / "models"
 
     @property
+    def devices_file(self) -> Path:
+        """JSON that one agent leaves to the next: the devices of this host and how they were."""
+        return self.data_dir / "devices.json"
+
+    @property
     def control_socket(self) -> Path:
         return self.socket("control")
 

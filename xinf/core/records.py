@@ -29,6 +29,7 @@ import msgspec
 from xinf.core.device import Device, Topology
 from xinf.core.errors import StoreCorrupt
 from xinf.core.ids import DeploymentName, KeyId, NodeName, ReplicaId
+from xinf.core.model import ModelFacts
 
 SCHEMA_VERSION = 1
 
@@ -95,7 +96,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
     foreign_bytes: dict[str, int] = {}
     labels: dict[str, str] = {}
-    models: tuple[str, ...] = ()  # hub ids and directories that were on its disk when its agent started
+    models: tuple[str, ...] = ()  # whole on its disk: directories, Org/Name and Org/Name@COMMIT, modelscope://...
     version: str = ""
     agent_pid: int = 0
     started_s: float = 0.0
@@ -108,7 +109,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     A change here is a new generation of the deployment; its replicas are replaced. Counts and routing are not in it.
     """
 
-    model: str  # hub id or path, as the user gave it
+    model: str  # a path, or a model of a hub without its revision: Org/Name (Hugging Face), modelscope://Org/Name
+    revision: str | None = None  # of a hub's model, as the user gave it: a branch, a tag, a commit
+    commit: str | None = None  # that this was at the launch: all replicas run these files; None: no hub could be asked
     engine: str = "vllm"  # "vllm", "sim"
     served_names: tuple[str, ...] = ()  # names clients may use; the first is canonical
     device: str = "auto"  # "cuda:0", "cuda", "cpu", a UUID, "auto", comma-separated
@@ -120,15 +123,34 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine_args: dict[str, ArgValue] = {}
     env: dict[str, str] = {}
 
+    @property
+    def files(self) -> str:
+        """Name the model's very files, as NodeRecord.models does."""
+        at = self.commit or self.revision
+        return self.model if at is None else f"{self.model}@{at}"
+
+    def held_as(self, before: EngineSpec) -> EngineSpec:
+        """The same at the commit that the same words meant before: a hub that cannot be asked has not changed it."""
+        if self.commit is not None:
+            return self
+        held = msgspec.structs.replace(self, commit=before.commit)
+        return held if held == before else self
+
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one replica takes of each device that it is spread over, in bytes: see `xinf plan`."""
+    """What one replica takes of each device that it is spread over, in bytes: see `xinf plan`.
+
+    Of devices of one kind: another kind takes another batch, other types, another runtime. A processor is one device,
+    however many ranks live on it.
+    """
 
     weights_bytes: int
-    kv_bytes: int  # of one sequence of the longest context, at least
+    kv_bytes: int  # of one sequence of the longest context, at least; of a replica on a processor, its whole cache
     overhead_bytes: int  # activations, graphs, the runtime's own
     is_measured: bool = False  # by an earlier load; False: estimated from the model's files
-    tensor_parallel_size: int = 1
+    # The cache that it would like on a processor, while none was granted. None: `kv_bytes` is what its engine is told
+    # to make, or, on an accelerator, the least of what that finds free.
+    kv_wanted_bytes: int | None = None
 
     @property
     def device_bytes(self) -> int:
@@ -147,11 +169,14 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     max_waiting: int | None = None  # bound of the waiting room per gateway process; None: the configured default
     created_s: float = 0.0
     owner: str | None = None  # an `xinf up` that removes it when it ends
-    need: MemoryNeed | None = None  # None: nobody could tell; then the engine's own check is the only one
+    # What is known of the model, for the plan on each kind of device. None: nobody could tell, or whoever forced it
+    # knows better; then the engine's own check is the only one.
+    model: ModelFacts | None = None
+    model_identity: str | None = None  # its exact files, as measured loads name them; None: they cannot be told
     priority: int = 0  # a higher one may take the devices of a lower one, which waits; equal ones never
     labels: dict[str, str] = {}  # a node must have all of them
     placement: PlacementPolicy = PlacementPolicy.SPREAD
-    shares: bool = False  # its replicas may share a device with others that may, each within its `need`
+    shares: bool = False  # its replicas may share a device with others that may, each within its need
     schema: int = SCHEMA_VERSION
 
 
@@ -178,10 +203,11 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     devices: tuple[str, ...] = ()  # selectors on that node: ("cuda:0",)
     device_uuids: tuple[str, ...] = ()
     placement_note: str | None = None  # why it is (not) placed where it is
-    need: MemoryNeed | None = None  # as the deployment said when this was made
+    need: MemoryNeed | None = None  # as planned for the devices that it has; None: not placed, or nobody could tell
     shares: bool = False  # its devices may have others on them; its engine must keep to `need`
     phase: Phase = Phase.PENDING
     phase_since_s: dict[str, float] = {}  # phase -> wall-clock second it was first entered in this start
+    detail: str | None = None  # how the phase is going, for people: "fetching 12 %, ..."
     address: str | None = None  # gRPC target of the shim: "unix:/run/.../x.sock", "10.0.0.2:7001"
     pid: int | None = None  # of the guard process, the leader of the group
     pid_start_ticks: int | None = None  # field 22 of /proc/<pid>/stat: tells a reused pid apart
@@ -251,6 +277,8 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     object: str  # id of a replica, selector of a device, name of a node
     message: str
     node: NodeName | None = None
+    deployment: DeploymentName | None = None  # of the replica
+    device_uuid: str | None = None  # of the device; `object` is what it is called on its node now
     count: int = 1  # how often it happened, in a row
     schema: int = SCHEMA_VERSION
 

@@ -1,6 +1,6 @@
 """What an agent and an engine shim tell each other through files in the replica's directory.
 
-    <data>/replicas/<id>/spec.json     agent -> shim    what to run and where to listen
+    <data>/replicas/<id>/spec.json     agent -> shim    what to run and where to listen; the fetcher adds its files
                          status.json   shim -> agent    phase, failure, what the engine turned out to be
                          exit.json     guard -> agent   how the shim ended
                          engine.log    stdout and stderr of shim and engine, appended across restarts
@@ -10,6 +10,7 @@ that is replaced atomically, never through a call that nobody would answer. File
 `start_id`.
 
     python -m xinf.engine.guard SPEC.JSON        the guard: subreaper, starts and outlives the shim, cleans up after it
+      ├─ python -m xinf.agent.fetcher SPEC.JSON  the fetcher, for a model of a hub; once its files are here it becomes
       └─ python -m xinf.engine SPEC.JSON         the shim: gRPC server and adapter
            └─ EngineCore, workers                vLLM's own
 """
@@ -22,8 +23,17 @@ from typing import TypeVar
 
 import msgspec
 
+from xinf.core.config import RegistryConfig
 from xinf.core.ids import ReplicaId
 from xinf.core.records import EngineSpec, Phase, ReplicaFailure
+
+
+class FetchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How the files of a hub's model come to this host before the engine is built."""
+
+    command: tuple[str, ...]  # of the agent's own environment; SPEC.JSON and the engine's interpreter follow
+    environ: dict[str, str] = {}  # more than the engine's, and not for the engine
+    registry: RegistryConfig  # the agent's
 
 
 class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +44,8 @@ class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSpec
     devices: tuple[str, ...]  # selectors: ("cuda:0",), ("cpu",)
     device_uuids: tuple[str, ...] = ()
+    fetch: FetchSpec | None = None  # None: the files are on this host, or the engine is to find them itself
+    model_path: str | None = None  # the directory of the files, once they are fetched
     listen: str  # gRPC address: "unix:/run/.../r-x.sock" or "10.0.0.2:7001"
     directory: str  # of the files above
     watchdog_timeout_s: float = 60.0
@@ -41,7 +53,7 @@ class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     max_message_bytes: int = 40 << 20
     memory_share: float | None = None  # of each accelerator, that the engine is to take; None: as it likes
-    weights_bytes: int | None = None  # that it will load, as planned
+    kv_cache_bytes: int | None = None  # that the engine is to make on a processor; None: it sizes its cache itself
     log_level: str = "info"
 
     @property
@@ -52,6 +64,14 @@ class ShimSpec(msgspec.Struct, frozen=True, kw_only=True):
     def exit_path(self) -> Path:
         return Path(self.directory) / "exit.json"
 
+    @property
+    def loaded(self) -> EngineSpec:
+        """The engine spec with the files to load in the place of the model's name, which it is still served under."""
+        if self.model_path is None:
+            return self.engine
+        names = self.engine.served_names or (self.engine.model,)
+        return msgspec.structs.replace(self.engine, model=self.model_path, served_names=names)
+
 
 class ShimStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a start stands. Phases: starting, loading, warming, ready, draining, failed."""
@@ -61,6 +81,7 @@ class ShimStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     phase_since_s: dict[str, float]  # phase -> wall-clock second it was entered
     detail: str | None = None  # "loading weights 3/7", for people
+    fetched_s: float | None = None  # when files came last: the time for a start counts from there
     failure: ReplicaFailure | None = None
     engine_version: str | None = None
     block_tokens: int | None = None

@@ -12,8 +12,9 @@ Names are loaded on first use: the children import this package too and need no 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from xinf.core.first_use import names_on_first_use
 
 if TYPE_CHECKING:
     from xinf.device.inventory import read_host, read_inventory
@@ -23,33 +24,15 @@ if TYPE_CHECKING:
     from xinf.device.stream import ReadingStream, read_once
     from xinf.device.topology import overlay, read_topology
 
-_HOME = {
-    "IN_PROCESS": "probe",
-    "PROBES": "probe",
-    "DeviceProcess": "reading",
-    "EventProbe": "probe",
-    "Inventory": "reading",
-    "LinkProbe": "probe",
-    "PciFunction": "pci",
-    "Probe": "probe",
-    "ProcessProbe": "probe",
-    "Reading": "reading",
-    "ReadingStream": "stream",
-    "find_pci_functions": "pci",
-    "overlay": "topology",
-    "read_host": "inventory",
-    "read_inventory": "inventory",
-    "read_once": "stream",
-    "read_topology": "topology",
+_MODULES = {
+    "inventory": ("read_host", "read_inventory"),
+    "pci": ("PciFunction", "find_pci_functions"),
+    "probe": ("IN_PROCESS", "PROBES", "EventProbe", "LinkProbe", "Probe", "ProcessProbe"),
+    "reading": ("DeviceProcess", "Inventory", "Reading"),
+    "stream": ("ReadingStream", "read_once"),
+    "topology": ("overlay", "read_topology"),
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_on_first_use(__name__, _MODULES)
 
 
 __all__ = [

@@ -9,11 +9,11 @@ A quantity is {"value": 196592, "unit": "MB"}, "5325 GB/s", a number, or "N/A". 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
 from xinf.device.amdgpu import CardFacts, CardReading
+from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
 from xinf.device.tool import FormatError, run_tool
 
@@ -92,12 +92,8 @@ def parse_metric(text: str) -> dict[int, CardReading]:
 
 
 def _entries(text: str) -> list[dict[str, object]]:
-    """Find the list of cards in either shape; lines of warnings may come before it."""
-    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
-    try:
-        content = json.loads(text[min(starts) :]) if starts else None
-    except ValueError as error:
-        raise FormatError(f"amd-smi: not JSON: {error}") from None
+    """Find the list of cards in either shape."""
+    content = read_json(text, "amd-smi")
     if isinstance(content, dict):
         content = content.get("gpu_data")
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):

@@ -1,14 +1,16 @@
 """What the amdgpu kernel driver says of a card in sysfs: name and memory, and what it is doing now.
 
     /sys/bus/pci/devices/<address>/mem_info_vram_total, mem_info_vram_used     bytes
+                                  /mem_info_gtt_used                           bytes of the machine's that it has mapped
                                   /gpu_busy_percent
                                   /unique_id                                   16 hexadecimal digits without 0x
                                   /product_name                                from the board's own memory; may be empty
                                   /hwmon/hwmonN/temp*_input, power1_*          milli-degrees, microwatts
+                                               /temp*_crit, temp*_emergency    where it is slowed down, and shut down
                                   /ras/<block>_err_count                       "ue: 0" and "ce: 0"
 
 Hygon's driver is a fork of this one and has the same files where it has them at all.
-Sources: Linux Documentation/gpu/amdgpu (driver-misc, thermal, ras).
+Sources: Linux Documentation/gpu/amdgpu (driver-misc, thermal, ras): `emergency` is the shutdown of the chip.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ class CardReading(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
+    gtt_used_bytes: int | None = None  # of the machine's memory
     util_pct: float | None = None
     temp_c: float | None = None
-    temp_limit_c: float | None = None  # at which the card stops itself
+    temp_limit_c: float | None = None  # at which the card slows itself down
+    temp_shutdown_c: float | None = None  # at which it turns itself off
     power_w: float | None = None
     ecc_uncorrected: int | None = None  # since the driver was loaded
 
@@ -78,13 +82,15 @@ def read_reading(address: str, root: Path) -> CardReading:
     """Read what a card is doing. Raises: FormatError."""
     directory = _directory(address, root)
     busy = _read_int(directory / "gpu_busy_percent")
-    temperature, limit = _read_temperature(directory)
+    temperature, limit, shutdown = _read_temperature(directory)
     return CardReading(
         memory_used_bytes=_read_int(directory / "mem_info_vram_used"),
         memory_total_bytes=_read_int(directory / "mem_info_vram_total") or None,
+        gtt_used_bytes=_read_int(directory / "mem_info_gtt_used"),
         util_pct=None if busy is None else float(busy),
         temp_c=temperature,
         temp_limit_c=limit,
+        temp_shutdown_c=shutdown,
         power_w=_read_power(directory),
         ecc_uncorrected=_read_uncorrected(directory),
     )
@@ -103,8 +109,8 @@ def _directory(address: str, root: Path) -> Path:
     return root / "sys/bus/pci/devices" / address
 
 
-def _read_temperature(directory: Path) -> tuple[float | None, float | None]:
-    """Read the temperature and the critical limit of the first sensor in the order of _TEMPERATURES."""
+def _read_temperature(directory: Path) -> tuple[float | None, float | None, float | None]:
+    """Read the temperature, the critical and the shutdown limit of the first sensor in the order of _TEMPERATURES."""
     sensors: dict[str, Path] = {}
     for label in directory.glob("hwmon/hwmon*/temp*_label"):
         sensors[_read_text(label) or ""] = label
@@ -112,9 +118,12 @@ def _read_temperature(directory: Path) -> tuple[float | None, float | None]:
         if name in sensors:
             sensor = sensors[name]
             stem = sensor.name.removesuffix("_label")
-            current, limit = (_read_int(sensor.with_name(f"{stem}_{kind}")) for kind in ("input", "crit"))
-            return None if current is None else current / 1000, None if not limit else limit / 1000
-    return None, None
+            current, *limits = (
+                _read_int(sensor.with_name(f"{stem}_{kind}")) for kind in ("input", "crit", "emergency")
+            )
+            slowdown, shutdown = (limit / 1000 if limit else None for limit in limits)
+            return None if current is None else current / 1000, slowdown, shutdown
+    return None, None, None
 
 
 def _read_power(directory: Path) -> float | None:

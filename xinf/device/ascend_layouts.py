@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import msgspec
 
 from xinf.core.device import Distance
-from xinf.device.ascend_chip import HEALTH_WORDS, Condition, judge
+from xinf.device.ascend_chip import HEALTH_WORDS, Condition, Numbers, judge
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
 from xinf.device.tool import FormatError
 
@@ -39,7 +40,7 @@ _COLUMNS = {
 }
 _MAP_COLUMNS = ("NPU ID", "Slot ID", "Chip ID", "Chip Logic ID", "Chip Phy-ID", "Chip Name")
 _KINDS = {
-    "X": Distance.SELF,
+    "X": None,  # itself
     "SYS": Distance.SYS,
     "PHB": Distance.PHB,
     "PXB": Distance.PXB,
@@ -50,17 +51,6 @@ _KINDS = {
     "UB": Distance.LINK,
     "NA": None,
 }
-
-
-class ChipNumbers(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of `npu-smi info -m`. `physical_id` None: the layout has no such column, or a dash in it."""
-
-    npu_id: int
-    chip_id: int
-    logic_id: int
-    physical_id: int | None
-    has_physical_id: bool  # whether the layout tells it at all
-    name: str
 
 
 class ChipRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,15 +75,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[ChipRow, ...]
 
 
-class Link(msgspec.Struct, frozen=True):
-    """How far two devices of `npu-smi info -t topo` are apart; a label is ("NPU", card) or ("Phy-ID", physical id)."""
-
-    first: tuple[str, int]
-    second: tuple[str, int]
-    distance: Distance
-
-
-def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
+def parse_mapping(text: str) -> tuple[Numbers, ...]:
     """Read `npu-smi info -m` without the cards' controllers and processors, which have a dash for a logic id."""
     lines = [re.split(r"\t+| {2,}", line.strip()) for line in text.splitlines() if line.strip()]
     header = lines[0] if lines else []
@@ -103,7 +85,7 @@ def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
     is_whole = {"NPU ID", "Chip ID", "Chip Name"} <= set(header) <= set(_MAP_COLUMNS) and (has_logic_id or is_950)
     if not is_whole or len(set(header)) != len(header):
         raise FormatError(f"npu-smi info -m has an unknown header: {' | '.join(header)[:200]!r}")
-    found: list[ChipNumbers] = []
+    found: list[Numbers] = []
     for cells in lines[1:]:
         if len(cells) != len(header):
             raise FormatError(f"npu-smi info -m has a row that does not fit its header: {cells}")
@@ -113,7 +95,7 @@ def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
             continue
         physical_id = row.get("Chip Phy-ID", "-")
         found.append(
-            ChipNumbers(
+            Numbers(
                 npu_id=_integer(row["NPU ID"], "npu-smi info -m"),
                 chip_id=_integer(row["Chip ID"], "npu-smi info -m"),
                 logic_id=_integer(logic_id, "npu-smi info -m"),
@@ -129,12 +111,13 @@ def parse_mapping(text: str) -> tuple[ChipNumbers, ...]:
 
 def parse_table(text: str) -> Listing:
     """Read the table of `npu-smi info`, without that of the processes below it."""
-    table = parse_framed_table("npu-smi info", text, _COLUMNS, height=2, until="Process")
+    needed = ("Name", "Health", "Bus-Id", "Memory-Usage(MB)")
+    table = parse_framed_table("npu-smi info", text, _COLUMNS, height=2, needed=needed, until="Process")
     rows: list[ChipRow] = []
     for record in table.records:
-        number, bus = record.get("NPU", record.get("NPU ID")), record.get("Bus-Id")
-        if number is None or bus is None or not {"Name", "Health", "Memory-Usage(MB)"} <= record.keys():
-            raise FormatError(f"npu-smi info has a table without a column that is needed: {', '.join(record)}")
+        number, bus = record.get("NPU", record.get("NPU ID")), record["Bus-Id"]
+        if number is None:
+            raise FormatError(f"npu-smi info has a table without the NPUs' numbers: {', '.join(record)}")
         used, total = _usage(record["Memory-Usage(MB)"])
         if "HBM-Usage(MB)" in record:
             used_hbm, total_hbm = _usage(record["HBM-Usage(MB)"])
@@ -159,30 +142,8 @@ def parse_table(text: str) -> Listing:
 
 
 def parse_topology(text: str) -> tuple[Link, ...]:
-    """Read `npu-smi info -t topo`; network cards in it and pairs that it calls unknown are left out."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    header = lines[0].removesuffix("CPU Affinity").split() if lines else []
-    columns = [_label(word) for word in header]
-    if not columns or None in columns:
-        raise FormatError(f"npu-smi info -t topo has an unknown header: {(lines or ['nothing'])[0][:200]!r}")
-    links: list[Link] = []
-    n_rows = 0
-    for line in lines[1:]:
-        first, *cells = line.split()
-        row = _label(first)
-        if row is None:
-            break  # the legend
-        kinds = cells[: len(columns)]
-        if len(kinds) < len(columns) or not _KINDS.keys() >= set(kinds):
-            raise FormatError(f"npu-smi info -t topo has a row that does not fit its header: {line[:200]!r}")
-        n_rows += 1
-        for column, kind in zip(columns, kinds, strict=True):
-            distance = _KINDS[kind]
-            if column is not None and distance and "NIC" not in (row[0], column[0]) and row < column:
-                links.append(Link(row, column, distance))
-    if n_rows != len(columns):
-        raise FormatError(f"npu-smi info -t topo has {n_rows} rows for {len(columns)} columns")
-    return tuple(links)
+    """Read `npu-smi info -t topo`; a label is `NPU` and the card, or `Phy-ID` and the physical id."""
+    return parse_link_matrix("npu-smi info -t topo", text, device=r"(?:NPU|Phy-ID)\d+", other=r"NIC\d+", kinds=_KINDS)
 
 
 def parse_usages(text: str) -> Mapping[int, Mapping[str, float | None]]:
@@ -214,11 +175,6 @@ def parse_board(text: str) -> str | None:
 def _key_values(text: str) -> list[tuple[str, str]]:
     pairs = [line.partition(":") for line in text.splitlines() if ":" in line]
     return [(" ".join(key.split()), value.strip()) for key, _, value in pairs]
-
-
-def _label(word: str) -> tuple[str, int] | None:
-    match = re.fullmatch(r"(NPU|Phy-ID|NIC)(\d+)", word)
-    return (match[1], int(match[2])) if match is not None else None
 
 
 def _usage(text: str) -> tuple[int | None, int | None]:

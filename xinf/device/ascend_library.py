@@ -11,20 +11,21 @@ question: what it refuses is None.
 from __future__ import annotations
 
 import ctypes
-import time
 from pathlib import Path
 from typing import TypeVar
 
-from xinf.core.device import Distance, Sample
-from xinf.device.ascend_chip import Condition, NpuChip, architecture_of, judge, uuid_of_die, uuid_of_place
+from xinf.core.device import Distance, Health
+from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify, judge, uuid_of_die
 from xinf.device.ascend_structs import ChipInfo, DieId, EccInfo, HbmInfo, MemoryInfo, PcieInfo
 from xinf.device.library import LibraryError, find_function, load_library
+from xinf.device.roster import Card
 
 T = TypeVar("T", bound="ctypes.Structure | ctypes._SimpleCData[int]")
 Address = tuple[int, ...]  # (card, chip on it), or (logic id,) of the second interface
 
 _DIRECTORIES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/lib64/driver")
 _MAX_CARDS = 64
+_MAX_ERRORS = 128  # as long as the list of the documents; a shorter one is refused
 _NPU = 0  # enum dcmi_unit_type; 1 is a card's own controller, 2 its processor
 _AICORE_RATE = 2
 _HBM = 2  # enum dcmi_device_type
@@ -63,6 +64,7 @@ _FUNCTIONS = {
     "utilization": ("dcmi_get_device_utilization_rate", "dcmiv2_get_device_utilization_rate"),
     "temperature": ("dcmi_get_device_temperature", "dcmiv2_get_device_temperature"),
     "power": ("dcmi_get_device_power_info", "dcmiv2_get_device_power_info"),
+    "errors": ("dcmi_get_device_errorcode_v2", "dcmiv2_get_device_error_code_list"),
     "ecc": ("dcmi_get_device_ecc_info", "dcmiv2_get_device_ecc_info"),
 }
 
@@ -73,15 +75,16 @@ class Dcmi:
     def __init__(self, root: Path) -> None:
         self._library = load_library(("libdcmi.so",), directories=_DIRECTORIES, root=root)
         self._interface = self._start()
+        self._places: dict[Address, str] = {}  # told once: a chip does not move, and a call may fail the next time
 
-    def chips(self) -> tuple[NpuChip, ...]:
+    def inventory(self) -> tuple[Card, ...]:
         """List the chips, without the controllers on their cards; no metric is read."""
         driver = self._driver()
-        return tuple(self._read_chip(address, driver) for address in self._addresses())
+        return tuple(self._describe(address, driver) for address in self._addresses())
 
-    def samples(self) -> tuple[Sample, ...]:
+    def states(self) -> tuple[Card, ...]:
         """Read what each chip is doing."""
-        return tuple(self._read_sample(address) for address in self._addresses())
+        return tuple(self._measure(address) for address in self._addresses())
 
     def distances(self) -> tuple[tuple[str, str, Distance], ...]:
         """Ask how far each two chips are apart; the second interface has no such question."""
@@ -89,7 +92,7 @@ class Dcmi:
             return ()
         ask = find_function(self._library, "dcmi_get_topo_info_by_device_id")
         addresses = self._addresses()
-        uuids = [self._identify(address, self._pci(address)) for address in addresses]
+        uuids = [self._identify(address) for address in addresses]
         found: list[tuple[str, str, Distance]] = []
         for i, first in enumerate(addresses):
             for j, second in enumerate(addresses[:i]):
@@ -145,40 +148,45 @@ class Dcmi:
         kind = self._read("type", address, ctypes.c_int())
         return kind is None or kind.value == _NPU  # what does not say its type is shown rather than lost
 
-    def _read_chip(self, address: Address, driver: str | None) -> NpuChip:
+    def _describe(self, address: Address, driver: str | None) -> Card:
         info = self._read("chip", address, ChipInfo())
         name, npu_name = (_text(info.chip_name), _text(info.npu_name)) if info is not None else ("NPU", "")
-        pci = self._pci(address)
+        extra: dict[str, str | int] = {}
+        if npu_name and architecture_of(name) == "910C":
+            extra["soc"] = f"Ascend910_{npu_name}"  # the name does not say it
+        if info is not None and info.aicore_cnt:
+            extra["cores"] = info.aicore_cnt
+        uuid = self._uuid(address)
+        if uuid is not None:
+            extra["uuid"] = uuid
         logic_id = self._logic_id(address)
-        health = self._read("health", address, ctypes.c_uint())
-        total = self._memory(address)[0]
-        return NpuChip(
-            npu_id=address[0],
-            chip_id=address[1] if len(address) == 2 else 0,
-            logic_id=logic_id,
-            physical_id=None if logic_id is None else self._physical_id(logic_id),
-            name=name,
-            uuid=self._identify(address, pci),
-            soc=f"Ascend910_{npu_name}" if npu_name and architecture_of(name) == "910C" else None,
-            memory_bytes=total,
-            pci=pci,
-            cores=info.aicore_cnt or None if info is not None else None,
+        return describe(
+            Numbers(
+                npu_id=address[0],
+                chip_id=_chip_id(address),
+                logic_id=logic_id,
+                physical_id=None if logic_id is None else self._physical_id(logic_id),
+                name=name,
+            ),
+            pci=self._pci(address),
+            memory_bytes=self._memory(address)[0],
             driver=driver,
-            condition=Condition(None) if health is None else judge(health.value),
+            condition=self._condition(address),
+            extra=extra,
         )
 
-    def _read_sample(self, address: Address) -> Sample:
+    def _measure(self, address: Address) -> Card:
         total, free = self._memory(address)
         rate = self._read("utilization", address, ctypes.c_uint(), _AICORE_RATE)
         temperature = self._read("temperature", address, ctypes.c_int())
         ecc = self._read("ecc", address, EccInfo(), _HBM)
-        health = self._read("health", address, ctypes.c_uint())
-        condition = Condition(None) if health is None else judge(health.value)
-        return Sample(
-            uuid=self._identify(address, self._pci(address)),
-            t_ns=time.time_ns(),
-            memory_used_bytes=None if total is None or free is None else total - free,
-            memory_free_bytes=free,
+        condition = self._condition(address)
+        return Card(
+            pci=self._pci(address),
+            uuid=self._identify(address),
+            memory_bytes=total,
+            used_bytes=None if total is None or free is None else total - free,
+            free_bytes=free,
             # A split chip answers with its top bits set, a broken sensor with 0x7ffd and up: neither is a measurement.
             util_pct=float(rate.value) if rate is not None and rate.value <= 100 else None,
             temp_c=float(temperature.value) if temperature is not None and -100 < temperature.value < 200 else None,
@@ -187,6 +195,23 @@ class Dcmi:
             health=condition.health,
             reason=condition.reason,
         )
+
+    def _condition(self, address: Address) -> Condition:
+        health = self._read("health", address, ctypes.c_uint())
+        if health is None:
+            return Condition(None)
+        condition = judge(health.value)
+        return condition if condition.health is not Health.FAULTY else judge(health.value, self._errors(address))
+
+    def _errors(self, address: Address) -> tuple[int, ...]:
+        """List the errors that a chip has at present: of a sick one only, since well ones are asked all the time."""
+        count, codes = ctypes.c_int(), (ctypes.c_uint * _MAX_ERRORS)()
+        try:
+            ask = find_function(self._library, _FUNCTIONS["errors"][self._interface - 1])
+        except LibraryError:
+            return ()
+        code = ask(*address, ctypes.byref(count), codes, ctypes.c_uint(_MAX_ERRORS))
+        return tuple(codes[: min(count.value, _MAX_ERRORS)]) if code == 0 else ()
 
     def _memory(self, address: Address) -> tuple[int | None, int | None]:
         """Read total and free bytes."""
@@ -221,18 +246,24 @@ class Dcmi:
         return number.value if ask(ctypes.c_uint(logic_id), ctypes.byref(number)) == 0 else None
 
     def _pci(self, address: Address) -> str | None:
-        info = self._read("pcie", address, PcieInfo())
-        if info is None:
-            return None  # a part on the processor's own bus, as of an Atlas 200
-        return f"{info.domain & 0xFFFF:04x}:{info.bdf_busid:02x}:{info.bdf_deviceid:02x}.{info.bdf_funcid:x}"
+        if address not in self._places:
+            info = self._read("pcie", address, PcieInfo())
+            if info is None:
+                return None  # a part on the processor's own bus, as of an Atlas 200
+            place = f"{info.domain & 0xFFFF:04x}:{info.bdf_busid:02x}:{info.bdf_deviceid:02x}.{info.bdf_funcid:x}"
+            self._places[address] = place
+        return self._places[address]
 
-    def _identify(self, address: Address, pci: str | None) -> str:
+    def _identify(self, address: Address) -> str:
+        return identify(address[0], _chip_id(address), self._pci(address))
+
+    def _uuid(self, address: Address) -> str | None:
         for kind in _DIES:
             die = self._read("die", address, DieId(), kind)
             uuid = uuid_of_die(die.soc_die) if die is not None else None
             if uuid is not None:
                 return uuid
-        return uuid_of_place(address[0], address[1] if len(address) == 2 else 0, pci)
+        return None
 
     def _read(self, question: str, address: Address, answer: T, *inputs: int) -> T | None:
         """Ask a question of a chip; None when it, or this library, has no answer."""
@@ -247,6 +278,10 @@ class Dcmi:
         code = find_function(self._library, name)(*arguments)
         if code != 0:
             raise LibraryError(f"{name}: {_words(code)}")
+
+
+def _chip_id(address: Address) -> int:
+    return address[1] if len(address) == 2 else 0
 
 
 def _words(code: int) -> str:

@@ -1,4 +1,4 @@
-"""Ascend NPUs through `npu-smi`: runs it and makes chips, samples and distances of what it prints.
+"""Ascend NPUs through `npu-smi`: runs it and makes cards and distances of what it prints.
 
     npu-smi info -m              which chip has which logic and physical id; three layouts
     npu-smi info                 a table of all chips, one call; four layouts (910B, A3, 310P, 950)
@@ -6,20 +6,17 @@
     npu-smi info -t usages -i N, -t board -i N -c C     key:value, a call for each card or chip
 
 The table is read before the key:value forms because it is one call: sixteen chips at half a second each do not fit
-into an inventory's deadline. Where its layout is not known, the key:value forms are asked instead. The tool tells no
-die id in few calls: through it a chip is named by its bus address.
+into an inventory's deadline. Where its layout is not known, the key:value forms are asked instead.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xinf.core.device import Distance, Sample
-from xinf.device.ascend_chip import Condition, NpuChip, uuid_of_place
+from xinf.core.device import Device, Distance
+from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify
 from xinf.device.ascend_layouts import (
-    ChipNumbers,
     ChipRow,
     Listing,
     parse_board,
@@ -28,60 +25,63 @@ from xinf.device.ascend_layouts import (
     parse_topology,
     parse_usages,
 )
-from xinf.device.tool import TIMEOUT_S, FormatError, ToolError, find_tool, run_tool
+from xinf.device.roster import Card
+from xinf.device.tool import TIMEOUT_S, FormatError
+from xinf.device.vendor_tool import VendorTool
 
-_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
+TOOL = VendorTool(
+    names=("npu-smi",),
+    directories=("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools"),
+    remedy="install the Ascend driver",
+    timeout_s=TIMEOUT_S,
+)
 
 
-def read_chips(root: Path, *, timeout_s: float = TIMEOUT_S) -> tuple[NpuChip, ...]:
+def read_cards(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
     """List the chips that the tool numbers. Raises: ToolError."""
-    tool = _find(root)
-    numbers = parse_mapping(run_tool([tool, "info", "-m"], timeout_s=timeout_s))
+    numbers = parse_mapping(tool.run(root, "info", "-m"))
     try:
-        listing = parse_table(run_tool([tool, "info"], timeout_s=timeout_s))
+        listing = parse_table(tool.run(root, "info"))
     except FormatError:
-        listing = _list_by_keys(tool, numbers, timeout_s)
+        listing = _list_by_keys(tool, root, numbers)
     rows = {(row.npu_id, row.chip_id): row for row in listing.rows}
     return tuple(_describe(entry, rows.get((entry.npu_id, entry.chip_id)), listing.driver) for entry in numbers)
 
 
-def read_samples(root: Path, *, timeout_s: float = TIMEOUT_S) -> tuple[Sample, ...]:
+def read_states(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
     """Read what the chips are doing, from the table. Raises: ToolError."""
-    listing = parse_table(run_tool([_find(root), "info"], timeout_s=timeout_s))
-    return tuple(_sample(row) for row in listing.rows)
+    return tuple(_state(row) for row in parse_table(tool.run(root, "info")).rows)
 
 
 def read_distances(
-    root: Path, chips: Sequence[NpuChip], *, timeout_s: float = TIMEOUT_S
+    root: Path, devices: Sequence[Device], tool: VendorTool = TOOL
 ) -> tuple[tuple[str, str, Distance], ...]:
     """Read how far the chips are apart. Raises: ToolError."""
-    by_label = {("Phy-ID", chip.physical_id): chip.uuid for chip in chips if chip.physical_id is not None}
-    by_label |= {("NPU", chip.npu_id): chip.uuid for chip in chips if chip.chip_id == 0}
-    links = parse_topology(run_tool([_find(root), "info", "-t", "topo"], timeout_s=timeout_s))
+    names: dict[str, str] = {}
+    for device in devices:
+        if "physical_id" in device.extra:
+            names[f"Phy-ID{device.extra['physical_id']}"] = device.uuid
+        if device.extra.get("chip_id") == 0:
+            names[f"NPU{device.extra['npu_id']}"] = device.uuid
+    links = parse_topology(tool.run(root, "info", "-t", "topo"))
     return tuple(
-        (by_label[link.first], by_label[link.second], link.distance)
+        (names[link.first], names[link.second], link.distance)
         for link in links
-        if link.first in by_label and link.second in by_label
+        if link.first in names and link.second in names
     )
 
 
-def _find(root: Path) -> str:
-    tool = find_tool("npu-smi", directories=_DIRECTORIES, root=root)
-    if tool is None:
-        raise ToolError("npu-smi is not there: install the Ascend driver")
-    return tool
-
-
-def _list_by_keys(tool: str, numbers: Sequence[ChipNumbers], timeout_s: float) -> Listing:
+def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> Listing:
     """Ask card by card for what the table would say of the inventory."""
     rows: list[ChipRow] = []
     usages: dict[int, Mapping[int, Mapping[str, float | None]]] = {}
     for entry in numbers:
         card, chip = str(entry.npu_id), str(entry.chip_id)
         if entry.npu_id not in usages:
-            text = run_tool([tool, "info", "-t", "usages", "-i", card], timeout_s=timeout_s)
-            usages[entry.npu_id] = parse_usages(text)
-        board = run_tool([tool, "info", "-t", "board", "-i", card, "-c", chip], timeout_s=timeout_s)
+            usages[entry.npu_id] = parse_usages(tool.run(root, "info", "-t", "usages", "-i", card))
+        # An Ascend 950 has no chips on a card, and refuses to be asked for one.
+        which = ("-i", card) if architecture_of(entry.name) == "950" else ("-i", card, "-c", chip)
+        board = tool.run(root, "info", "-t", "board", *which)
         values = usages[entry.npu_id].get(entry.chip_id, {})
         capacities = (values.get(f"{kind} Capacity(MB)") for kind in ("HBM", "DDR", "Memory"))
         total = next((int(mib) << 20 for mib in capacities if mib), None)
@@ -102,31 +102,22 @@ def _list_by_keys(tool: str, numbers: Sequence[ChipNumbers], timeout_s: float) -
     return Listing(driver=None, rows=tuple(rows))
 
 
-def _describe(entry: ChipNumbers, row: ChipRow | None, driver: str | None) -> NpuChip:
-    pci = row.pci if row is not None else None
-    condition = row.condition if row is not None else Condition(None)
-    return NpuChip(
-        npu_id=entry.npu_id,
-        chip_id=entry.chip_id,
-        logic_id=entry.logic_id,
-        physical_id=entry.physical_id,
-        has_physical_id=entry.has_physical_id,
-        name=entry.name,
-        uuid=uuid_of_place(entry.npu_id, entry.chip_id, pci),
+def _describe(entry: Numbers, row: ChipRow | None, driver: str | None) -> Card:
+    return describe(
+        entry,
+        pci=row.pci if row is not None else None,
         memory_bytes=row.memory_total_bytes if row is not None else None,
-        pci=pci,
         driver=driver,
-        condition=condition,
+        condition=row.condition if row is not None else Condition(None),
     )
 
 
-def _sample(row: ChipRow) -> Sample:
-    total, used = row.memory_total_bytes, row.memory_used_bytes
-    return Sample(
-        uuid=uuid_of_place(row.npu_id, row.chip_id, row.pci),
-        t_ns=time.time_ns(),
-        memory_used_bytes=used,
-        memory_free_bytes=None if total is None or used is None else max(0, total - used),
+def _state(row: ChipRow) -> Card:
+    return Card(
+        pci=row.pci,
+        uuid=identify(row.npu_id, row.chip_id, row.pci),
+        memory_bytes=row.memory_total_bytes,
+        used_bytes=row.memory_used_bytes,
         util_pct=row.util_pct,
         temp_c=row.temp_c,
         power_w=row.power_w,

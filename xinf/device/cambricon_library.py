@@ -8,11 +8,12 @@ first, then 5. Memory is in MB of 2^20, power in W.
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import TypeVar
 
 from xinf.core.device import Distance, Health
-from xinf.device.cambricon_card import MluCard, identify
+from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.cambricon_structs import (
     CardInfo,
     EccInfo,
@@ -32,6 +33,7 @@ from xinf.device.cambricon_structs import (
     VersionInfo,
 )
 from xinf.device.library import LibraryError, find_function, load_library
+from xinf.device.roster import Card
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -67,25 +69,33 @@ class Cndev:
     """The started library. Raises: LibraryError when it is not there or does not start."""
 
     def __init__(self, root: Path) -> None:
-        self._library = load_library(("libcndev.so",), directories=_DIRECTORIES, root=root)
+        home = os.environ.get("NEUWARE_HOME")
+        directories = _DIRECTORIES if home is None else (f"{home}/lib64", *_DIRECTORIES)
+        self._library = load_library(("libcndev.so",), directories=directories, root=root)
         code = find_function(self._library, "cndevInit")(0)
         if code != 0:
             raise LibraryError(f"cndevInit: {self._words(code)}")
+        self._places: dict[int, str] = {}  # told once: a card does not move, and a call may fail the next time
 
-    def cards(self) -> tuple[MluCard, ...]:
+    def inventory(self) -> tuple[Card, ...]:
         """List the cards; no metric is read."""
-        return tuple(self._read_card(number, handle) for number, handle in self._handles().items())
+        return tuple(self._describe(number, handle) for number, handle in self._handles().items())
 
-    def samples(self) -> tuple[MluCard, ...]:
+    def states(self) -> tuple[Card, ...]:
         """Read what each card is doing."""
-        return tuple(self._read_state(number, handle) for number, handle in self._handles().items())
+        return tuple(self._measure(number, handle) for number, handle in self._handles().items())
 
     def distances(self) -> tuple[tuple[str, str, Distance], ...]:
         """Ask how far each two cards are apart: an MLU-Link that is up is nearer than any way over PCIe."""
         cards = self._handles()
         handles = list(cards.values())
-        uuids = [self._identify(number, handle) for number, handle in cards.items()]
-        linked = {(uuid, other) for uuid, handle in zip(uuids, handles, strict=True) for other in self._linked(handle)}
+        uuids = [identify(number, self._pci(handle)) for number, handle in cards.items()]
+        names = {told: uuid for uuid, handle in zip(uuids, handles, strict=True) if (told := self._uuid(handle))}
+        linked = {
+            (uuid, names.get(other))
+            for uuid, handle in zip(uuids, handles, strict=True)
+            for other in self._linked(handle)
+        }
         found: list[tuple[str, str, Distance]] = []
         for i, first in enumerate(handles):
             for j, second in enumerate(handles[:i]):
@@ -114,16 +124,20 @@ class Cndev:
                 handles[number] = handle.value
         return handles
 
-    def _read_card(self, number: int, handle: int) -> MluCard:
+    def _describe(self, number: int, handle: int) -> Card:
         version = self._read("cndevGetVersionInfo", VersionInfo(), handle)
         memory = self._memory(handle)
         state = self._read("cndevGetCardHealthState", HealthState(), handle)
-        return MluCard(
+        name, pci, uuid = self._name(handle), self._pci(handle), self._uuid(handle)
+        return Card(
             number=number,
-            name=self._name(handle),
-            uuid=self._identify(number, handle),
-            memory_total_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
-            pci=self._pci(handle),
+            name=name,
+            arch=architecture_of(name),
+            uuid=identify(number, pci),
+            memory_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
+            pci=pci,
+            dev_nodes=(f"/dev/cambricon_dev{number}",),
+            extra={} if uuid is None else {"uuid": f"MLU-{uuid}"},
             driver=None
             if version is None
             else f"{version.driverMajorVersion}.{version.driverMinorVersion}.{version.driverBuildVersion}",
@@ -131,7 +145,7 @@ class Cndev:
             reason=_reason_of(state),
         )
 
-    def _read_state(self, number: int, handle: int) -> MluCard:
+    def _measure(self, number: int, handle: int) -> Card:
         memory = self._memory(handle)
         utilization = self._read("cndevGetDeviceUtilizationInfo", UtilizationInfo(), handle)
         temperature = self._read("cndevGetTemperatureInfo", TemperatureInfo(), handle)
@@ -140,12 +154,12 @@ class Cndev:
         state = self._read("cndevGetCardHealthState", HealthState(), handle)
         # A sensor that a product lacks reads as 0.
         celsius = 0 if temperature is None else temperature.chip or temperature.board
-        return MluCard(
-            number=number,
-            name="",
-            uuid=self._identify(number, handle),
-            memory_total_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
-            memory_used_bytes=memory.physicalMemoryUsed << 20 if memory is not None else None,
+        pci = self._pci(handle)
+        return Card(
+            pci=pci,
+            uuid=identify(number, pci),
+            memory_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
+            used_bytes=memory.physicalMemoryUsed << 20 if memory is not None else None,
             util_pct=None if utilization is None else float(utilization.averageCoreUtilization),
             temp_c=float(celsius) if celsius else None,
             power_w=float(power.usage) if power is not None and power.usage else None,
@@ -167,15 +181,20 @@ class Cndev:
         ask.restype = ctypes.c_char_p
         return (ask(handle) or b"MLU").decode(errors="replace")
 
-    def _identify(self, number: int, handle: int) -> str:
-        uuid = self._read("cndevGetUUID", Uuid(), handle)
-        told = uuid.uuid.decode(errors="replace") if uuid is not None else None
-        return identify(number, told, self._pci(handle))
+    def _uuid(self, handle: int) -> str | None:
+        """Ask for the UUID as cndev writes it, without the prefix that everybody else puts before it."""
+        answer = self._read("cndevGetUUID", Uuid(), handle)
+        return (answer.uuid.decode(errors="replace") or None) if answer is not None else None
 
     def _pci(self, handle: int) -> str | None:
-        place: PcieInfo | PcieInfoV2 | None = self._read("cndevGetPCIeInfoV2", PcieInfoV2(), handle)
-        place = place or self._read("cndevGetPCIeInfo", PcieInfo(), handle)
-        return None if place is None else f"{place.domain:04x}:{place.bus:02x}:{place.device:02x}.{place.function:x}"
+        if handle not in self._places:
+            place: PcieInfo | PcieInfoV2 | None = self._read("cndevGetPCIeInfoV2", PcieInfoV2(), handle)
+            place = place or self._read("cndevGetPCIeInfo", PcieInfo(), handle)
+            if place is None:
+                return None
+            address = f"{place.domain:04x}:{place.bus:02x}:{place.device:02x}.{place.function:x}"
+            self._places[handle] = address
+        return self._places[handle]
 
     def _linked(self, handle: int) -> set[str]:
         """List the uuids at the other ends of the MLU-Link ports that are up."""
@@ -193,7 +212,7 @@ class Cndev:
                 is_up = older is not None and older.isActive != _INACTIVE
             remote = self._read("cndevGetMLULinkRemoteInfo", LinkRemote(), handle, port) if is_up else None
             if remote is not None and remote.uuid:
-                found.add(identify(0, remote.uuid.decode(errors="replace"), None))
+                found.add(remote.uuid.decode(errors="replace"))
         return found
 
     def _read(self, name: str, answer: T, *arguments: int) -> T | None:

@@ -1,4 +1,4 @@
-"""Cambricon MLUs through `cnmon`: what it prints, and the cards in it.
+"""What Cambricon's `cnmon` prints: pure parsers.
 
     cnmon info -j    writes cnmon_info.json into its working directory, nothing of use to its output
     cnmon info       nested `key : value` text, a block for each card
@@ -13,18 +13,17 @@ gpustack-runtime, FlagOS kaitian); Driver and Power.Usage are formed alike and r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from xinf.device.cambricon_card import MluCard, identify
+from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.framed_table import parse_framed_table
 from xinf.device.pci import normalise_address
-from xinf.device.tool import TIMEOUT_S, FormatError, ToolError, find_tool, run_tool
+from xinf.device.roster import Card
+from xinf.device.tool import FormatError
 
-_DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/usr/local/neuware/bin")
-_FILE = "cnmon_info.json"
+FILE = "cnmon_info.json"
 _VALUE = r"\S+"
 _MIB_PAIR = r"\d+ MiB *\/ *\d+ MiB|N/A"
 _COLUMNS = {
@@ -46,42 +45,22 @@ _COLUMNS = {
     "SR-IOV": _VALUE,
     "Compute-Mode": _VALUE,
 }
+_NEEDED = ("Card", "Name", "Memory-Usage", "Util", "Temp")
 
 
-def read_cards(root: Path, *, timeout_s: float = TIMEOUT_S) -> tuple[MluCard, ...]:
-    """List the cards and what they are doing. Raises: ToolError that names every form that was asked."""
-    tool = find_tool("cnmon", directories=_DIRECTORIES, root=root)
-    if tool is None:
-        raise ToolError("cnmon is not there: install the Cambricon driver")
-    forms: tuple[Callable[[], tuple[MluCard, ...]], ...] = (
-        lambda: parse_json(run_tool([tool, "info", "-j"], timeout_s=timeout_s, output=_FILE)),
-        lambda: parse_text(run_tool([tool, "info"], timeout_s=timeout_s)),
-        lambda: parse_table(run_tool([tool], timeout_s=timeout_s)),
-    )
-    tried: list[str] = []
-    for form in forms:
-        try:
-            return form()
-        except ToolError as error:
-            tried.append(str(error))
-            if "did not end within" in str(error):
-                break  # a driver that hangs does so for each form, and the inventory's time is one
-    raise ToolError("; ".join(tried))
-
-
-def parse_json(text: str) -> tuple[MluCard, ...]:
+def parse_json(text: str) -> tuple[Card, ...]:
     """Read cnmon_info.json."""
     try:
         content = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise FormatError(f"{_FILE} of cnmon is no JSON: {error}") from None
+        raise FormatError(f"{FILE} of cnmon is no JSON: {error}") from None
     entries = content.get("CnmonInfo") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise FormatError(f"{_FILE} of cnmon has no CnmonInfo: {text.strip()[:100]!r}")
+        raise FormatError(f"{FILE} of cnmon has no CnmonInfo: {text.strip()[:100]!r}")
     return tuple(_card_of_json(entry) for entry in entries)
 
 
-def parse_text(text: str) -> tuple[MluCard, ...]:
+def parse_text(text: str) -> tuple[Card, ...]:
     """Read `cnmon info`: a line `Card N` opens a card, a line without a value a section of it."""
     cards: list[tuple[int, dict[str, str]]] = []
     sections: list[tuple[int, str]] = []  # indents and names of the open sections
@@ -105,25 +84,25 @@ def parse_text(text: str) -> tuple[MluCard, ...]:
     return tuple(_card_of_text(number, values) for number, values in cards)
 
 
-def parse_table(text: str) -> tuple[MluCard, ...]:
+def parse_table(text: str) -> tuple[Card, ...]:
     """Read the table that cnmon prints without arguments, up to that of the processes."""
-    table = parse_framed_table("cnmon", text, _COLUMNS, height=2, until="Processes")
+    table = parse_framed_table("cnmon", text, _COLUMNS, height=2, needed=_NEEDED, until="Processes")
     title = re.search(r"Driver v?(\S+)", table.title)
-    cards: list[MluCard] = []
+    cards: list[Card] = []
     for record in table.records:
-        if not {"Card", "Name", "Memory-Usage", "Util", "Temp"} <= record.keys():
-            raise FormatError(f"cnmon has a table without a column that is needed: {', '.join(record)}")
         number, bus = int(record["Card"]), record.get("Bus-Id", "N/A")
         used, total = (_mib(part) for part in (*record["Memory-Usage"].split("/"), "")[:2])
         pci = None if bus == "N/A" else normalise_address(bus)
         driver = record.get("Driver") or (title[1] if title is not None else None)
         cards.append(
-            MluCard(
+            Card(
                 number=number,
                 name=record["Name"],
-                uuid=identify(number, None, pci),
-                memory_total_bytes=total or None,
-                memory_used_bytes=used if total else None,
+                uuid=identify(number, pci),
+                arch=architecture_of(record["Name"]),
+                dev_nodes=(f"/dev/cambricon_dev{number}",),
+                memory_bytes=total or None,
+                used_bytes=used if total else None,
                 pci=pci,
                 driver=driver.removeprefix("v") if driver is not None else None,
                 util_pct=_number(record["Util"]),
@@ -134,21 +113,24 @@ def parse_table(text: str) -> tuple[MluCard, ...]:
     return tuple(cards)
 
 
-def _card_of_json(entry: object) -> MluCard:
+def _card_of_json(entry: object) -> Card:
     if not isinstance(entry, dict):
-        raise FormatError(f"{_FILE} of cnmon has an entry that is no card: {entry!r}")
+        raise FormatError(f"{FILE} of cnmon has an entry that is no card: {entry!r}")
     number, name = entry.get("CardNum"), entry.get("ProductName")
     if not str(number).isdigit() or not isinstance(name, str):
-        raise FormatError(f"{_FILE} of cnmon has a card without CardNum or ProductName: {sorted(entry)}")
+        raise FormatError(f"{FILE} of cnmon has a card without CardNum or ProductName: {sorted(entry)}")
     memory, place = _section(entry, "PhysicalMemUsage"), _section(entry, "PCI")
     pci = _address([place.get(key) for key in ("DomainID", "Bus", "Device", "Function")])
-    total, driver = _mib(memory.get("Total")), entry.get("Driver")
-    return MluCard(
+    total, driver, uuid = _mib(memory.get("Total")), entry.get("Driver"), entry.get("UUID")
+    return Card(
         number=int(str(number)),
         name=name,
-        uuid=identify(int(str(number)), entry.get("UUID") if isinstance(entry.get("UUID"), str) else None, pci),
-        memory_total_bytes=total,
-        memory_used_bytes=_mib(memory.get("Used")) if total else None,
+        arch=architecture_of(name),
+        uuid=identify(int(str(number)), pci),
+        dev_nodes=(f"/dev/cambricon_dev{number}",),
+        extra=_told_uuid(uuid if isinstance(uuid, str) else None),
+        memory_bytes=total,
+        used_bytes=_mib(memory.get("Used")) if total else None,
         pci=pci,
         driver=driver.removeprefix("v") if isinstance(driver, str) else None,
         util_pct=_number(_section(entry, "Utilization").get("MLUAverage")),
@@ -157,23 +139,31 @@ def _card_of_json(entry: object) -> MluCard:
     )
 
 
-def _card_of_text(number: int, values: Mapping[str, str]) -> MluCard:
+def _card_of_text(number: int, values: Mapping[str, str]) -> Card:
     name, total = values.get("Product Name"), _mib(values.get("Physical Memory Usage.Total"))
     if name is None:
         raise FormatError(f"cnmon info has no Product Name of card {number}: {', '.join(list(values)[:8])}")
     pci = _address([values.get(f"PCI.{key}") for key in ("Domain ID", "Bus num", "Device", "Function")])
-    return MluCard(
+    return Card(
         number=number,
         name=name,
-        uuid=identify(number, values.get("UUID"), pci),
-        memory_total_bytes=total,
-        memory_used_bytes=_mib(values.get("Physical Memory Usage.Used")) if total else None,
+        arch=architecture_of(name),
+        uuid=identify(number, pci),
+        dev_nodes=(f"/dev/cambricon_dev{number}",),
+        extra=_told_uuid(values.get("UUID")),
+        memory_bytes=total,
+        used_bytes=_mib(values.get("Physical Memory Usage.Used")) if total else None,
         pci=pci,
         driver=values["Driver"].removeprefix("v") if "Driver" in values else None,
         util_pct=_number(values.get("Utilization.MLU Average")),
         temp_c=_number(values.get("Temperature.Chip")),
         power_w=_number(values.get("Power.Usage")),
     )
+
+
+def _told_uuid(text: str | None) -> dict[str, str | int]:
+    """Keep the UUID with the prefix that cndev does not have, nor all versions of cnmon."""
+    return {"uuid": f"MLU-{text.removeprefix('MLU-')}"} if text else {}
 
 
 def _section(entry: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from xinf.core.device import Vendor
-from xinf.device.offspring import die_with_parent
+from xinf.core.device import Topology, Vendor
+from xinf.device.parent_death import die_with_parent
 from xinf.device.probe import PROBES, EventProbe, LinkProbe, read_vendor
 from xinf.device.reading import Inventory, Reading
+from xinf.device.tool import time_for_tools
 
 
 class LineWriter:
@@ -39,30 +40,42 @@ class LineWriter:
             _end()
 
 
-def print_inventory(vendor: str, root: Path) -> None:
-    """Write one vendor's devices and their links."""
+def print_inventory(vendor: str, root: Path, tools_s: float) -> None:
+    """Write one vendor's devices and their links; its tools have `tools_s` together."""
     die_with_parent()
     writer, probe = LineWriter(), PROBES[Vendor(vendor)]
-    devices = probe.inventory(root)
-    if isinstance(probe, LinkProbe) and len(devices) > 1:
-        writer.write(Inventory(devices=devices, topology=probe.topology(root)))
-    else:
-        writer.write(Inventory(devices=devices))
+    with time_for_tools(tools_s):
+        devices = probe.inventory(root)
+        topology = _read_links(probe, root) if isinstance(probe, LinkProbe) and len(devices) > 1 else Topology()
+    writer.write(Inventory(devices=devices, topology=topology))
 
 
-def print_readings(vendor: str, interval_s: float, root: Path) -> None:
-    """Write one vendor's readings until nobody reads them or its library fails."""
+def _read_links(probe: LinkProbe, root: Path) -> Topology:
+    """Ask for the vendor's own distances; devices whose links cannot be read are listed all the same."""
+    try:
+        return probe.topology(root)
+    except Exception:  # whatever a binding raises: the PCI bus tells distances too
+        return Topology()
+
+
+def print_readings(vendor: str, interval_s: float, root: Path, tools_s: float) -> None:
+    """Write one vendor's readings until nobody reads them or its library fails; for each, its tools have `tools_s`."""
     die_with_parent()
     name, writer = Vendor(vendor), LineWriter()
     probe = PROBES[name]
     # The first reading loads the library, before a second thread may want it too.
-    writer.write(read_vendor(name, root))
+    writer.write(_read(name, root, tools_s))
     is_over = threading.Event()
     if isinstance(probe, EventProbe):
         threading.Thread(target=_tell_events, args=(name, probe, root, writer, is_over), daemon=True).start()
     while not is_over.wait(interval_s):
-        writer.write(read_vendor(name, root))
+        writer.write(_read(name, root, tools_s))
     _end()
+
+
+def _read(vendor: Vendor, root: Path, tools_s: float) -> Reading:
+    with time_for_tools(tools_s):
+        return read_vendor(vendor, root)
 
 
 def _tell_events(vendor: Vendor, probe: EventProbe, root: Path, writer: LineWriter, is_over: threading.Event) -> None:

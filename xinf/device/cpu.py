@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from xinf.core.device import Device, Sample, Vendor
+from xinf.device.host_memory import read_host_memory
 
 # What vLLM's CPU backend and its matrix libraries choose kernels by.
 _ISA = (
@@ -38,7 +39,7 @@ class CpuProbe:
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
         cgroup = _cgroup_dir(root)
-        memory = _meminfo(root).get("MemTotal")
+        memory = read_host_memory(root).total_bytes
         limit = _read_limit(cgroup, "memory.max")
         bounds = [value for value in (memory, limit) if value is not None]
         extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": max(1, _numa_nodes(root))}
@@ -57,8 +58,8 @@ class CpuProbe:
         return (device,)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
-        memory = _meminfo(root)
-        total, free = memory.get("MemTotal"), memory.get("MemAvailable")
+        memory = read_host_memory(root)
+        total, free = memory.total_bytes, memory.available_bytes
         for directory in _upwards(_cgroup_dir(root)):
             limit, used = _read_int(directory, "memory.max"), _read_int(directory, "memory.current")
             if limit is None or used is None:
@@ -105,21 +106,6 @@ def _usable_cores(cgroup: Path | None) -> int:
             # A part of a core is none: threads beyond the quota are all stopped together until the next period.
             cores = min(cores, int(quota) // int(period))
     return max(1, cores)
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    """Read /proc/meminfo in bytes; empty where there is none (macOS)."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return {}
-    found: dict[str, int] = {}
-    for line in lines:
-        key, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB" and words[0].isdigit():
-            found[key] = int(words[0]) * 1024
-    return found
 
 
 def _cpuinfo(root: Path) -> tuple[str, frozenset[str]]:

@@ -11,12 +11,14 @@ No call shuts the library down. One object per process: the library keeps its st
 from __future__ import annotations
 
 import ctypes
-import re
+from collections.abc import Callable
 from pathlib import Path
 
-from xinf.core.device import Health
-from xinf.device.library import LibraryError, find_function, load_library
-from xinf.device.roster import Card
+from xinf.core.device import Health, Vendor
+from xinf.device.c_calls import CCalls, decode
+from xinf.device.library import LibraryError, load_library
+from xinf.device.roster import Card, Listing, list_readable, name_by_place
+from xinf.device.started_library import check_version
 
 _NAMES = ("libefml.so", "libefml.so.2", "libefml.so.1", "libefml.so.2.1", "libefml.so.2.0", "libefml.so.1.0.0")
 _DIRECTORIES = ("/usr/lib", "/usr/local/efsmi/lib")
@@ -92,64 +94,51 @@ class Efml:
     """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._library = load_library(_NAMES, directories=_DIRECTORIES, root=root)
-        self._demand("EfmlInit", ctypes.c_bool(False))  # False: with the driver
-        self.version = self._text("EfmlGetLibVer") or ""
-        major = re.match(r"[Vv]?(\d+)\.\d", self.version)
-        if major is None or major[1] not in _KNOWN_MAJORS:
-            known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
-            raise LibraryError(f"libefml says version {self.version!r}; layouts are known of {known}")
+        self._calls = CCalls(load_library(_NAMES, directories=_DIRECTORIES, root=root), _ERRORS)
+        self._calls.demand("EfmlInit", ctypes.c_bool(False))  # False: with the driver
+        check_version("libefml", self._text("EfmlGetLibVer"), _KNOWN_MAJORS)
 
-    def inventory(self) -> tuple[list[Card], list[str]]:
+    def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError."""
-        cards, complaints = [], []
         driver = self._text("EfmlGetDriverVer")
-        for number in range(self._count()):
-            try:
-                cards.append(self._describe(number, driver))
-            except LibraryError as error:
-                complaints.append(f"device {number}: {error}")
-        if complaints and not cards:
-            raise LibraryError("; ".join(complaints))
-        return cards, complaints
+        return self._read_all(lambda number: self._describe(number, driver))
 
-    def states(self) -> list[Card]:
+    def states(self) -> Listing:
         """Read what the cards are doing, but for those that cannot be identified. Raises: LibraryError if none can."""
-        found, complaints = [], []
-        for number in range(self._count()):
-            try:
-                found.append(self._measure(number))
-            except LibraryError as error:
-                complaints.append(f"device {number}: {error}")
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return found
+        return self._read_all(self._measure)
 
     def links(self) -> list[tuple[str, str]]:
-        """List the pairs of PCI addresses that a GCU-LARE (formerly ESL) port connects. Raises: LibraryError."""
+        """List the pairs of PCI addresses that a GCU-LARE (formerly ESL) port connects. Raises: LibraryError.
+
+        A port that leads to another host's card has an address too: only pairs of cards that are here are given.
+        """
         found = []
+        here_too = {_address(self._info(number)) for number in range(self._count())}
         for number in range(self._count()):
             here = _address(self._info(number))
             for family in ("GcuLare", "Esl"):
                 ports = ctypes.c_uint32()
-                if not self._ask(f"EfmlGet{family}PortNum", ctypes.c_uint32(number), ctypes.byref(ports)):
+                if not self._calls.ask(f"EfmlGet{family}PortNum", ctypes.c_uint32(number), ctypes.byref(ports)):
                     continue
                 for port in range(ports.value):
                     info = PortInfo()
                     arguments = (ctypes.c_uint32(number), ctypes.c_uint32(port), ctypes.byref(info))
-                    if self._ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
+                    if self._calls.ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
                         found.append((here, _remote_address(info)))
                 break
-        return found
+        return [link for link in found if link[1] in here_too]
+
+    def _read_all(self, read: Callable[[int], Card]) -> Listing:
+        return list_readable(((number, number) for number in range(self._count())), read)
 
     def _count(self) -> int:
         count = ctypes.c_uint32()
-        self._demand("EfmlGetDevCount", ctypes.byref(count))
+        self._calls.demand("EfmlGetDevCount", ctypes.byref(count))
         return count.value
 
     def _info(self, number: int) -> DeviceInfo:
         info = DeviceInfo()
-        self._demand("EfmlGetDevInfo", ctypes.c_uint32(number), ctypes.byref(info))
+        self._calls.demand("EfmlGetDevInfo", ctypes.c_uint32(number), ctypes.byref(info))
         if info.vendor_id != _PCI_VENDOR:
             # The one value that is known beforehand: anything else means that the struct is laid out differently.
             raise LibraryError(f"EfmlGetDevInfo gives the PCI vendor {info.vendor_id:#x}, so its layout is not known")
@@ -159,13 +148,14 @@ class Efml:
         info = self._info(number)
         name = info.name.decode(errors="replace").strip()
         memory, node = MemoryInfo(), ctypes.c_int(-1)
-        has_memory = self._ask("EfmlGetDevMem", ctypes.c_uint32(number), ctypes.byref(memory))
-        self._ask("EfmlGetNumaNode", ctypes.c_uint32(number), ctypes.byref(node))
+        has_memory = self._calls.ask("EfmlGetDevMem", ctypes.c_uint32(number), ctypes.byref(memory))
+        self._calls.ask("EfmlGetNumaNode", ctypes.c_uint32(number), ctypes.byref(node))
         health, reason = self._health(number)
+        uuid = self._text("EfmlGetDevUuid", number)
         return Card(
             pci=_address(info),
             number=number,
-            uuid=self._uuid(number),
+            uuid=name_by_place(Vendor.ENFLAME, _address(info)),
             name=name or None,
             arch=name_arch(name),
             memory_bytes=(memory.total_bytes or None) if has_memory else None,
@@ -173,22 +163,23 @@ class Efml:
             numa=node.value if node.value >= 0 else None,
             health=health,
             reason=reason,
+            extra={} if uuid is None else {"uuid": f"GCU-{uuid}"},
         )
 
     def _measure(self, number: int) -> Card:
         info, here = self._info(number), ctypes.c_uint32(number)
         memory, power, load, heat = MemoryInfo(), PowerInfo(), ctypes.c_float(), ThermalInfo()
         ecc = EccStatus()
-        has_memory = self._ask("EfmlGetDevMem", here, ctypes.byref(memory)) and memory.total_bytes
-        has_power = self._ask("EfmlGetDevPwr", here, ctypes.byref(power))
-        has_load = self._ask("EfmlGetDevDtuUsage", here, ctypes.byref(load))
+        has_memory = self._calls.ask("EfmlGetDevMem", here, ctypes.byref(memory)) and memory.total_bytes
+        has_power = self._calls.ask("EfmlGetDevPwr", here, ctypes.byref(power))
+        has_load = self._calls.ask("EfmlGetDevDtuUsage", here, ctypes.byref(load))
         heats = ("EfmlGetDevTempV2", "EfmlGetDevTemp")  # the newer header has only V2
-        has_heat = any(self._ask(name, here, ctypes.byref(heat)) for name in heats)
-        has_ecc = self._ask("EfmlGetDevEccStatus", here, ctypes.byref(ecc)) and ecc.enabled
+        has_heat = any(self._calls.ask(name, here, ctypes.byref(heat)) for name in heats)
+        has_ecc = self._calls.ask("EfmlGetDevEccStatus", here, ctypes.byref(ecc)) and ecc.enabled
         health, reason = self._health(number)
         return Card(
             pci=_address(info),
-            uuid=self._uuid(number),
+            uuid=name_by_place(Vendor.ENFLAME, _address(info)),
             memory_bytes=memory.total_bytes if has_memory else None,
             used_bytes=memory.used_mib << 20 if has_memory else None,
             util_pct=round(load.value, 1) if has_load else None,
@@ -199,33 +190,17 @@ class Efml:
             reason=reason,
         )
 
-    def _uuid(self, number: int) -> str | None:
-        text = self._text("EfmlGetDevUuid", number)
-        return f"GCU-{text}" if text else None
-
     def _health(self, number: int) -> tuple[Health | None, str | None]:
         good = ctypes.c_bool()
-        if not self._ask("EfmlGetDevHealth", ctypes.c_uint32(number), ctypes.byref(good)):
+        if not self._calls.ask("EfmlGetDevHealth", ctypes.c_uint32(number), ctypes.byref(good)):
             return None, None
         return (Health.OK, None) if good.value else (Health.FAULTY, UNHEALTHY)
 
     def _text(self, name: str, *numbers: int) -> str | None:
         buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-        if not self._ask(name, *(ctypes.c_uint32(number) for number in numbers), buffer):
+        if not self._calls.ask(name, *(ctypes.c_uint32(number) for number in numbers), buffer):
             return None
-        return buffer.value.decode(errors="replace").strip() or None
-
-    def _ask(self, name: str, *arguments: object) -> bool:
-        """Call; False when this version or this card has no answer."""
-        try:
-            return bool(find_function(self._library, name)(*arguments) == 0)
-        except LibraryError:
-            return False
-
-    def _demand(self, name: str, *arguments: object) -> None:
-        code = find_function(self._library, name)(*arguments)
-        if code != 0:
-            raise LibraryError(f"{name}: {_ERRORS.get(code, f'error {code}')}")
+        return decode(buffer.value)
 
 
 def name_arch(name: str) -> str | None:

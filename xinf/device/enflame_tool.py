@@ -9,29 +9,40 @@ layout only the memory part is public, so it is not read.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from xinf.core.device import Health
+from xinf.core.device import Health, Vendor
 from xinf.device.enflame_library import UNHEALTHY, name_arch
-from xinf.device.roster import Card
+from xinf.device.framed_table import parse_framed_table
+from xinf.device.roster import Card, name_by_place
 from xinf.device.tool import FormatError
 
 _UNKNOWN = ("", "-", "N/A")
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "M": 1 << 20, "G": 1 << 30}
-# The cells of a table's two header lines, by their words. Source of each: the module's docstring.
-_HEADS = ("DEV NAME|FW VER|BUS-ID ECC", "DEV NAME|Boot FW VER|BUS-ID ECC")
-_TAILS = {  # and whether the last column is the UUID of `-q`, not the serial number, which the dies of a card share
-    "TEMP DPM Pwr(Usage/Cap)|Mem vGCU|DEV-Util UUID": True,
-    "TEMP Dpm Pwr(Usage/Cap)|Mem GCU Virt|DUsed SN": False,
-    "TEMP Lpm Pwr(Usage/Cap)|Mem GCU Virt|DUsed SN": False,
+_NUMBER = r"\d+(?:\.\d+)?"
+_VALUE = r"\S+"
+# The columns of all versions. Source of each: the module's docstring.
+_COLUMNS = {
+    "DEV": r"\d+",
+    "NAME": r"\S+(?: \S+)*",
+    "FW VER": _VALUE,
+    "Boot FW VER": _VALUE,
+    "BUS-ID": r"[0-9a-fA-F]{2,4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{1,2}\.[0-7]",
+    "ECC": _VALUE,
+    "TEMP": rf"-|N/A|{_NUMBER}\s*[℃°'\ufffd?]{{0,3}}C?",  # what became of the sign depends on the locale
+    "DPM": _VALUE,
+    "Dpm": _VALUE,
+    "Lpm": _VALUE,
+    "Pwr(Usage/Cap)": rf"-|N/A|{_NUMBER}W(?:\s*/?\s*{_NUMBER}W)?",
+    "Mem": r"\d+\s*(?:MiB|GiB|M|G)",
+    "vGCU": _VALUE,
+    "GCU Virt": _VALUE,
+    "DUsed": rf"-|N/A|{_NUMBER}\s*%?",
+    "DEV-Util": rf"-|N/A|{_NUMBER}\s*%?",
+    "SN": _VALUE,  # of the board, which its dies share
+    "UUID": _VALUE,
 }
-_FIRST = re.compile(r"(?P<number>\d+)\s+(?P<name>\S.*)")
-_BUS = re.compile(r"(?P<domain>[0-9a-f]{2,4}):(?P<rest>[0-9a-f]{2}:[0-9a-f]{1,2}\.[0-7])\s+\S+", re.IGNORECASE)
-_SECOND = re.compile(
-    r"(?P<temp>-|N/A|\d+(?:\.\d+)?)\s*(?:[℃°'�?]{0,3}C?)\s+"
-    r"(?P<mode>\S+)\s+(?P<power>-|N/A|(?P<watts>\d+(?:\.\d+)?)W(?:\s*/?\s*\d+(?:\.\d+)?W)?)"
-)
-_MEMORY = re.compile(r"(?P<amount>\d+)\s*(?P<unit>MiB|GiB|M|G)\s+\S+")
-_USED = re.compile(r"(?P<load>-|N/A|\d+(?:\.\d+)?)\s*%?\s+(?P<serial>\S+)")
+_NEEDED = ("DEV", "NAME", "BUS-ID", "TEMP", "Pwr(Usage/Cap)", "Mem")
 
 
 def parse_query(text: str) -> tuple[Card, ...]:
@@ -55,16 +66,8 @@ def parse_table(text: str) -> tuple[Card, ...]:
     driver = re.search(r"EFSMI:?\s+V?[\d.]+\s+Driver Ver:\s*([\w.-]+)", text)
     if driver is None:
         raise FormatError(f"efsmi's table does not begin as known, but with {_begin(text)}")
-    rows = [row for line in text.splitlines() if (row := _split(line))]
-    heads = [index for index, row in enumerate(rows) if _words(row) in _HEADS]
-    if len(heads) != 1 or len(rows) <= heads[0] + 1 or _words(rows[heads[0] + 1]) not in _TAILS:
-        raise FormatError("efsmi's table has columns that are not known: " + " / ".join(map(_words, rows[:2])))
-    has_uuid, lines = _TAILS[_words(rows[heads[0] + 1])], rows[heads[0] + 2 :]
-    if not lines or len(lines) % 2:
-        raise FormatError(f"efsmi's table has {len(lines)} lines of cards, not two for each")
-    return tuple(
-        _read_lines(lines[at], lines[at + 1], driver=driver[1], has_uuid=has_uuid) for at in range(0, len(lines), 2)
-    )
+    table = parse_framed_table("efsmi", text, _COLUMNS, height=2, needed=_NEEDED)
+    return tuple(_read_record(record, driver=driver[1]) for record in table.records)
 
 
 def _read_block(number: int, fields: dict[str, str]) -> Card:
@@ -81,16 +84,18 @@ def _read_block(number: int, fields: dict[str, str]) -> Card:
     size, usage = ("Total Size", "Used Size") if "Total Size" in fields else ("Mem Size", "Mem Usage")
     health = {"True": Health.OK, "False": Health.FAULTY}.get(fields.get("Health", ""))
     uuid = fields.get("Dev UUID", "")
+    pci = f"{domain:04x}:{bus:02x}:{device:02x}.{function:x}"
     return Card(
-        pci=f"{domain:04x}:{bus:02x}:{device:02x}.{function:x}",
+        pci=pci,
         number=number,
-        uuid=None if uuid in _UNKNOWN else f"GCU-{uuid}",
+        uuid=name_by_place(Vendor.ENFLAME, pci),
         name=name,
         arch=name_arch(name),
         memory_bytes=_size(size, need(size)),
         driver=fields.get("Ver") or None,
         health=health,
         reason=UNHEALTHY if health is Health.FAULTY else None,
+        extra={} if uuid in _UNKNOWN else {"uuid": f"GCU-{uuid}"},
         used_bytes=_size(usage, fields.get(usage, "")),
         free_bytes=_size("Free Size", fields.get("Free Size", "")),
         util_pct=_quantity("GCU Usage", fields.get("GCU Usage", "")),
@@ -100,43 +105,31 @@ def _read_block(number: int, fields: dict[str, str]) -> Card:
     )
 
 
-def _read_lines(first: list[str], second: list[str], *, driver: str, has_uuid: bool) -> Card:
-    named, bus = _match(_FIRST, first[0]), _match(_BUS, first[2])
-    state, memory, used = _match(_SECOND, second[0]), _match(_MEMORY, second[1]), _match(_USED, second[2])
-    place, _, function = bus["rest"].lower().partition(".")
-    number, _, device = place.partition(":")
+def _read_record(record: Mapping[str, str], *, driver: str) -> Card:
+    used = record["DUsed"] if "DUsed" in record else record["DEV-Util"]  # of one place in all versions
+    domain, bus, place = record["BUS-ID"].lower().split(":")
+    device, _, function = place.partition(".")
+    pci = f"{int(domain, 16):04x}:{bus}:{device:0>2}.{function}"
+    size = re.fullmatch(r"(\d+)\s*(\w+)", record["Mem"])
+    assert size is not None  # its column's pattern
     return Card(
-        pci=f"{int(bus['domain'], 16):04x}:{number}:{device:0>2}.{function}",
-        number=int(named["number"]),
-        uuid=f"GCU-{used['serial']}" if has_uuid else None,
-        name=named["name"].strip(),
-        arch=name_arch(named["name"]),
-        memory_bytes=int(memory["amount"]) * _UNITS[memory["unit"]],
+        pci=pci,
+        number=int(record["DEV"]),
+        uuid=name_by_place(Vendor.ENFLAME, pci),
+        name=record["NAME"],
+        arch=name_arch(record["NAME"]),
+        memory_bytes=int(size[1]) * _UNITS[size[2]],
         driver=driver,
-        util_pct=None if used["load"] in _UNKNOWN else float(used["load"]),
-        temp_c=None if state["temp"] in _UNKNOWN else float(state["temp"]),
-        power_w=None if state["watts"] is None else float(state["watts"]),
+        util_pct=_leading_number(used),
+        temp_c=_leading_number(record["TEMP"]),
+        power_w=_leading_number(record["Pwr(Usage/Cap)"]),
+        extra={"uuid": f"GCU-{record['UUID']}"} if "UUID" in record else {},
     )
 
 
-def _split(line: str) -> list[str] | None:
-    """Cut a line of the table into its three cells; None for rules and for the title."""
-    line = line.strip()
-    if len(line) < 2 or line[0] != line[-1] or line[0] not in "|*":
-        return None
-    cells = [cell.strip() for cell in line[1:-1].split("|")]
-    return cells if len(cells) == 3 else None
-
-
-def _words(row: list[str]) -> str:
-    return "|".join(" ".join(cell.split()) for cell in row)
-
-
-def _match(pattern: re.Pattern[str], cell: str) -> re.Match[str]:
-    found = pattern.fullmatch(cell)
-    if found is None:
-        raise FormatError(f"efsmi's table has a cell that is not known: {cell[:60]!r}")
-    return found
+def _leading_number(text: str) -> float | None:
+    number = re.match(_NUMBER, text)
+    return None if number is None else float(number[0])
 
 
 def _size(key: str, text: str) -> int | None:

@@ -6,14 +6,15 @@
     | 0     910B3   | OK           | 91.3        53           |      a record: each cell has the values of the columns
     | 0             | 0000:d9:00.0 | 0           526/ 65536   |      of the header's cell at its place
 
-A column is a name and the pattern of its values. A name that is not known, a value that does not fit its pattern and a
-record that is not whole are refused: a table that is half understood is not understood.
+Frames are drawn with `|`, the outer ones of some tools with `*`. A column is a name and the pattern of its values. A
+name that is not known, a value that does not fit its pattern and a record that is not whole are refused: a table that
+is half understood is not understood.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -30,14 +31,24 @@ class FramedTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_framed_table(
-    tool: str, text: str, columns: Mapping[str, str], *, height: int, until: str | None = None
+    tool: str,
+    text: str,
+    columns: Mapping[str, str],
+    *,
+    height: int,
+    needed: Collection[str] = (),
+    until: str | None = None,
 ) -> FramedTable:
     """Read a table whose records take `height` lines, up to the first line that contains `until`.
 
-    `columns`: a pattern without groups by column name; not all of them need to be there. Raises: FormatError.
+    `columns`: a pattern without groups by column name; of them those `needed` must be there. Raises: FormatError.
     """
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [_straighten(line.strip()) for line in text.splitlines()]
     start, header = _find_header(tool, lines, columns, height)
+    present = [name for cells in header for names in cells for name in names]
+    lacking = [name for name in needed if name not in present]
+    if lacking:
+        raise FormatError(f"{tool} printed a table without the column {lacking[0]!r}: {', '.join(present)}")
     body: list[str] = []
     for line in lines[start + height :]:
         if until is not None and until in line:
@@ -50,6 +61,10 @@ def parse_framed_table(
     records = [_read_record(tool, body[at : at + height], header, patterns) for at in range(0, len(body), height)]
     title = " ".join(" ".join(_cells(line)) for line in lines[:start] if line.startswith("|"))
     return FramedTable(title=title, records=tuple(records))
+
+
+def _straighten(line: str) -> str:
+    return f"|{line[1:-1]}|" if len(line) > 1 and line[0] == line[-1] == "*" else line
 
 
 def _find_header(

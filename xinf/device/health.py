@@ -16,16 +16,32 @@ class HealthWatch:
         self._first: dict[str, int] = {}
 
     def judge(
-        self, uuid: str, *, ecc_uncorrected: int | None, temp_c: float | None, temp_limit_c: float | None = None
+        self,
+        uuid: str,
+        *,
+        ecc_uncorrected: int | None,
+        temp_c: float | None,
+        temp_limit_c: float | None = None,
+        temp_shutdown_c: float | None = None,
     ) -> tuple[Health | None, str | None]:
-        """Say how a device is and why; None: nothing was measured that tells."""
+        """Say how a device is and why; None: nothing was measured that tells.
+
+        `temp_limit_c`: where the card slows itself down. `temp_shutdown_c`: where it turns itself off.
+        """
         if ecc_uncorrected is not None:
             new = ecc_uncorrected - self._first.setdefault(uuid, ecc_uncorrected)
             if new > 0:
                 return Health.FAULTY, (
                     f"{new} uncorrectable memory errors since the agent started: reset the card and restart the agent"
                 )
+        # Without the temperature itself: each new reason is written to the store.
+        if temp_c is not None and temp_shutdown_c is not None and temp_c >= temp_shutdown_c:
+            return (
+                Health.FAULTY,
+                f"it is at {temp_shutdown_c:g} C or above, where it turns itself off: look at its cooling",
+            )
         if temp_c is not None and temp_limit_c is not None and temp_c >= temp_limit_c:
-            # Without the temperature itself: each new reason is written to the store.
-            return Health.FAULTY, f"it is at its critical limit of {temp_limit_c:g} C or above: look at its cooling"
+            return Health.DEGRADED, (
+                f"it is at its critical limit of {temp_limit_c:g} C or above and slowed down: look at its cooling"
+            )
         return (None, None) if ecc_uncorrected is None and temp_c is None else (Health.OK, None)

@@ -7,12 +7,12 @@ releases leave commas out of their JSON; the same options without --json print l
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
 
 from xinf.device.amdgpu import CardFacts, CardReading
+from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
 from xinf.device.tool import FormatError, ToolError, run_tool
 
@@ -59,12 +59,8 @@ def read_readings(tool: str, *, timeout_s: float) -> dict[str, CardReading]:
 
 def parse_cards(text: str) -> Cards:
     """Read either form into keys and values by card number. Raises: FormatError."""
-    start = text.find("{")
-    if start >= 0:
-        try:
-            content = json.loads(text[start:])
-        except ValueError as error:
-            raise FormatError(f"hy-smi: not JSON: {error}") from None
+    if re.search(r"^\{", text, re.MULTILINE):
+        content = read_json(text, "hy-smi")
         pairs = content.items() if isinstance(content, dict) else ()
         cards = {
             int(match[1]): {str(key): str(value) for key, value in entry.items()}

@@ -1,8 +1,9 @@
 """Intel's discrete GPUs: Level Zero first, then xpu-smi, with the xe and i915 drivers' files as help.
 
 The graphics of a processor and its NPU have Intel's vendor number and the same PCI classes, but no memory of their own
-and no engine that xinf starts: they are not devices here. Told apart by the PCI address that Intel always gives them,
-by the NPU's driver, and where Level Zero answers, by its own flag, which has the last word.
+and no engine that xinf starts: they are not devices here. Told apart by their PCI device number where it is known, else
+by the PCI address that Intel always gives them and by the NPU's driver; where Level Zero answers, its own flag has the
+last word.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from xinf.core.device import Device, Health, Sample, Vendor
+from xinf.core.device import Device, Distance, Health, Sample, Topology, Vendor
 from xinf.device.health import HealthWatch
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
 from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
 from xinf.device.library import LibraryError
-from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, without_driver
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
+from xinf.device.topology import make_topology
 
 _DRIVERS = ("xe", "i915")
 _GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR = "0000:00:02.", "0000:00:0b."
@@ -29,6 +31,20 @@ _ARCHITECTURES = (
     (0x4905, 0x4909, "dg1"),
     (0x5690, 0x56C2, "dg2"),  # Arc A, Data Center GPU Flex
     (0xE200, 0xE22F, "bmg"),  # Arc B
+)
+
+
+# The graphics of processors since Tiger Lake, by the same source: a virtual machine may show them at any address.
+_INTEGRATED = (
+    (0x4626, 0x46D4),  # Alder Lake
+    (0x4C80, 0x4C9A),  # Rocket Lake
+    (0x6420, 0x64B0),  # Lunar Lake
+    (0x7D40, 0x7DD5),  # Meteor Lake, Arrow Lake
+    (0x9A40, 0x9AF8),  # Tiger Lake
+    (0xA720, 0xA78B),  # Raptor Lake
+    (0xB080, 0xB0B0),  # Panther Lake
+    (0xB640, 0xB640),  # Arrow Lake
+    (0xFD80, 0xFD81),  # Wildcat Lake
 )
 
 
@@ -64,6 +80,16 @@ class IntelProbe:
             _describe(function, index, cards.get(function.address), told.get(function.address), reasons, root)
             for index, function in enumerate(functions)
         )
+
+    def topology(self, root: Path) -> Topology:
+        """Tell which cards an Xe Link joins; nothing where Level Zero does not start: the tool is not asked."""
+        try:
+            library = LevelZero(directories=_LIBRARIES, root=root)
+            uuids, links = library.uuids(), library.links()
+        except LibraryError:
+            return Topology()
+        names = {address: uuids.get(address) or _bus_uuid(address) for link in links for address in link}
+        return make_topology((names[first], names[second], Distance.LINK) for first, second in links)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError."""
@@ -130,6 +156,8 @@ def _may_be_discrete(function: PciFunction, root: Path) -> bool:
         return False  # an NPU, or a virtual function made for a virtual machine
     if _arch_of(function.device_id) is not None:
         return True  # also where a virtual machine shows it at a processor's address
+    if any(first <= function.device_id <= last for first, last in _INTEGRATED):
+        return False
     if function.driver is not None and function.driver not in (*_DRIVERS, *PASSED_ON):
         return False  # of the class too, and no GPU: FPGA cards (dfl-pci)
     return not function.address.startswith((_GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR))
@@ -188,4 +216,4 @@ def _dev_nodes(address: str, root: Path) -> tuple[str, ...]:
 
 
 def _bus_uuid(address: str) -> str:
-    return f"PCI-{address.replace(':', '-')}"
+    return name_by_address(address)

@@ -20,6 +20,8 @@ from xinf.device.intel_structs import (
     Counter,
     DeviceProperties,
     DeviceState,
+    FabricPortProperties,
+    FabricPortState,
     MemoryProperties,
     MemoryState,
     PciProperties,
@@ -48,6 +50,7 @@ _UNCORRECTABLE = 1  # ZES_RAS_ERROR_TYPE_UNCORRECTABLE
 _GPU_SENSOR, _GLOBAL_SENSOR = 1, 0  # ZES_TEMP_SENSORS_
 _BAD_MEMORY = {3: "has failed in part", 4: "should be replaced"}  # ZES_MEM_HEALTH_CRITICAL, _REPLACE
 _WEDGED = 1  # ZES_RESET_REASON_FLAG_WEDGED
+_PORT_IS_UP = (1, 2)  # ZES_FABRIC_PORT_STATUS_HEALTHY, _DEGRADED: slower, but up
 _HARDWARE_ERRORS = (3, 4, 5)  # ZES_RAS_ERROR_CAT_COMPUTE, _NON_COMPUTE and _CACHE: what is stored or computed wrong
 
 
@@ -127,6 +130,22 @@ class LevelZero:
             ecc_uncorrected=self._uncorrected(device),
             fault=self._fault(device) or fault,
         )
+
+    def links(self) -> set[tuple[str, str]]:
+        """List the pairs of addresses that an Xe Link joins, each pair in order. Raises: LibraryError."""
+        owner: dict[int, str] = {}  # of an end of the fabric
+        found: list[tuple[str, int]] = []
+        for address, (device, _) in self._find_sysman().items():
+            for port in self._list("zesDeviceEnumFabricPorts", device):
+                properties = FabricPortProperties(stype=0x6)  # ZES_STRUCTURE_TYPE_FABRIC_PORT_PROPERTIES
+                if self._call("zesFabricPortGetProperties", port, properties):
+                    continue
+                owner[properties.port.fabric] = address
+                state = FabricPortState(stype=0x19)  # ZES_STRUCTURE_TYPE_FABRIC_PORT_STATE
+                if not self._call("zesFabricPortGetState", port, state) and state.status in _PORT_IS_UP:
+                    found.append((address, state.remote.fabric))
+        pairs = {(address, owner.get(remote, address)) for address, remote in found}
+        return {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
 
     def _describe(
         self, device: int, place: str | None, sysman: dict[str, tuple[int, SysmanProperties]]

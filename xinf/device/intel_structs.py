@@ -133,3 +133,39 @@ class DeviceState(ctypes.Structure):
     """zes_device_state_t."""
 
     _fields_ = [("stype", c_uint32), ("next", c_void_p), ("reset", c_uint32), ("repaired", c_uint32)]
+
+
+class FabricPortId(ctypes.Structure):
+    """zes_fabric_port_id_t: of which end of the fabric, of which part of it, and of which port."""
+
+    _fields_ = [("fabric", c_uint32), ("attach", c_uint32), ("port", c_uint8)]
+
+
+class FabricPortProperties(ctypes.Structure):
+    """zes_fabric_port_properties_t; a speed is bits per second and lanes."""
+
+    _fields_ = [
+        ("stype", c_uint32),
+        ("next", c_void_p),
+        ("model", c_char * 256),
+        ("on_subdevice", c_uint8),
+        ("subdevice_id", c_uint32),
+        ("port", FabricPortId),
+        ("max_receive_speed", c_int64 * 2),
+        ("max_send_speed", c_int64 * 2),
+    ]
+
+
+class FabricPortState(ctypes.Structure):
+    """zes_fabric_port_state_t."""
+
+    _fields_ = [
+        ("stype", c_uint32),
+        ("next", c_void_p),
+        ("status", c_uint32),
+        ("quality_issues", c_uint32),
+        ("failure_reasons", c_uint32),
+        ("remote", FabricPortId),
+        ("receive_speed", c_int64 * 2),
+        ("send_speed", c_int64 * 2),
+    ]

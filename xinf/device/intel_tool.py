@@ -11,7 +11,6 @@ Sources: intel/xpumanager doc/CLI_user_guide.md, and public logs.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from collections.abc import Iterable
 import msgspec
 
 from xinf.device.intel_library import LevelZeroReading
+from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
 from xinf.device.tool import FormatError, ToolError, run_tool
 
@@ -112,9 +112,9 @@ def parse_stats(text: str) -> LevelZeroReading:
 
 def _object(text: str) -> dict[str, object]:
     try:
-        content = json.loads(text)
-    except ValueError:
-        raise FormatError(f"xpu-smi: not JSON, so not Intel's xpu-smi: {text.strip()[:120]!r}") from None
+        content = read_json(text, "xpu-smi")
+    except FormatError as error:
+        raise FormatError(f"{error}, so not Intel's xpu-smi") from None
     if not isinstance(content, dict):
         raise FormatError(f"xpu-smi: not a JSON object: {text.strip()[:120]!r}")
     if "error" in content:

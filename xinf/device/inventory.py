@@ -1,7 +1,7 @@
 """Asks every vendor that the host seems to have, each in a child process of its own with a deadline.
 
 A library that hangs, crashes or prints nonsense costs its vendor's answer and nothing else: the cards that the PCI bus
-shows are then recorded as without a driver, with what happened as the reason.
+shows are then recorded as silent, with what happened as the reason.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.device import Device, Health, Vendor
-from xinf.device.offspring import end_child, in_words, start_child
+from xinf.device.offspring import in_words, start_child, with_words
 from xinf.device.pci import find_pci_functions, without_driver
-from xinf.device.probe import IN_PROCESS, PROBES
+from xinf.device.probe import IN_PROCESS, PROBES, find_present
 from xinf.device.reading import Inventory
 from xinf.device.topology import overlay, read_topology
 
@@ -29,10 +29,11 @@ async def read_host(
 
     Never raises because of a device; takes at most `deadline_s` and a second.
     """
-    present = [vendor for vendor, probe in PROBES.items() if probe.is_present(root)]
-    answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in present))
+    answers = await asyncio.gather(*(_ask(vendor, deadline_s, root, environ) for vendor in find_present(root)))
     devices = tuple(device for answer in answers for device in answer.devices)
-    return Inventory(devices=devices, topology=overlay(read_topology(devices, root), *(a.topology for a in answers)))
+    topology = overlay(read_topology(devices, root), *(answer.topology for answer in answers))
+    silent = {vendor: reason for answer in answers for vendor, reason in answer.silent.items()}
+    return Inventory(devices=devices, topology=topology, silent=silent)
 
 
 async def read_inventory(
@@ -46,28 +47,30 @@ async def _ask(vendor: Vendor, deadline_s: float, root: Path, environ: Mapping[s
     if vendor in IN_PROCESS:
         return Inventory(devices=PROBES[vendor].inventory(root))
     try:
-        process = await start_child(
-            "inventory", vendor=vendor, root=root, environ=environ, stderr=asyncio.subprocess.PIPE
-        )
+        child = await start_child("inventory", vendor=vendor, root=root, environ=environ, deadline_s=deadline_s)
     except OSError as error:
         return _unanswered(vendor, root, f"the probe cannot be started: {error}")
+    answer, failure = b"", None
     try:
         async with asyncio.timeout(deadline_s):
-            out, err = await process.communicate()
+            answer = await child.output.readline()
+            if status := await child.wait():
+                failure = f"the probe ended with {in_words(status)}"
+    except ValueError as error:
+        failure = f"the probe's answer is unreadable: {error}"
     except TimeoutError:
-        return _unanswered(vendor, root, f"the driver did not answer within {deadline_s:g} s: look at `dmesg`")
+        failure = f"the driver did not answer within {deadline_s:g} s: look at `dmesg`"
     finally:
-        await end_child(process)
-    if status := process.returncode:
-        words = err.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        return _unanswered(vendor, root, f"the probe ended with {in_words(status)}: {words[0][:300]}")
+        await child.end()
+    if failure is not None:
+        return _unanswered(vendor, root, with_words(failure, child.last_words))
     try:
-        return msgspec.json.decode(out, type=Inventory)
+        return msgspec.json.decode(answer, type=Inventory)
     except msgspec.MsgspecError as error:
         return _unanswered(vendor, root, f"the probe's answer is unreadable: {error}")
 
 
 def _unanswered(vendor: Vendor, root: Path, reason: str) -> Inventory:
     functions = find_pci_functions(root, vendor)
-    found = (without_driver(function, index, reason, Health.FAULTY) for index, function in enumerate(functions))
-    return Inventory(devices=tuple(found))
+    found = (without_driver(function, index, reason, Health.SILENT) for index, function in enumerate(functions))
+    return Inventory(devices=tuple(found), silent={vendor: reason})

@@ -39,7 +39,6 @@ class KfdNode(msgspec.Struct, frozen=True, kw_only=True):
     unique_id: int | None
     memory_bytes: int | None
     render_minor: int | None  # of /dev/dri/renderD<minor>
-    is_integrated: bool  # shares the processor's memory
     linked: tuple[int, ...]  # numbers of the nodes that an xGMI link leads to
 
 
@@ -110,7 +109,6 @@ def _describe(entry: Path, properties: dict[str, int], *, gpu_id: int, ordinal: 
         unique_id=properties.get("unique_id") or None,
         memory_bytes=_read_vram_bytes(entry),
         render_minor=properties.get("drm_render_minor") or None,
-        is_integrated=properties.get("cpu_cores_count", 0) > 0,
         linked=_read_xgmi(entry),
     )
 

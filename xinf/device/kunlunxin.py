@@ -1,84 +1,114 @@
-"""Kunlunxin XPUs through xpu-smi alone: of libxpuml no header or binding is public. Only the formats are tested.
+"""Kunlunxin XPUs: libxpuml, then `xpu-smi -q`, `xpu-smi -m` and its table. Only the formats are tested.
 
 XPU_VISIBLE_DEVICES (and CUDA_VISIBLE_DEVICES, which vLLM-Kunlun's documents set alike) counts as xpu-smi's id does.
-`-q` prints a UUID and no id, `-m` and the table an id and no UUID: they are joined by the bus address.
+`-q` prints no id, `-m` and the table do: they are joined by the bus address and the device node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from xinf.core.device import Device, Sample, Vendor
-from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table
-from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, make_devices, make_samples
-from xinf.device.tool import ToolError, find_tool, run_tool
+from xinf.core.device import Topology, Vendor
+from xinf.device.kunlunxin_library import Xpuml
+from xinf.device.kunlunxin_tool import parse_machine, parse_query, parse_table, parse_topology
+from xinf.device.library import LibraryError
+from xinf.device.reading import DeviceProcess
+from xinf.device.roster import Card, Listing, name_by_place
+from xinf.device.roster_probe import RosterProbe
+from xinf.device.started_library import StartedLibrary
+from xinf.device.tool import ToolError
+from xinf.device.vendor_tool import Form, VendorTool
+from xinf.device.way import Way, ask_in_turn
 
 _TIMEOUT_S = 4.0  # three times within the deadline of an inventory
-_NAMES = ("xpu_smi", "xpu-smi")  # the first is Kunlunxin's alone, the second may be Intel's where both are installed
-_DIRECTORIES = ("/usr/local/bin", "/usr/local/xpu/bin", "/usr/bin")
-_ABSENT = "xpu-smi is not there: install Kunlunxin's driver and runtime (XRE)"
 
 
-class KunlunxinProbe:
-    """Asks xpu-smi where the PCI bus shows a Kunlunxin card; what it does not say, the bus does."""
+class KunlunxinProbe(RosterProbe):
+    """Asks libxpuml, then xpu-smi where the PCI bus shows a Kunlunxin card; what they do not say, the bus does."""
+
+    vendor = Vendor.KUNLUNXIN
+    nodes = "xpu[0-9]*"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+        self._library = StartedLibrary(Xpuml)
+        self._tool = VendorTool(
+            names=("xpu_smi", "xpu-smi"),  # the second may be Intel's where both are installed
+            directories=("/usr/local/bin", "/usr/local/xpu/bin", "/usr/bin"),
+            remedy="install Kunlunxin's driver and runtime (XRE)",
+            timeout_s=timeout_s,
+        )
 
-    def is_present(self, root: Path) -> bool:
-        return bool(_find(root))
+    def inventory_ways(self, root: Path) -> Sequence[Way]:
+        query, *others = self._tool_ways(root)
+        numbered = Way(query.name, lambda: _number(query.ask(), others))
+        return [Way("libxpuml", lambda: self._library.start(root).inventory()), numbered, *others]
 
-    def inventory(self, root: Path) -> tuple[Device, ...]:
-        functions, tool = _find(root), find_tool(*_NAMES, directories=_DIRECTORIES, root=root)
-        if tool is None:
-            return make_devices(Vendor.KUNLUNXIN, (), functions, missing=_ABSENT, root=root)
-        reasons: list[str] = []
-        cards = self._query(tool, reasons)
-        numbered = self._machine(tool, reasons) or self._table(tool, reasons)
-        cards = _number(cards, numbered) if cards else numbered
-        missing = "xpu-smi does not list it" if cards else "; ".join(reasons)
-        return make_devices(Vendor.KUNLUNXIN, cards, functions, missing=missing, root=root)
+    def sample_ways(self, root: Path) -> Sequence[Way]:
+        return [Way("libxpuml", lambda: self._library.start(root).states()), *self._tool_ways(root)]
 
-    def sample(self, root: Path) -> tuple[Sample, ...]:
-        """Read what the cards are doing. Raises: ToolError with what was tried."""
-        tool = find_tool(*_NAMES, directories=_DIRECTORIES, root=root)
-        if tool is None:
-            raise ToolError(_ABSENT)
-        reasons: list[str] = []
-        cards = self._query(tool, reasons) or self._machine(tool, reasons) or self._table(tool, reasons)
-        if not cards:
-            raise ToolError("; ".join(reasons))
-        return make_samples(cards)
+    def place(self, cards: Sequence[Card], root: Path) -> Sequence[Card]:  # noqa: ARG002 (the cards tell it all)
+        """Name the cards by their places; the two chips of a K200 share one and are told apart by their order."""
+        times = Counter(card.pci for card in cards)
+        ordered = sorted(cards, key=lambda card: (card.pci or "", _node(card)))
+        placed: list[Card] = []
+        for number, card in enumerate(ordered):
+            assert card.pci is not None  # every way tells it
+            first = next(at for at, other in enumerate(ordered) if other.pci == card.pci)
+            part = None if times[card.pci] == 1 else number - first
+            placed.append(msgspec.structs.replace(card, uuid=name_by_place(self.vendor, card.pci, part)))
+        return placed
 
-    def _query(self, tool: str, reasons: list[str]) -> Sequence[Card]:
-        return self._read([tool, "-q"], parse_query, reasons)
-
-    def _machine(self, tool: str, reasons: list[str]) -> Sequence[Card]:
-        return self._read([tool, "-m"], parse_machine, reasons)
-
-    def _table(self, tool: str, reasons: list[str]) -> Sequence[Card]:
-        return self._read([tool], parse_table, reasons)
-
-    def _read(
-        self, argv: Sequence[str], parse: Callable[[str], tuple[Card, ...]], reasons: list[str]
-    ) -> Sequence[Card]:
-        """Run and read; none, and one reason more, when that does not work."""
+    def topology(self, root: Path) -> Topology:
+        """Say how far the cards are apart. Only xpu-smi does, by its ids: XPU-Link is a link."""
+        names = {f"XPU{device.visible}": device.uuid for device in self.listed(root) if device.visible is not None}
         try:
-            return parse(run_tool(argv, timeout_s=self._timeout_s))
-        except ToolError as error:
-            reasons.append(str(error))
+            links = parse_topology(self._tool.run(root, "topo", "-m"))
+        except ToolError:
+            return Topology()
+        known = [
+            (names[link.first], names[link.second], link.distance)
+            for link in links
+            if link.first in names and link.second in names
+        ]
+        return Topology(pairs=tuple(sorted((min(a, b), max(a, b), distance) for a, b, distance in known)))
+
+    def processes(self, root: Path) -> tuple[DeviceProcess, ...]:
+        """Say who holds memory of which card. Only the library does; where chips share an address nobody can."""
+        try:
+            return self._library.start(root).processes()
+        except LibraryError:
             return ()
 
+    def _tool_ways(self, root: Path) -> list[Way]:
+        return self._tool.ways(
+            root,
+            Form(arguments=("-q",), parse=parse_query),
+            Form(arguments=("-m",), parse=parse_machine),
+            Form(parse=parse_table),
+        )
 
-def _number(cards: Sequence[Card], numbered: Sequence[Card]) -> Sequence[Card]:
-    """Give the cards the tool's ids of those at the same addresses."""
-    numbers = {card.pci: card.number for card in numbered}
-    return [msgspec.structs.replace(card, number=numbers.get(card.pci)) for card in cards]
+
+def _node(card: Card) -> tuple[int, str]:
+    """Order chips at one address by their ids, or by their device nodes, which count alike."""
+    node = card.dev_nodes[0] if card.dev_nodes else ""
+    number = card.number if card.number is not None else int(node.removeprefix("/dev/xpu") or "0")
+    return number, node
 
 
-def _find(root: Path) -> tuple[PciFunction, ...]:
-    return find_pci_functions(root, Vendor.KUNLUNXIN)
+def _number(listing: Listing, others: Sequence[Way]) -> Listing:
+    """Give the cards the tool's ids of those at the same addresses, and with the same node where both tell it."""
+    complaints: list[str] = []
+    numbered = ask_in_turn(others, complaints) if listing.cards else ()
+    found: list[Card] = []
+    for card in listing.cards:
+        numbers = [
+            other.number
+            for other in numbered
+            if other.pci == card.pci and (not other.dev_nodes or other.dev_nodes == card.dev_nodes)
+        ]
+        found.append(msgspec.structs.replace(card, number=numbers[0] if len(numbers) == 1 else None))
+    return Listing(tuple(found), (*listing.complaints, *(() if numbered else complaints)))

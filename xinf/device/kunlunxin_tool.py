@@ -1,17 +1,23 @@
 """What Kunlunxin's xpu-smi prints: `-q` (nested keys), `-m` (a line of 32 fields per card) and its table.
 
-Intel's tool of the same name prints none of them: call these only where the PCI bus shows vendor 0x1d22.
+Intel's tool of the same name prints none of them: call these only where the PCI bus shows a Kunlunxin card.
 
 Sources: `-q` in ZStack's GPU plugin (P800 PCIe, driver 5.0.21.26); `-m` in SwanLab's kunlunxin.py and in deployment
 logs of P800 OAM (2026-09), where readers require 32 fields; the table in documents of PaddlePaddle and ERNIE (driver
-5.0.21.26; in containers 515.58 with `XPU-RT Version: N/A`).
+5.0.21.26; in containers 515.58 with `XPU-RT Version: N/A`; Cloudpods' test has 5.19.0.0 alike); `topo -m` in the reader
+of a cluster's set-up tool and in an environment report of eight P800 (driver 5.0.21.47), without a whole output.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 
+from xinf.core.device import Distance
+from xinf.device.framed_table import parse_framed_table
+from xinf.device.kunlunxin_library import name_arch
+from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError
@@ -23,16 +29,36 @@ _MOST_WATTS = 2000  # drivers of the K200 gave milliwatts here: a number above i
 _UNKNOWN = ("", "-", "N/A")
 _ADDRESS = re.compile(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 _TITLE = re.compile(r"XPU-SMI\s+Driver Version:\s*(?P<driver>[\w.-]+)\s+XPU-RT Version:\s*(?P<runtime>[\w./-]+)")
-_HEADERS = (
-    "XPU Name Persistence-M|Bus-Id Disp.A|Volatile Uncorr. ECC",
-    "Fan Temp Perf Pwr:Usage/Cap|Memory-Usage|XPU-Util Compute M.",
-    "|L3-Usage|SR-IOV M.",
-)
-_FIRST = re.compile(r"(?P<number>\d+)\s+(?P<name>\S.*?)\s+\S+")
-_PLACE = re.compile(rf"(?P<address>{_ADDRESS.pattern})\s+\S+")
-_STATE = re.compile(r"\S+\s+(?P<temp>\d+C|N/A)\s+\S+\s+(?:(?P<watts>\d+)W|N/A)\s*/\s*(?:\d+W|N/A)")
-_MEMORY = re.compile(r"(?P<used>\d+)MiB\s*/\s*(?P<total>\d+)MiB")
-_USE = re.compile(r"(?P<load>\d+%|N/A)\s+\S+")
+_VALUE = r"\S+"
+_MIB_PAIR = r"\d+MiB\s*/\s*\d+MiB"
+_WATTS = r"(?:\d+W|N/A)"
+_COLUMNS = {
+    "XPU": r"\d+",
+    "Name": r"\S+(?: \S+)*",
+    "Persistence-M": _VALUE,
+    "Bus-Id": _ADDRESS.pattern,
+    "Disp.A": _VALUE,
+    "Volatile Uncorr. ECC": _VALUE,
+    "Fan": _VALUE,
+    "Temp": r"\d+C|N/A",
+    "Perf": _VALUE,
+    "Pwr:Usage/Cap": rf"{_WATTS}\s*/\s*{_WATTS}",
+    "Memory-Usage": _MIB_PAIR,
+    "XPU-Util": r"\d+%|N/A",
+    "Compute M.": _VALUE,
+    "L3-Usage": _MIB_PAIR,
+    "SR-IOV M.": _VALUE,
+}
+_KINDS = {
+    "X": None,  # itself
+    "XL": Distance.LINK,
+    "PIX": Distance.PIX,
+    "PXB": Distance.PXB,
+    "PHB": Distance.PHB,
+    "NODE": Distance.NODE,
+    "SYS": Distance.SYS,
+}
+_NEEDED = ("XPU", "Name", "Bus-Id", "Volatile Uncorr. ECC", "Temp", "Pwr:Usage/Cap", "Memory-Usage", "XPU-Util")
 
 
 def parse_query(text: str) -> tuple[Card, ...]:
@@ -72,18 +98,14 @@ def parse_table(text: str) -> tuple[Card, ...]:
     title = _TITLE.search(text)
     if title is None:
         raise FormatError(f"xpu-smi's table does not begin as Kunlunxin's does, but with {_begin(text)}")
-    rows = [row for line in text[title.end() :].partition("Processes:")[0].splitlines() if (row := _split(line))]
-    heads = tuple(_words(row) for row in rows[:3])
-    if heads != _HEADERS:
-        raise FormatError("xpu-smi's table has columns that are not known: " + " / ".join(heads))
-    lines = rows[3:]
-    if not lines or len(lines) % 3:
-        raise FormatError(f"xpu-smi's table has {len(lines)} lines of cards, not three for each")
+    table = parse_framed_table("xpu-smi", text[title.end() :], _COLUMNS, height=3, needed=_NEEDED, until="Processes:")
     runtime = None if title["runtime"] in _UNKNOWN else title["runtime"]
-    return tuple(
-        _read_table_lines(lines[at], lines[at + 1], driver=title["driver"], runtime=runtime)
-        for at in range(0, len(lines), 3)
-    )
+    return tuple(_read_record(record, driver=title["driver"], runtime=runtime) for record in table.records)
+
+
+def parse_topology(text: str) -> tuple[Link, ...]:
+    """Read `xpu-smi topo -m`; a label is `XPU` and the id. Raises: FormatError."""
+    return parse_link_matrix("xpu-smi topo -m", text, device=r"XPU\d+", other=r"NIC\d+|mlx5_\w+", kinds=_KINDS)
 
 
 def _read_block(bus: str, fields: dict[str, str], common: dict[str, str]) -> Card:
@@ -94,19 +116,18 @@ def _read_block(bus: str, fields: dict[str, str], common: dict[str, str]) -> Car
         if key not in fields:
             raise FormatError(f"xpu-smi -q: XPU {bus} has no `{key}`")
     name, minor = fields["Product Name"], _number(fields, "Minor Number", "")
-    architecture = fields.get("Product Architecture")
-    uuid, runtime = fields.get("XPU UUID", ""), common["XPU-RT Version"]
+    runtime = common["XPU-RT Version"]
+    told = {"architecture": fields.get("Product Architecture", ""), "uuid": fields.get("XPU UUID", "")}
     errors = _number(fields, "ECC Errors/Volatile/DRAM Uncorrectable", "")
     return Card(
         pci=normalise_address(address),
-        uuid=None if uuid in _UNKNOWN else uuid,
         name=name,
-        arch=_name_arch(name),
+        arch=name_arch(name),
         memory_bytes=_size(fields, "Memory Usage/Total"),
         driver=common.get("Driver Version") or None,
         runtime=None if runtime in _UNKNOWN else runtime,
         dev_nodes=() if minor is None else (f"/dev/xpu{int(minor)}",),
-        extra={"architecture": architecture} if architecture else {},
+        extra={key: value for key, value in told.items() if value not in _UNKNOWN},
         used_bytes=_size(fields, "Memory Usage/Used"),
         free_bytes=_size(fields, "Memory Usage/Free"),
         util_pct=_number(fields, "Utilization/Xpu", "%"),
@@ -132,9 +153,9 @@ def _read_machine_line(line: str) -> Card:
     return Card(
         pci=normalise_address(fields[_BUS]),
         number=number,
-        uuid=f"XPU-{fields[_SERIAL]}",
+        extra={"serial": fields[_SERIAL]},
         name=fields[_NAME],
-        arch=_name_arch(fields[_NAME]),
+        arch=name_arch(fields[_NAME]),
         memory_bytes=total << 20,
         dev_nodes=(f"/dev/xpu{minor}",),
         used_bytes=used << 20,
@@ -144,29 +165,23 @@ def _read_machine_line(line: str) -> Card:
     )
 
 
-def _read_table_lines(first: list[str], second: list[str], *, driver: str, runtime: str | None) -> Card:
-    named, place = _match(_FIRST, first[0]), _match(_PLACE, first[1])
-    state, memory, use = _match(_STATE, second[0]), _match(_MEMORY, second[1]), _match(_USE, second[2])
-    errors = first[2]
+def _read_record(record: Mapping[str, str], *, driver: str, runtime: str | None) -> Card:
+    used, total = (int(mib) for mib in re.findall(r"(\d+)MiB", record["Memory-Usage"]))
+    watts, errors = record["Pwr:Usage/Cap"].partition("/")[0].strip(), record["Volatile Uncorr. ECC"]
     return Card(
-        pci=normalise_address(place["address"]),
-        number=int(named["number"]),
-        name=named["name"],
-        arch=_name_arch(named["name"]),
-        memory_bytes=int(memory["total"]) << 20,
+        pci=normalise_address(record["Bus-Id"]),
+        number=int(record["XPU"]),
+        name=record["Name"],
+        arch=name_arch(record["Name"]),
+        memory_bytes=total << 20,
         driver=driver,
         runtime=runtime,
-        used_bytes=int(memory["used"]) << 20,
-        util_pct=None if use["load"] in _UNKNOWN else float(use["load"].rstrip("%")),
-        temp_c=None if state["temp"] in _UNKNOWN else float(state["temp"].rstrip("C")),
-        power_w=None if state["watts"] is None else float(state["watts"]),
+        used_bytes=used << 20,
+        util_pct=None if record["XPU-Util"] in _UNKNOWN else float(record["XPU-Util"].rstrip("%")),
+        temp_c=None if record["Temp"] in _UNKNOWN else float(record["Temp"].rstrip("C")),
+        power_w=None if watts in _UNKNOWN else float(watts.rstrip("W")),
         ecc_uncorrected=int(errors) if errors.isdigit() else None,
     )
-
-
-def _name_arch(name: str) -> str | None:
-    """Name the architecture by the product: "P800 OAM" and "P800 PCIe" are P800."""
-    return name.split()[0] if name.split() else None
 
 
 def _size(fields: dict[str, str], key: str) -> int | None:
@@ -182,26 +197,6 @@ def _number(fields: dict[str, str], key: str, unit: str) -> float | None:
     if found is None:
         raise FormatError(f"xpu-smi -q: `{key}` is {text[:60]!r}, not a number" + (f" of {unit}" if unit else ""))
     return float(found[1])
-
-
-def _split(line: str) -> list[str] | None:
-    """Cut a line of the table into its three cells; None for rules."""
-    line = line.strip()
-    if len(line) < 2 or line[0] != "|" or line[-1] != "|" or not re.search(r"\w", line):
-        return None
-    cells = [cell.strip() for cell in line[1:-1].split("|")]
-    return cells if len(cells) == 3 else None
-
-
-def _words(row: list[str]) -> str:
-    return "|".join(" ".join(cell.split()) for cell in row)
-
-
-def _match(pattern: re.Pattern[str], cell: str) -> re.Match[str]:
-    found = pattern.fullmatch(cell)
-    if found is None:
-        raise FormatError(f"xpu-smi's table has a cell that is not known: {cell[:60]!r}")
-    return found
 
 
 def _begin(text: str) -> str:

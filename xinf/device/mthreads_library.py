@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from xinf.core.device import Distance, Health
-from xinf.device.library import LibraryError, find_function, load_library
+from xinf.core.device import Distance, Health, Vendor
+from xinf.device.c_calls import CCalls
+from xinf.device.library import LibraryError, load_library
 from xinf.device.pci import normalise_address
-from xinf.device.roster import Card
+from xinf.device.roster import Card, Listing, list_readable, name_by_place
+from xinf.device.started_library import check_version
 
 _NAMES = ("libmtml.so.2", "libmtml.so", "libmtml.so.1")
 _DIRECTORIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
@@ -90,6 +93,7 @@ class LinkLayout(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Handles:
+    number: int
     device: ctypes.c_void_p
     gpu: ctypes.c_void_p | None
     memory: ctypes.c_void_p | None
@@ -99,94 +103,85 @@ class Mtml:
     """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._library = load_library(_NAMES, directories=_DIRECTORIES, root=root)
+        self._calls = CCalls(load_library(_NAMES, directories=_DIRECTORIES, root=root), _ERRORS)
         self._root = ctypes.c_void_p()
-        self._demand("mtmlLibraryInit", ctypes.byref(self._root))
-        self.version = self._text("mtmlLibraryGetVersion", self._root, 32) or ""
-        major = re.match(r"[Vv]?(\d+)\.\d", self.version)
-        if major is None or major[1] not in _KNOWN_MAJORS:
-            known = " and ".join(f"{number}.x" for number in _KNOWN_MAJORS)
-            raise LibraryError(f"libmtml says version {self.version!r}; layouts are known of {known}")
+        self._calls.demand("mtmlLibraryInit", ctypes.byref(self._root))
+        check_version("libmtml", self._calls.text("mtmlLibraryGetVersion", self._root, length=32), _KNOWN_MAJORS)
         system = ctypes.c_void_p()
-        has_system = self._ask("mtmlLibraryInitSystem", self._root, ctypes.byref(system))
-        self._driver = self._text("mtmlSystemGetDriverVersion", system, 80) if has_system else None
+        has_system = self._calls.ask("mtmlLibraryInitSystem", self._root, ctypes.byref(system))
+        self._driver = self._calls.text("mtmlSystemGetDriverVersion", system, length=80) if has_system else None
         self._handles: list[_Handles] = []
         self._complaints: list[str] = []
         self._open()
 
-    def inventory(self) -> tuple[list[Card], list[str]]:
+    def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError when there is none."""
-        cards, complaints = [], list(self._complaints)
-        for handles in self._handles:
-            try:
-                if (card := self._describe(handles)) is not None:
-                    cards.append(card)
-            except LibraryError as error:
-                complaints.append(str(error))
-        if complaints and not cards:
-            raise LibraryError("; ".join(complaints))
-        return cards, complaints
+        return self._read_all(self._describe)
 
-    def states(self) -> list[Card]:
+    def states(self) -> Listing:
         """Read what the cards are doing, but for those that cannot be identified. Raises: LibraryError if none can."""
-        found, complaints = [], list(self._complaints)
+        return self._read_all(self._measure)
+
+    def distances(self) -> list[tuple[tuple[str, str], Distance]]:
+        """Say how far each two cards are apart, by their names; pairs that it does not know are left out."""
+        cards: list[tuple[str, _Handles]] = []
         for handles in self._handles:
             try:
                 if not self._is_foreign(handles):
-                    found.append(self._measure(handles))
-            except LibraryError as error:
-                complaints.append(str(error))
-        if complaints and not found:
-            raise LibraryError("; ".join(complaints))
-        return found
-
-    def distances(self) -> list[tuple[tuple[str, str], Distance]]:
-        """Say how far each two cards are apart, by their UUIDs; pairs that it does not know are left out."""
-        cards = [(self._text("mtmlDeviceGetUUID", handles.device, 48), handles) for handles in self._handles]
+                    cards.append((self._identify(handles), handles))
+            except LibraryError:
+                continue  # one that cannot be named has no distances
         found = []
         for (first, one), (second, other) in combinations(cards, 2):
-            if first is None or second is None:
-                continue
             distance = self._distance(one.device, other.device)
             if distance is not None:
                 found.append(((min(first, second), max(first, second)), distance))
         return found
 
+    def _read_all(self, read: Callable[[_Handles], Card]) -> Listing:
+        own = [(handles.number, handles) for handles in self._handles if not self._is_foreign(handles)]
+        return list_readable(own, read, self._complaints)
+
     def _open(self) -> None:
         count = ctypes.c_uint()
-        self._demand("mtmlLibraryCountDevice", self._root, ctypes.byref(count))
+        self._calls.demand("mtmlLibraryCountDevice", self._root, ctypes.byref(count))
         for number in range(count.value):
             device, gpu, memory = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
             try:
                 arguments = (self._root, ctypes.c_uint(number), ctypes.byref(device))
-                self._demand("mtmlLibraryInitDeviceByIndex", *arguments)
+                self._calls.demand("mtmlLibraryInitDeviceByIndex", *arguments)
             except LibraryError as error:
                 self._complaints.append(f"device {number}: {error}")
                 continue
-            has_gpu = self._ask("mtmlDeviceInitGpu", device, ctypes.byref(gpu))
-            has_memory = self._ask("mtmlDeviceInitMemory", device, ctypes.byref(memory))
-            self._handles.append(_Handles(device, gpu if has_gpu else None, memory if has_memory else None))
+            has_gpu = self._calls.ask("mtmlDeviceInitGpu", device, ctypes.byref(gpu))
+            has_memory = self._calls.ask("mtmlDeviceInitMemory", device, ctypes.byref(memory))
+            self._handles.append(_Handles(number, device, gpu if has_gpu else None, memory if has_memory else None))
 
-    def _describe(self, handles: _Handles) -> Card | None:
-        if self._is_foreign(handles):
-            return None
+    def _describe(self, handles: _Handles) -> Card:
         number, kind = ctypes.c_uint(), self._property(handles)
-        has_number = self._ask("mtmlDeviceGetIndex", handles.device, ctypes.byref(number))
-        name = self._text("mtmlDeviceGetName", handles.device, 32)
-        paths = (self._text(f"mtmlDeviceGet{which}Path", handles.device, 64) for which in ("Gpu", "Primary", "Render"))
+        has_number = self._calls.ask("mtmlDeviceGetIndex", handles.device, ctypes.byref(number))
+        name = self._calls.text("mtmlDeviceGetName", handles.device, length=32)
+        paths = (
+            self._calls.text(f"mtmlDeviceGet{which}Path", handles.device, length=64)
+            for which in ("Gpu", "Primary", "Render")
+        )
         is_parent = kind is not None and kind.mpc_type == _MPC_PARENT
+        extra: dict[str, str | int] = {"mpc": "parent"} if is_parent else {}
+        uuid = self._calls.text("mtmlDeviceGetUUID", handles.device, length=48)
+        if uuid is not None:
+            extra["uuid"] = uuid
         return Card(
-            pci=self._address(handles),
+            pci=self._address(handles.device),
             # The mimic device through which a divided card is managed computes nothing: only its instances do.
             number=number.value if has_number and not is_parent else None,
-            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            uuid=self._identify(handles),
             name=name,
             arch=name_arch(name),
             memory_bytes=self._total_bytes(handles),
             driver=self._driver,
             dev_nodes=tuple(path for path in paths if path is not None),
             parent=self._parent(handles) if kind is not None and kind.mpc_type == _MPC_INSTANCE else None,
-            extra={"mpc": "parent"} if is_parent else {},
+            extra=extra,
         )
 
     def _measure(self, handles: _Handles) -> Card:
@@ -194,18 +189,18 @@ class Mtml:
         load, heat, power = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
         kinds = (ctypes.c_uint(_UNCORRECTED), ctypes.c_uint(_VOLATILE), ctypes.c_uint(_DRAM))
         codes = [
-            self._code("mtmlMemoryGetUsed", handles.memory, ctypes.byref(used)),
-            self._code("mtmlGpuGetUtilization", handles.gpu, ctypes.byref(load)),
-            self._code("mtmlGpuGetTemperature", handles.gpu, ctypes.byref(heat)),
-            self._code("mtmlDeviceGetPowerUsage", handles.device, ctypes.byref(power)),
-            self._code("mtmlMemoryGetEccErrorCounter", handles.memory, *kinds, ctypes.byref(errors)),
+            self._calls.code("mtmlMemoryGetUsed", handles.memory, ctypes.byref(used)),
+            self._calls.code("mtmlGpuGetUtilization", handles.gpu, ctypes.byref(load)),
+            self._calls.code("mtmlGpuGetTemperature", handles.gpu, ctypes.byref(heat)),
+            self._calls.code("mtmlDeviceGetPowerUsage", handles.device, ctypes.byref(power)),
+            self._calls.code("mtmlMemoryGetEccErrorCounter", handles.memory, *kinds, ctypes.byref(errors)),
         ]
         has_used, has_load, has_heat, has_power, has_errors = (code == _SUCCESS for code in codes)
         # One call may fail so on a card that lacks the thing; a card that is gone fails all.
         is_lost = {code for code in codes if code is not None} == {_DRIVER_FAILURE}
         return Card(
-            pci=self._address(handles),
-            uuid=self._text("mtmlDeviceGetUUID", handles.device, 48),
+            pci=self._address(handles.device),
+            uuid=self._identify(handles),
             memory_bytes=self._total_bytes(handles),
             used_bytes=used.value if has_used else None,
             util_pct=float(load.value) if has_load else None,
@@ -220,22 +215,22 @@ class Mtml:
         if self._is_linked(one, other):
             return Distance.LINK
         level = ctypes.c_uint()
-        if not self._ask("mtmlDeviceGetTopologyLevel", one, other, ctypes.byref(level)):
+        if not self._calls.ask("mtmlDeviceGetTopologyLevel", one, other, ctypes.byref(level)):
             return None
         return _LEVELS[level.value] if level.value < len(_LEVELS) else None
 
     def _is_linked(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> bool:
         """Whether an MtLink joins them that is not down: one that is only wired carries nothing."""
         count = ctypes.c_uint()
-        if not self._ask("mtmlDeviceCountMtLinkLayouts", one, other, ctypes.byref(count)) or not count.value:
+        if not self._calls.ask("mtmlDeviceCountMtLinkLayouts", one, other, ctypes.byref(count)) or not count.value:
             return False
         layouts = (LinkLayout * count.value)()
-        if not self._ask("mtmlDeviceGetMtLinkLayouts", one, other, count, layouts):
+        if not self._calls.ask("mtmlDeviceGetMtLinkLayouts", one, other, count, layouts):
             return False
         for layout in layouts:
             state = ctypes.c_uint(_LINK_DOWN)
             arguments = (one, ctypes.c_uint(layout.local_link), ctypes.byref(state))
-            if self._ask("mtmlDeviceGetMtLinkState", *arguments) and state.value != _LINK_DOWN:
+            if self._calls.ask("mtmlDeviceGetMtLinkState", *arguments) and state.value != _LINK_DOWN:
                 return True
         return False
 
@@ -246,48 +241,38 @@ class Mtml:
 
     def _property(self, handles: _Handles) -> Property | None:
         kind = Property()
-        return kind if self._ask("mtmlDeviceGetProperty", handles.device, ctypes.byref(kind)) else None
+        return kind if self._calls.ask("mtmlDeviceGetProperty", handles.device, ctypes.byref(kind)) else None
 
     def _parent(self, handles: _Handles) -> str | None:
         parent = ctypes.c_void_p()
-        has_parent = self._ask("mtmlDeviceGetMpcParentDevice", handles.device, ctypes.byref(parent))
-        return self._text("mtmlDeviceGetUUID", parent, 48) if has_parent else None
+        if not self._calls.ask("mtmlDeviceGetMpcParentDevice", handles.device, ctypes.byref(parent)):
+            return None
+        return name_by_place(Vendor.MTHREADS, self._address(parent))
+
+    def _identify(self, handles: _Handles) -> str:
+        """Name a card by its place. The instances of a divided one have a number each, for they may share its address.
+
+        Raises: LibraryError when its place is not told.
+        """
+        kind, number = self._property(handles), ctypes.c_uint()
+        is_instance = kind is not None and kind.mpc_type == _MPC_INSTANCE
+        if is_instance:
+            self._calls.demand("mtmlDeviceGetMpcInstanceIndex", handles.device, ctypes.byref(number))
+        address = self._address(handles.device)
+        return name_by_place(Vendor.MTHREADS, address, f"mpc{number.value}" if is_instance else None)
 
     def _total_bytes(self, handles: _Handles) -> int | None:
         total = ctypes.c_ulonglong()
-        return (total.value or None) if self._ask("mtmlMemoryGetTotal", handles.memory, ctypes.byref(total)) else None
+        is_told = self._calls.ask("mtmlMemoryGetTotal", handles.memory, ctypes.byref(total))
+        return (total.value or None) if is_told else None
 
-    def _address(self, handles: _Handles) -> str:
+    def _address(self, device: ctypes.c_void_p) -> str:
         room = ctypes.create_string_buffer(4 * ctypes.sizeof(PciInfo))
-        self._demand("mtmlDeviceGetPciInfo", handles.device, room)
+        self._calls.demand("mtmlDeviceGetPciInfo", device, room)
         text = PciInfo.from_buffer(room).sbdf.decode(errors="replace")
         if not re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]", text):
             raise LibraryError(f"mtmlDeviceGetPciInfo gives the address {text!r}, so its layout is not known")
         return normalise_address(text)
-
-    def _text(self, name: str, handle: ctypes.c_void_p, length: int) -> str | None:
-        buffer = ctypes.create_string_buffer(length)
-        if not self._ask(name, handle, buffer, ctypes.c_uint(length)):
-            return None
-        return buffer.value.decode(errors="replace").strip() or None
-
-    def _ask(self, name: str, *arguments: object) -> bool:
-        """Call; False when this version or this card has no answer."""
-        return self._code(name, *arguments) == _SUCCESS
-
-    def _code(self, name: str, *arguments: object) -> int | None:
-        """Call and give what it returned; None: there is no such function, or no handle to call it with."""
-        if arguments[0] is None:
-            return None
-        try:
-            return int(find_function(self._library, name)(*arguments))
-        except LibraryError:
-            return None
-
-    def _demand(self, name: str, *arguments: object) -> None:
-        code = find_function(self._library, name)(*arguments)
-        if code != _SUCCESS:
-            raise LibraryError(f"{name}: {_ERRORS.get(code, f'error {code}')}")
 
 
 def name_arch(name: str | None) -> str | None:

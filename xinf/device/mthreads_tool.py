@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from xinf.core.device import Vendor
+from xinf.device.framed_table import parse_framed_table
 from xinf.device.mthreads_library import name_arch
 from xinf.device.pci import normalise_address
-from xinf.device.roster import Card
+from xinf.device.roster import Card, name_by_place
 from xinf.device.tool import FormatError
 
 _UNKNOWN = ("", "-", "N/A")
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
 _ADDRESS = re.compile(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 _TITLE = re.compile(r"mthreads-gmi:\s*(?P<version>[\d.]+)\s+Driver Version:\s*(?P<driver>\S+)")
-_HEADERS = (
-    {"ID Name|PCIe|%GPU Mem"},
-    {"Device Type Perf|Pcie Lane Width|Temp MPC Capable", "Device Type|Pcie Lane Width|Temp MPC Capable"},
-    {"||ECC Mode", "|ECC Mode"},  # the third line draws its frame as it likes
-)
-_FIRST = re.compile(r"(?P<number>\d+)\s+(?P<name>\S.*)")
-_LOAD = re.compile(r"(?P<load>N/A|\d+%)\s+(?P<used>\d+)MiB\s*\(\s*(?P<total>\d+)MiB\s*\)")
-_HEAT = re.compile(r"(?P<temp>N/A|\d+C)\s+\S+")
+_COLUMNS = {
+    "ID": r"\d+",
+    "Name": r"\S+(?: \S+)*",
+    "PCIe": _ADDRESS.pattern,
+    "%GPU": r"N/A|\d+%",
+    "Mem": r"\d+MiB\s*\(\s*\d+MiB\s*\)",
+    "Device Type": r"\S+",
+    "Perf": r"\S+",
+    "Pcie Lane Width": r"\S+",
+    "Temp": r"N/A|\d+C",
+    "MPC Capable": r"\S+",
+    "ECC Mode": r"\S+(?: \S+)*",
+}
+_NEEDED = ("ID", "Name", "PCIe", "%GPU", "Mem", "Temp")
 
 
 def parse_json(text: str) -> tuple[Card, ...]:
@@ -38,7 +48,8 @@ def parse_json(text: str) -> tuple[Card, ...]:
     if not isinstance(answer, dict) or not isinstance(answer.get("GPU"), list):
         raise FormatError("mthreads-gmi -q --json has no list `GPU`")
     driver = answer.get("Driver Version")
-    return tuple(_read_gpu(entry, driver if isinstance(driver, str) else None) for entry in answer["GPU"])
+    cards = [_read_gpu(entry, driver if isinstance(driver, str) else None) for entry in answer["GPU"]]
+    return _check_places(cards, "mthreads-gmi -q --json")
 
 
 def parse_table(text: str) -> tuple[Card, ...]:
@@ -46,15 +57,18 @@ def parse_table(text: str) -> tuple[Card, ...]:
     title = _TITLE.search(text)
     if title is None:
         raise FormatError("mthreads-gmi's table does not begin with `mthreads-gmi:` and `Driver Version:`")
-    table = text[title.end() :].partition("Processes:")[0]
-    rows = [row for line in table.splitlines() if (row := _split(line)) is not None]
-    if len(rows) < 2 or _words(rows[0]) not in _HEADERS[0] or _words(rows[1]) not in _HEADERS[1]:
-        raise FormatError("mthreads-gmi's table has columns that are not known: " + " / ".join(map(_words, rows[:2])))
-    height = 3 if len(rows) > 2 and _words(rows[2]) in _HEADERS[2] else 2
-    lines = rows[height:]
-    if not lines or len(lines) % height:
-        raise FormatError(f"mthreads-gmi's table has {len(lines)} lines of cards, not {height} for each")
-    return tuple(_read_lines(lines[at], lines[at + 1], title["driver"]) for at in range(0, len(lines), height))
+    lines = [_frame(line) for line in text[title.end() :].partition("Processes:")[0].splitlines()]
+    height = 3 if any("ECC Mode" in line for line in lines) else 2
+    table = parse_framed_table("mthreads-gmi", "\n".join(lines), _COLUMNS, height=height, needed=_NEEDED)
+    return _check_places([_read_record(record, title["driver"]) for record in table.records], "mthreads-gmi's table")
+
+
+def _check_places(cards: Sequence[Card], source: str) -> tuple[Card, ...]:
+    """Refuse cards at one address: the parts of a card that MPC divides, which only the library tells apart."""
+    twice = [address for address, times in Counter(card.pci for card in cards).items() if times > 1]
+    if twice:
+        raise FormatError(f"{source} lists several cards at {twice[0]}: the parts of a divided one have no names there")
+    return tuple(cards)
 
 
 def _read_gpu(entry: object, driver: str | None) -> Card:
@@ -69,14 +83,16 @@ def _read_gpu(entry: object, driver: str | None) -> Card:
     if name is None or total is None:
         lacking = "Product Name" if name is None else "FB Memory Usage/Total"
         raise FormatError(f"mthreads-gmi -q --json: GPU {number} has no `{lacking}`")
+    pci, uuid = normalise_address(address), _text(entry, "GPU UUID")
     return Card(
-        pci=normalise_address(address),
+        pci=pci,
         number=int(number),
-        uuid=_text(entry, "GPU UUID"),
+        uuid=name_by_place(Vendor.MTHREADS, pci),
         name=name,
         arch=name_arch(name),
         memory_bytes=total,
         driver=driver,
+        extra={} if uuid is None else {"uuid": uuid},
         used_bytes=_size(entry, "FB Memory Usage", "Used"),
         free_bytes=_size(entry, "FB Memory Usage", "Free"),
         util_pct=_quantity("%", entry, "Utilization", "Gpu"),
@@ -85,20 +101,20 @@ def _read_gpu(entry: object, driver: str | None) -> Card:
     )
 
 
-def _read_lines(first: list[str], second: list[str], driver: str) -> Card:
-    if len(first) != 3 or len(second) != 3 or not _ADDRESS.fullmatch(first[1]):
-        raise FormatError(f"mthreads-gmi's table has a line that is not known: {_words(first)[:80]!r}")
-    named, state, heat = _match(_FIRST, first[0]), _match(_LOAD, first[2]), _match(_HEAT, second[2])
+def _read_record(record: Mapping[str, str], driver: str) -> Card:
+    pci = normalise_address(record["PCIe"])
+    used, total = (int(mib) for mib in re.findall(r"(\d+)MiB", record["Mem"]))
     return Card(
-        pci=normalise_address(first[1]),
-        number=int(named["number"]),
-        name=named["name"].strip(),
-        arch=name_arch(named["name"]),
-        memory_bytes=int(state["total"]) << 20,
+        pci=pci,
+        number=int(record["ID"]),
+        uuid=name_by_place(Vendor.MTHREADS, pci),
+        name=record["Name"],
+        arch=name_arch(record["Name"]),
+        memory_bytes=total << 20,
         driver=driver,
-        used_bytes=int(state["used"]) << 20,
-        util_pct=None if state["load"] in _UNKNOWN else float(state["load"].rstrip("%")),
-        temp_c=None if heat["temp"] in _UNKNOWN else float(heat["temp"].rstrip("C")),
+        used_bytes=used << 20,
+        util_pct=None if record["%GPU"] in _UNKNOWN else float(record["%GPU"].rstrip("%")),
+        temp_c=None if record["Temp"] in _UNKNOWN else float(record["Temp"].rstrip("C")),
     )
 
 
@@ -136,17 +152,9 @@ def _quantity(unit: str, entry: object, *path: str) -> float | None:
     return float(found[1])
 
 
-def _split(line: str) -> list[str] | None:
-    """Cut a line of the table at its frames; None for rules and empty lines."""
-    return [cell.strip() for cell in line.split("|")] if re.search(r"\w", line) else None
-
-
-def _words(row: list[str]) -> str:
-    return "|".join(" ".join(cell.split()) for cell in row)
-
-
-def _match(pattern: re.Pattern[str], cell: str) -> re.Match[str]:
-    found = pattern.fullmatch(cell)
-    if found is None:
-        raise FormatError(f"mthreads-gmi's table has a cell that is not known: {cell[:60]!r}")
-    return found
+def _frame(line: str) -> str:
+    """Draw the frames that the tool leaves out: the outer ones, and where it likes the first inner one of ECC Mode."""
+    cells = line.split("|")
+    if len(cells) == 1:
+        return ""  # a rule, or nothing
+    return "|".join(["", *([""] if len(cells) == 2 and not cells[0].strip() else []), *cells, ""])

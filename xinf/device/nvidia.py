@@ -19,11 +19,13 @@ import msgspec
 from xinf.core.device import Device, DeviceEvent, Health, Sample, Topology, Vendor
 from xinf.device.library import LibraryError
 from xinf.device.pci import PciFunction, find_pci_functions, without_driver
+from xinf.device.presence import has_node
 from xinf.device.tool import ToolError
 
 if TYPE_CHECKING:
     from xinf.device.reading import DeviceProcess
 
+_TEGRA_NODES = ("dev/nvhost-gpu", "dev/nvgpu")
 _KERNEL_DRIVERS = ("nvidia", None)  # None: sysfs does not show it (containers), or none is bound
 
 
@@ -31,14 +33,10 @@ class NvidiaProbe:
     """Asks NVML, then the tool; what neither lists is recorded from the PCI bus."""
 
     def is_present(self, root: Path) -> bool:
-        # WSL shows no NVIDIA function on the bus but a /dev/dxg; some containers show only the device nodes.
-        nodes = ("dev/nvidiactl", "dev/dxg")
-        return any(function.vendor is Vendor.NVIDIA for function in find_pci_functions(root)) or any(
-            (root / node).exists() for node in nodes
-        )
+        return bool(find_pci_functions(root, Vendor.NVIDIA)) or has_node(Vendor.NVIDIA, root)
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
-        from xinf.device import nvidia_library, nvidia_tool
+        from xinf.device import nvidia_library
 
         devices: list[Device] = []
         complaints: list[str] = []  # one for each card that is there but cannot be read
@@ -48,29 +46,35 @@ class NvidiaProbe:
         except LibraryError as error:
             refusals.append(str(error))
             if nvidia_library.is_absent(error):
+                from xinf.device import nvidia_tool
+
                 try:
                     devices = nvidia_tool.read_devices(root)
                 except ToolError as tool_error:
                     refusals.append(str(tool_error))
         listed = {device.pci for device in devices}
-        functions = [f for f in find_pci_functions(root) if f.vendor is Vendor.NVIDIA and f.address not in listed]
+        functions = [f for f in find_pci_functions(root, Vendor.NVIDIA) if f.address not in listed]
         if refusals and not devices:
-            others = [_unread(function, "; ".join(refusals), Health.NO_DRIVER) for function in functions]
+            reason = "; ".join(refusals)
+            others = [_unread(function, reason, Health.NO_DRIVER) for function in functions]
+            others = others or _by_nodes(root, reason)
         else:
             others = _unlisted(functions, complaints)
         return _in_bus_order(devices, others)
 
-    def sample(self, root: Path) -> tuple[Sample, ...]:  # noqa: ARG002 - the protocol's
+    def sample(self, root: Path) -> tuple[Sample, ...]:
         """Raises: LibraryError, ToolError."""
-        from xinf.device import nvidia_library, nvidia_metrics, nvidia_tool
+        from xinf.device import nvidia_library, nvidia_metrics
 
         try:
-            return nvidia_metrics.read_samples()
+            return nvidia_metrics.read_samples(root)
         except LibraryError as error:
             if not nvidia_library.is_absent(error):
                 raise
+            from xinf.device import nvidia_tool
+
             try:
-                return nvidia_tool.read_samples()
+                return nvidia_tool.read_samples(root)
             except ToolError as tool_error:
                 raise LibraryError(f"{error}; {tool_error}") from tool_error
 
@@ -121,6 +125,37 @@ def _unlisted(functions: Sequence[PciFunction], complaints: Sequence[str]) -> li
             )
         )
     return found
+
+
+def _by_nodes(root: Path, reason: str) -> list[Device]:
+    """Describe what only its device nodes show: cards in a container without a PCI bus, the GPU of a Jetson.
+
+    Of /dev/dxg nothing is made: WSL has it for the GPU of any vendor.
+    """
+    found = {f"/dev/{path.name}": "NVIDIA device" for path in sorted((root / "dev").glob("nvidia[0-9]*"))}
+    if not found:
+        tegra = next((node for node in _TEGRA_NODES if (root / node).exists()), None)
+        found = {} if tegra is None else {f"/{tegra}": _board_name(root) or "NVIDIA Tegra"}
+    return [
+        Device(
+            vendor=Vendor.NVIDIA,
+            index=0,
+            uuid=f"DEV-{node.removeprefix('/dev/')}",
+            name=name,
+            dev_nodes=(node,),
+            health=Health.NO_DRIVER,
+            reason=reason,
+        )
+        for node, name in found.items()
+    ]
+
+
+def _board_name(root: Path) -> str | None:
+    """Read what the board calls itself: `NVIDIA Jetson AGX Orin Developer Kit`."""
+    try:
+        return (root / "proc/device-tree/model").read_text().strip("\0\n ") or None
+    except OSError:
+        return None
 
 
 def _unread(function: PciFunction, reason: str, health: Health) -> Device:

@@ -1,5 +1,8 @@
 """What happens to NVIDIA devices: Xid, ECC, lost cards, drivers that come and go, as NVML's event sets tell it.
 
+An upgrade of the driver replaces the library's file long before the kernel's module: this process goes on with the old
+one, and no new process can start on the cards. So the file is looked at as well.
+
 One thread waits, a second at a time: NVML's calls block and release the interpreter's lock. Cards are looked after by
 the handles and UUIDs that they had at the start, so that one which is lost later can still be named.
 """
@@ -21,21 +24,25 @@ from xinf.device.nvidia_metrics import read_recovery_action
 from xinf.device.xid import RECOVERY_ACTION_CHANGED, Verdict, find_xid
 
 # By their numbers, as in nvml.h: older releases of the binding lack names, older drivers lack kinds.
+_DOUBLE_BIT = 0x2
 _XID = 0x8
 _RECOVERY_ACTION = 0x8000
+_CONTAINED = "uncorrectable ECC error: the process that met it was ended; an Xid tells if the card is to be reset"
 _KINDS = {
-    0x2: ("ecc", "uncorrectable (double bit) ECC error: drain it, then `nvidia-smi --gpu-reset`"),
+    _DOUBLE_BIT: ("ecc", "uncorrectable (double bit) ECC error: drain it, then `nvidia-smi --gpu-reset`"),
     0x800: ("ecc", "a row or page of memory could not be retired: have it swapped"),
     0x2000: ("ecc", "fatal error of poisoned memory: drain it, then `nvidia-smi --gpu-reset`"),
     0x4000: ("lost", f"the GPU is unavailable: {LOST_REMEDY}"),
 }
-_WANTED = _XID | _RECOVERY_ACTION | 0x2 | 0x800 | 0x2000 | 0x4000
+_WANTED = _XID | _RECOVERY_ACTION | _DOUBLE_BIT | 0x800 | 0x2000 | 0x4000
 _UNBIND, _BIND = 0x1, 0x2  # nvmlSystemEventTypeGpuDriverUnbind, ...Bind
 
 _WAIT_MS = 1000
 _NO_WAIT_MS = 1  # 0 would wait for ever
 _N_WAITS_PER_LOOK = 2  # a lost card is noticed within about two seconds
 _VERSION = "sys/module/nvidia/version"
+_LIBRARY = "libnvidia-ml.so"
+_MAPS = Path("/proc/self/maps")
 
 
 def watch(root: Path) -> Iterator[DeviceEvent]:
@@ -46,12 +53,16 @@ def watch(root: Path) -> Iterator[DeviceEvent]:
     uuid_of = {_address(handle): uuid for uuid, handle in cards.items()}
     event_set, system_set = _register(cards), _register_system()
     version = _read(root / _VERSION)
+    library = _find_library()
+    library_is = _identify(library)
     lost: set[str] = set()
     for n_waits in count(1):
         data = _wait(event_set)
         if data is not None and (uuid := uuid_of.get(_address(data.device))):
             yield from _translate(uuid, cards[uuid], int(data.eventType), int(data.eventData))
         change = _driver_change(system_set, version, root)
+        if change is None and _identify(library) != library_is:
+            change = "the NVIDIA library was replaced, as by an upgrade of the driver: reload the driver or reboot"
         if change is not None:
             yield DeviceEvent(uuid=min(cards), t_ns=time.time_ns(), kind="driver", message=change)
             return
@@ -69,9 +80,19 @@ def _translate(uuid: str, handle: Any, kind: int, code: int) -> Iterator[DeviceE
         health = Health.FAULTY if xid.verdict is Verdict.UNUSABLE else Health.OK
         message = f"Xid {code}: {xid.meaning}: {xid.remedy}"
         yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind="xid", code=code, message=message, health=health)
+    elif kind == _DOUBLE_BIT and _remaps_rows(handle):
+        yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind="ecc", message=_CONTAINED)
     elif kind in _KINDS:
         name, message = _KINDS[kind]
         yield DeviceEvent(uuid=uuid, t_ns=now_ns, kind=name, message=message, health=Health.FAULTY)
+
+
+def _remaps_rows(handle: Any) -> bool:
+    """Whether a card replaces rows of its memory, as those do that keep errors from other processes."""
+    try:
+        return known(pynvml.nvmlDeviceGetRemappedRows, handle) is not None
+    except pynvml.NVMLError:
+        return False
 
 
 def _recovery_event(uuid: str, handle: Any, now_ns: int) -> DeviceEvent:
@@ -101,7 +122,7 @@ def _look_for_lost(cards: dict[str, Any], lost: set[str]) -> Iterator[DeviceEven
             continue
         if uuid in lost:
             lost.remove(uuid)
-            yield DeviceEvent(uuid=uuid, t_ns=time.time_ns(), kind="recovered", message="it answers again")
+            yield DeviceEvent(uuid=uuid, t_ns=time.time_ns(), kind="found", message="it answers again")
 
 
 def _register(cards: dict[str, Any]) -> Any | None:
@@ -160,6 +181,26 @@ def _driver_change(system_set: Any | None, version: str | None, root: Path) -> s
         return None
     is_unbind = bool(told[0]["eventType"] & _UNBIND)
     return "the NVIDIA driver lets go of a device" if is_unbind else "the NVIDIA driver was bound to a device"
+
+
+def _find_library() -> Path | None:
+    """Find the file that NVML was loaded from; None where the system does not tell."""
+    for line in (_read(_MAPS) or "").splitlines():
+        path = line[line.find("/") :] if "/" in line else ""
+        if Path(path).name.startswith(_LIBRARY):
+            return Path(path)
+    return None
+
+
+def _identify(path: Path | None) -> tuple[int, int] | None:
+    """Tell a file from another that takes its place; None: there is none."""
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _address(handle: Any) -> int | None:

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from xinf.core.device import Device, Distance, Topology, Vendor
+from xinf.core.device import Device, Distance, Health, Topology, Vendor
+from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
+from xinf.device.nvidia_board import is_tegra
 from xinf.device.pci import normalise_address, read_numa
 from xinf.device.topology import make_topology
 
@@ -41,6 +43,9 @@ _INIT_FAILURES = {
 # For a card that fell off the bus or waits to be reset.
 LOST_REMEDY = "look at `dmesg` for Xid errors, then reset or reseat it"
 
+# The host's side of vGPU: the card serves virtual machines, and there is no CUDA for the host itself.
+_LENT = (pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU, pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA)
+_LENT_REASON = "its driver gives it to virtual machines (vGPU): run the worker in one of them"
 _P2P_NVLINK = 2  # NVML_P2P_CAPS_INDEX_NVLINK
 _MAX_NVLINKS = 36
 _DISTANCES = {
@@ -134,40 +139,62 @@ def _count() -> int:
 
 def _read_card(handle: Any, root: Path) -> Device:
     capability = known(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    pci = normalise_address(text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+    bus = known(pynvml.nvmlDeviceGetPciInfo, handle)  # a Jetson's GPU is on none
+    pci = None if bus is None else normalise_address(text(bus.busId))
     minor = known(pynvml.nvmlDeviceGetMinorNumber, handle)
     cuda = known(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    driver = known(pynvml.nvmlSystemGetDriverVersion)
     architecture = known(pynvml.nvmlDeviceGetArchitecture, handle)
-    uuid = text(pynvml.nvmlDeviceGetUUID(handle))
+    uuid, name = text(pynvml.nvmlDeviceGetUUID(handle)), text(pynvml.nvmlDeviceGetName(handle))
     extra: dict[str, str | int] = {}
     if capability is not None:
         extra["compute_capability"] = f"{capability[0]}.{capability[1]}"
     if architecture is not None:
         extra["nvml_architecture"] = architecture
-    total = memory.total if memory is not None else 0
-    if not total:
-        # WSL and parts with unified memory (GB10) report nothing or 0: what they use is the host's memory.
+    if is_unified(handle):
         extra["memory"] = "unified"
-        total = _host_memory_bytes(root)
+        total = read_host_memory(root).total_bytes
+    else:
+        memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        total = None if memory is None else memory.total
     if _is_split(handle):
         extra["mig"] = "enabled"
+    mode = known(pynvml.nvmlDeviceGetVirtualizationMode, handle)
+    if mode == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
+        extra["virtualization"] = "vgpu"
+    is_lent = mode in _LENT
     return Device(
         vendor=Vendor.NVIDIA,
         index=0,
         uuid=uuid,
-        name=text(pynvml.nvmlDeviceGetName(handle)),
+        name=name,
         arch=None if capability is None else f"sm_{capability[0]}{capability[1]}",
         memory_bytes=total,
-        driver=text(pynvml.nvmlSystemGetDriverVersion()),
+        driver=None if driver is None else text(driver),
         runtime=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         pci=pci,
-        numa=read_numa(pci, root),
+        numa=None if pci is None else read_numa(pci, root),
         dev_nodes=() if minor is None else (f"/dev/nvidia{minor}",),
-        # CUDA takes the UUID as NVML writes it. Of a split card it would pick an instance by itself.
-        visible=None if "mig" in extra else uuid,
+        # CUDA takes the UUID as NVML writes it, but of a Jetson; of a split card it would pick an instance by itself.
+        visible=None if "mig" in extra or is_tegra(name) else uuid,
+        health=Health.NO_DRIVER if is_lent else Health.OK,
+        reason=_LENT_REASON if is_lent else None,
         extra=extra,
     )
+
+
+def is_unified(handle: Any) -> bool:
+    """Whether a card has no memory of its own: GB10 and Jetsons do not support the question, WSL may answer 0.
+
+    Any other failure says nothing: a card whose memory cannot be read is not taken for one with the host's.
+    Source: XuehaiPan/nvitop #208 and leptonai/gpud #1170 (GB10, drivers 580), with values.
+    """
+    try:
+        return not pynvml.nvmlDeviceGetMemoryInfo(handle).total
+    except pynvml.NVMLError as error:
+        if error.value in _UNKNOWN:
+            return bool(error.value == pynvml.NVML_ERROR_NOT_SUPPORTED)
+        raise
 
 
 def _is_split(handle: Any) -> bool:
@@ -239,11 +266,3 @@ def _has_nvlink(one: Any, other: Any) -> bool:
         if remote is not None and normalise_address(text(remote.busId)) == address:
             return True
     return False
-
-
-def _host_memory_bytes(root: Path) -> int | None:
-    try:
-        first = (root / "proc/meminfo").read_text().split(maxsplit=3)
-        return int(first[1]) * 1024 if first[0] == "MemTotal:" else None
-    except (OSError, IndexError, ValueError):
-        return None

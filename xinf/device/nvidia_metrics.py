@@ -1,16 +1,31 @@
-"""What NVIDIA devices are doing, how they are and whose processes use them, through NVML."""
+"""What NVIDIA devices are doing, how they are and whose processes use them, through NVML.
+
+How a card is, the first that holds:
+
+    FAULTY     the driver asks for a recovery action; a row could not be remapped; uncorrectable errors since the driver
+               was loaded, on a card without row remapping; the temperature at which the card turns itself off
+    DEGRADED   clocks held down by heat; the temperature at which that begins
+    OK         with a reason: a row or a page of memory is to be replaced at the next reset
+
+Cards with row remapping (since Ampere) keep an uncorrectable error to the process that met it, or tell of an Xid; older
+ones harm whatever runs until they are reset. Source: NVIDIA GPU Memory Error Management (docs.nvidia.com/deploy/
+a100-gpu-mem-error-mgmt) and the next steps in NVIDIA/DCGM, dcgm_errors.h: volatile double-bit errors want a reset, with
+pages that wait to be retired a GPU can still work.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pynvml
 
 from xinf.core.device import Health, Sample
+from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
-from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, known, read_uuid, start, text
+from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start, text
 from xinf.device.reading import DeviceProcess
 
 # Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
@@ -34,15 +49,17 @@ _RECOVERY_ACTIONS = {
 _THERMAL = 0x20 | 0x40  # nvmlClocksEventReasonSwThermalSlowdown, ...HwThermalSlowdown
 _REMAP_FAILED = "a defective row of its memory could not be replaced (row remapping failed): have it swapped"
 _REMAP_PENDING = "a row of its memory is to be replaced: reset it when it is idle"
+_RETIRE_PENDING = "pages of its memory are to be retired: reset it when it is idle"
+_UNCORRECTED = "uncorrectable errors of its memory since the driver was loaded: drain it, then `nvidia-smi --gpu-reset`"
 _TOO_HOT = "it is slowed down because it is too hot: look at fans and airflow"
 
 
-def read_samples() -> tuple[Sample, ...]:
+def read_samples(root: Path) -> tuple[Sample, ...]:
     """Read every card that answers, and the memory of MIG instances. Raises: LibraryError."""
     start()
     samples: list[Sample] = []
     for handle in handles():
-        samples.extend(_read_card(handle))
+        samples.extend(_read_card(handle, root))
     return tuple(samples)
 
 
@@ -71,13 +88,13 @@ def read_recovery_action(handle: Any) -> str | None:
     return None if action == 0 else _RECOVERY_ACTIONS.get(action, f"the driver asks for recovery action {action}")
 
 
-def _read_card(handle: Any) -> list[Sample]:
+def _read_card(handle: Any, root: Path) -> list[Sample]:
     """Read one card and its instances; none if not even its name can be read. Raises: LibraryError."""
     uuid = read_uuid(handle)
     if uuid is None:
         return []
     try:
-        return [_read_metrics(handle, uuid), *_read_instances(handle)]
+        return [_read_metrics(handle, uuid, root), *_read_instances(handle)]
     except pynvml.NVMLError as error:
         if error.value in _OF_THE_DRIVER:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
@@ -85,8 +102,8 @@ def _read_card(handle: Any) -> list[Sample]:
         return [Sample(uuid=uuid, t_ns=time.time_ns(), health=Health.FAULTY, reason=reason)]
 
 
-def _read_metrics(handle: Any, uuid: str) -> Sample:
-    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
+    used, free = _read_memory(handle, root)
     rates = known(pynvml.nvmlDeviceGetUtilizationRates, handle)
     milliwatts = known(pynvml.nvmlDeviceGetPowerUsage, handle)
     temperature = known(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
@@ -96,12 +113,12 @@ def _read_metrics(handle: Any, uuid: str) -> Sample:
         pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
         pynvml.NVML_VOLATILE_ECC,
     )
-    health, reason = _read_health(handle)
+    health, reason = _read_health(handle, uncorrected, temperature)
     return Sample(
         uuid=uuid,
         t_ns=time.time_ns(),
-        memory_used_bytes=memory.used if memory is not None and memory.total else None,
-        memory_free_bytes=memory.free if memory is not None and memory.total else None,
+        memory_used_bytes=used,
+        memory_free_bytes=free,
         util_pct=None if rates is None else float(rates.gpu),
         temp_c=None if temperature is None else float(temperature),
         power_w=None if milliwatts is None else milliwatts / 1000,
@@ -111,7 +128,18 @@ def _read_metrics(handle: Any, uuid: str) -> Sample:
     )
 
 
-def _read_health(handle: Any) -> tuple[Health | None, str | None]:
+def _read_memory(handle: Any, root: Path) -> tuple[int | None, int | None]:
+    """Say what is used and what is free; of the host's memory, where that is the card's, whoever uses it."""
+    if is_unified(handle):
+        host = read_host_memory(root)
+        if host.total_bytes is None or host.available_bytes is None:
+            return None, host.available_bytes
+        return host.total_bytes - host.available_bytes, host.available_bytes
+    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return (None, None) if memory is None else (memory.used, memory.free)
+
+
+def _read_health(handle: Any, uncorrected: int | None, temperature: int | None) -> tuple[Health | None, str | None]:
     """Say what state a card is in, also of what happened before anybody watched.
 
     Reasons carry no number that moves: each new one is written to the store.
@@ -122,12 +150,33 @@ def _read_health(handle: Any) -> tuple[Health | None, str | None]:
     rows = known(pynvml.nvmlDeviceGetRemappedRows, handle)  # corrected, uncorrected, pending, failed
     if rows is not None and rows[3]:
         return Health.FAULTY, _REMAP_FAILED
-    reasons = known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
-    if reasons is not None and reasons & _THERMAL:
-        return Health.DEGRADED, _TOO_HOT
+    if rows is None and uncorrected:
+        return Health.FAULTY, _UNCORRECTED
+    heat = _read_heat(handle, temperature)
+    if heat is not None and heat[0] is not Health.OK:
+        return heat
     if rows is not None and rows[2]:
         return Health.OK, _REMAP_PENDING
-    return (None if reasons is None and rows is None else Health.OK), None
+    if rows is None and known(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle):
+        return Health.OK, _RETIRE_PENDING
+    return (None if heat is None and rows is None and uncorrected is None else Health.OK), None
+
+
+def _read_heat(handle: Any, temperature: int | None) -> tuple[Health, str | None] | None:
+    """Say how hot a card is by its own limits; None: it tells neither of limits nor of its clocks."""
+    limits = [
+        None if temperature is None else known(pynvml.nvmlDeviceGetTemperatureThreshold, handle, kind)
+        for kind in (pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
+    ]
+    shutdown, slowdown = limits
+    if temperature is not None and shutdown and temperature >= shutdown:
+        return Health.FAULTY, f"it is at {shutdown} C or above, where it turns itself off: look at fans and airflow"
+    reasons = known(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    if (reasons is not None and reasons & _THERMAL) or (
+        temperature is not None and slowdown and temperature >= slowdown
+    ):
+        return Health.DEGRADED, _TOO_HOT
+    return None if reasons is None and not shutdown and not slowdown else (Health.OK, None)
 
 
 def _read_instances(handle: Any) -> Iterator[Sample]:

@@ -18,13 +18,15 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.device import Device, Sample, Vendor
+from xinf.device.host_memory import read_host_memory
+from xinf.device.nvidia_board import is_integrated, is_tegra
 from xinf.device.pci import normalise_address, read_numa
 from xinf.device.tool import FormatError, ToolError, find_tool, run_tool
 
 _TOOL = "nvidia-smi"
 _DIRECTORIES = ("/usr/lib/wsl/lib", "/usr/local/nvidia/bin", "/usr/bin")
 _DEVICE_COLUMNS = ("uuid", "name", "memory.total", "pci.bus_id", "driver_version", "compute_cap", "mig.mode.current")
-_SAMPLE_COLUMNS = ("uuid", "memory.used", "memory.free", "utilization.gpu", "temperature.gpu", "power.draw")
+_SAMPLE_COLUMNS = ("uuid", "name", "memory.used", "memory.free", "utilization.gpu", "temperature.gpu", "power.draw")
 _NEEDED = "uuid"
 _UNITS = {"MiB": 1 << 20, "KiB": 1 << 10, "GiB": 1 << 30, "B": 1, "%": 1, "W": 1, "": 1}
 _UNKNOWN = re.compile(
@@ -45,9 +47,9 @@ def read_devices(root: Path) -> list[Device]:
     return [*cards, *parse_instances(run_tool([_find(), "-L"]), cards)]
 
 
-def read_samples() -> tuple[Sample, ...]:
+def read_samples(root: Path) -> tuple[Sample, ...]:
     """Read what the cards do. Raises: ToolError, FormatError."""
-    return parse_samples(_query(_SAMPLE_COLUMNS))
+    return parse_samples(_query(_SAMPLE_COLUMNS), root)
 
 
 def parse_devices(printed: str, root: Path = Path("/")) -> list[Device]:
@@ -55,21 +57,27 @@ def parse_devices(printed: str, root: Path = Path("/")) -> list[Device]:
     return [_card(row, root) for row in parse_table(printed)]
 
 
-def parse_samples(printed: str) -> tuple[Sample, ...]:
+def parse_samples(printed: str, root: Path = Path("/")) -> tuple[Sample, ...]:
     """Read the answer to a query of metrics. Raises: FormatError."""
-    now_ns = time.time_ns()
-    return tuple(
-        Sample(
-            uuid=str(row[_NEEDED]),
-            t_ns=now_ns,
-            memory_used_bytes=_whole(row.get("memory.used")),
-            memory_free_bytes=_whole(row.get("memory.free")),
-            util_pct=_number(row.get("utilization.gpu")),
-            temp_c=_number(row.get("temperature.gpu")),
-            power_w=_number(row.get("power.draw")),
+    now_ns, host = time.time_ns(), read_host_memory(root)
+    samples: list[Sample] = []
+    for row in parse_table(printed):
+        used, free = _whole(row.get("memory.used")), _whole(row.get("memory.free"))
+        if free is None and is_integrated(str(row.get("name"))):
+            free = host.available_bytes
+            used = None if free is None or host.total_bytes is None else host.total_bytes - free
+        samples.append(
+            Sample(
+                uuid=str(row[_NEEDED]),
+                t_ns=now_ns,
+                memory_used_bytes=used,
+                memory_free_bytes=free,
+                util_pct=_number(row.get("utilization.gpu")),
+                temp_c=_number(row.get("temperature.gpu")),
+                power_w=_number(row.get("power.draw")),
+            )
         )
-        for row in parse_table(printed)
-    )
+    return tuple(samples)
 
 
 def parse_instances(printed: str, cards: Sequence[Device]) -> list[Device]:
@@ -171,17 +179,21 @@ def _card(row: Row, root: Path) -> Device:
         extra["compute_capability"] = str(capability)
     if is_split:
         extra["mig"] = "enabled"
+    name, memory = str(row.get("name") or "NVIDIA device"), _whole(row.get("memory.total")) or None
+    if memory is None and is_integrated(name):
+        extra["memory"] = "unified"
+        memory = read_host_memory(root).total_bytes
     return Device(
         vendor=Vendor.NVIDIA,
         index=0,
         uuid=uuid,
-        name=str(row.get("name") or "NVIDIA device"),
+        name=name,
         arch=None if capability is None else f"sm_{str(capability).replace('.', '')}",
-        memory_bytes=_whole(row.get("memory.total")) or None,
+        memory_bytes=memory,
         driver=None if row.get("driver_version") is None else str(row["driver_version"]),
         pci=pci,
         numa=None if pci is None else read_numa(pci, root),
-        visible=None if is_split else uuid,
+        visible=None if is_split or is_tegra(name) else uuid,
         extra=extra,
     )
 

@@ -24,11 +24,14 @@ VENDOR_OF_PCI_ID: dict[int, Vendor] = {
     0x1ED5: Vendor.MTHREADS,
     0x1D94: Vendor.HYGON,
     0x1D22: Vendor.KUNLUNXIN,
+    0x2057: Vendor.KUNLUNXIN,  # of the P800 PCIe; Baidu's before
 }
 # Drivers that hold a card for somebody else. A list of those that may compute would not know Hygon's next name.
-PASSED_ON = ("vfio-pci", "pci-stub", "uio_pci_generic")
+PASSED_ON = ("vfio-pci", "xe-vfio-pci", "nvgrace-gpu-vfio-pci", "pci-stub", "uio_pci_generic")
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
+# Kunlunxin's cards call themselves communication controllers, as `lspci -d 1d22:` of K100 to R200 shows.
+_OTHER_CLASSES = {Vendor.KUNLUNXIN: 0x07}
 
 
 class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,11 +52,11 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
     except OSError:  # no such bus, or one that this process may not see
         return ()
     for entry in entries:
-        vendor_id, pci_class, device_id = (_read_int(entry / name) for name in ("vendor", "class", "device"))
-        if vendor_id is None or pci_class is None:
-            continue
-        maker = VENDOR_OF_PCI_ID.get(vendor_id)
-        if maker is None or (vendor or maker) is not maker or pci_class >> 16 not in _CLASSES:
+        maker = VENDOR_OF_PCI_ID.get(_read_int(entry / "vendor") or 0)
+        if maker is None or (vendor or maker) is not maker:
+            continue  # most of a server's functions: their other files are not even opened
+        pci_class, device_id = (_read_int(entry / name) for name in ("class", "device"))
+        if pci_class is None or not _is_accelerator(maker, pci_class):
             continue
         driver = entry / "driver"
         found.append(
@@ -68,18 +71,34 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
     return tuple(found)
 
 
-def without_driver(function: PciFunction, index: int, reason: str, health: Health = Health.NO_DRIVER) -> Device:
-    """Describe a card that only the PCI bus knows."""
+def _is_accelerator(maker: Vendor, pci_class: int) -> bool:
+    return pci_class >> 16 in (*_CLASSES, _OTHER_CLASSES.get(maker))
+
+
+def without_driver(function: PciFunction, index: int, reason: str, health: Health | None = None) -> Device:
+    """Describe a card that only the PCI bus knows.
+
+    Without a word on its `health` it is silent where a kernel driver of its own is bound to it: what cannot be asked
+    may serve all the same.
+    """
+    if health is None:
+        has_driver = function.driver is not None and function.driver not in PASSED_ON
+        health = Health.SILENT if has_driver else Health.NO_DRIVER
     return Device(
         vendor=function.vendor,
         index=index,
-        uuid=f"PCI-{function.address.replace(':', '-')}",
+        uuid=name_by_address(function.address),
         name=f"{function.vendor} {function.device_id:#06x}",
         pci=function.address,
         numa=function.numa,
         health=health,
         reason=reason,
     )
+
+
+def name_by_address(address: str, prefix: str = "PCI") -> str:
+    """Name a card by where it sits, where nobody tells another name: `PCI-0000-18-00.0`."""
+    return f"{prefix}-{address.replace(':', '-')}"
 
 
 def read_numa(address: str, root: Path = Path("/")) -> int | None:

@@ -1,9 +1,11 @@
 """What a vendor's probe must offer, and which probes there are.
 
-A new vendor is one module with a class of this shape and one line in PROBES. Probes run only in the children that
+A new vendor is one module with a class of this shape and one row in _HOMES. Probes run only in the children that
 `inventory` and `stream` start, so they may load libraries that hang, crash or leave threads behind; those in IN_PROCESS
-read nothing but files and run where they are asked. A module here loads no vendor library when it is imported, however
-small its binding: `is_present` is asked on every host.
+read nothing but files and run where they are asked.
+
+A vendor's module is imported when its probe is asked for: a child loads its own vendor only, and a host without
+accelerators none. So the first gate is here, and `is_present` is asked where it is open.
 
     Probe         devices and samples; every vendor
     LinkProbe     also which devices have a link of their own
@@ -13,22 +15,17 @@ small its binding: `is_present` is asked on every host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
+
+import msgspec
 
 from xinf.core.device import Device, DeviceEvent, Sample, Topology, Vendor
-from xinf.device.amd import AmdProbe
-from xinf.device.apple import AppleProbe
-from xinf.device.ascend import AscendProbe
-from xinf.device.cambricon import CambriconProbe
-from xinf.device.cpu import CpuProbe
-from xinf.device.enflame import EnflameProbe
-from xinf.device.hygon import HygonProbe
-from xinf.device.intel import IntelProbe
-from xinf.device.kunlunxin import KunlunxinProbe
-from xinf.device.mthreads import MthreadsProbe
-from xinf.device.nvidia import NvidiaProbe
+from xinf.device.pci import find_pci_functions
+from xinf.device.presence import has_node
 from xinf.device.reading import DeviceProcess, Reading
 
 
@@ -75,21 +72,62 @@ class ProcessProbe(Probe, Protocol):
         """List them, as far as they can be told."""
 
 
-PROBES: dict[Vendor, Probe] = {
-    Vendor.NVIDIA: NvidiaProbe(),
-    Vendor.AMD: AmdProbe(),
-    Vendor.INTEL: IntelProbe(),
-    Vendor.APPLE: AppleProbe(),
-    Vendor.ASCEND: AscendProbe(),
-    Vendor.CAMBRICON: CambriconProbe(),
-    Vendor.ENFLAME: EnflameProbe(),
-    Vendor.MTHREADS: MthreadsProbe(),
-    Vendor.HYGON: HygonProbe(),
-    Vendor.KUNLUNXIN: KunlunxinProbe(),
-    Vendor.CPU: CpuProbe(),
+class _Home(msgspec.Struct, frozen=True):
+    """Where a vendor's probe is."""
+
+    module: str
+    name: str
+    is_here: bool = False  # whatever bus and device nodes show
+
+
+_HOMES: dict[Vendor, _Home] = {
+    Vendor.NVIDIA: _Home("nvidia", "NvidiaProbe"),
+    Vendor.AMD: _Home("amd", "AmdProbe"),
+    Vendor.INTEL: _Home("intel", "IntelProbe"),
+    Vendor.APPLE: _Home("apple", "AppleProbe", is_here=sys.platform == "darwin"),
+    Vendor.ASCEND: _Home("ascend", "AscendProbe"),
+    Vendor.CAMBRICON: _Home("cambricon", "CambriconProbe"),
+    Vendor.ENFLAME: _Home("enflame", "EnflameProbe"),
+    Vendor.MTHREADS: _Home("mthreads", "MthreadsProbe"),
+    Vendor.HYGON: _Home("hygon", "HygonProbe"),
+    Vendor.KUNLUNXIN: _Home("kunlunxin", "KunlunxinProbe"),
+    Vendor.CPU: _Home("cpu", "CpuProbe", is_here=True),
 }
+
+
+class _Probes(Mapping[Vendor, Probe]):
+    """The probes by vendor, accelerators first; each is made when it is first asked for, and stays."""
+
+    def __init__(self) -> None:
+        self._made: dict[Vendor, Probe] = {}
+
+    def __getitem__(self, vendor: Vendor) -> Probe:
+        if vendor not in self._made:
+            home = _HOMES[vendor]
+            make = getattr(import_module(f"xinf.device.{home.module}"), home.name)
+            self._made[vendor] = cast(Probe, make())
+        return self._made[vendor]
+
+    def __iter__(self) -> Iterator[Vendor]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+PROBES: Mapping[Vendor, Probe] = _Probes()
 # Files of the kernel only: these cannot hang on a driver, and a child would cost more than all that they read.
 IN_PROCESS = frozenset({Vendor.CPU})
+
+
+def find_present(root: Path) -> tuple[Vendor, ...]:
+    """List the vendors that make sense to ask on this host, accelerators first."""
+    on_bus = {function.vendor for function in find_pci_functions(root)}
+    return tuple(
+        vendor
+        for vendor, home in _HOMES.items()
+        if (home.is_here or vendor in on_bus or has_node(vendor, root)) and PROBES[vendor].is_present(root)
+    )
 
 
 def read_vendor(vendor: Vendor, root: Path) -> Reading:

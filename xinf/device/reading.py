@@ -20,6 +20,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     devices: tuple[Device, ...] = ()
     topology: Topology = Topology()
+    # Vendors that did not answer, and why: of what they have, only what the bus shows is in `devices`.
+    silent: dict[Vendor, str] = {}
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

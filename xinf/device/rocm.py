@@ -16,8 +16,9 @@ import msgspec
 from xinf.core.device import Device, Distance, Health, Sample, Vendor
 from xinf.device.amdgpu import CardFacts, CardReading, is_lost, read_facts
 from xinf.device.health import HealthWatch
+from xinf.device.host_memory import read_host_memory
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
-from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions
+from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address
 from xinf.device.reading import DeviceProcess
 from xinf.device.tool import ToolError
 
@@ -39,6 +40,18 @@ class RocmCard(msgspec.Struct, frozen=True, kw_only=True):
     def address(self) -> str:
         """Where it is on the bus."""
         return self.function.address
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether it computes in the machine's memory: KFD then gives it more than the driver set aside for it.
+
+        Since Linux 6.10 an integrated GPU allocates there if that is more (apu_prefer_gtt), and KFD's bank is the limit
+        that HIP has too. Whether it has processor cores in its node tells nothing: since 5.9 it has a node of its own.
+        Source: Linux amdgpu_amdkfd.c (amdgpu_amdkfd_get_local_mem_info); ROCm/rocm-systems #8475, with values of a
+        Strix Halo.
+        """
+        own, all_bytes = self.facts.memory_bytes, self.node.memory_bytes if self.node else None
+        return self.partition is None and own is not None and all_bytes is not None and all_bytes > own
 
 
 def find_cards(vendor: Vendor, root: Path) -> tuple[RocmCard, ...]:
@@ -110,8 +123,8 @@ def describe_card(card: RocmCard, facts: CardFacts, *, visible: str | None, reas
         extra["kfd_node"] = node.number
         if node.render_minor is not None:
             dev_nodes.append(f"/dev/dri/renderD{node.render_minor}")
-        if node.is_integrated:
-            extra["memory"] = "unified"
+    if card.is_unified:
+        extra["memory"] = "unified"
     if card.partition is not None:
         extra["partition"] = card.partition
     return Device(
@@ -202,15 +215,14 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
             ecc_uncorrected=reading.ecc_uncorrected,
             temp_c=reading.temp_c,
             temp_limit_c=reading.temp_limit_c,
+            temp_shutdown_c=reading.temp_shutdown_c,
         )
-    used, total = reading.memory_used_bytes, reading.memory_total_bytes
-    if card.partition is not None:
-        used = total = None  # the files count the whole card
+    used, free = _memory(card, reading, root)
     return Sample(
         uuid=card.uuid,
         t_ns=time.time_ns(),
         memory_used_bytes=used,
-        memory_free_bytes=None if used is None or total is None else max(0, total - used),
+        memory_free_bytes=free,
         util_pct=reading.util_pct,
         temp_c=reading.temp_c,
         power_w=reading.power_w,
@@ -218,6 +230,21 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
         health=health,
         reason=reason,
     )
+
+
+def _memory(card: RocmCard, reading: CardReading, root: Path) -> tuple[int | None, int | None]:
+    """Say what is used and what is free."""
+    if card.partition is not None:
+        return None, None  # the files count the whole card
+    used, total = reading.memory_used_bytes, reading.memory_total_bytes
+    if not card.is_unified:
+        return used, None if used is None or total is None else max(0, total - used)
+    # What was set aside for it is for the screen then. Of the machine's, what is not free is used, whoever has it: GPU
+    # and processor fill the same memory.
+    used, limit, left = reading.gtt_used_bytes, facts_of_node(card).memory_bytes, read_host_memory(root).available_bytes
+    bounds = [None if used is None or limit is None else max(0, limit - used), left]
+    free = min((bound for bound in bounds if bound is not None), default=None)
+    return used if free is None or limit is None else max(0, limit - free), free
 
 
 def _split(function: PciFunction, nodes: Sequence[KfdNode], facts: CardFacts) -> list[RocmCard]:
@@ -234,7 +261,7 @@ def _split(function: PciFunction, nodes: Sequence[KfdNode], facts: CardFacts) ->
 
 
 def _bus_uuid(card: RocmCard) -> str:
-    uuid = f"PCI-{card.address.replace(':', '-')}"
+    uuid = name_by_address(card.address)
     return uuid if card.partition is None else f"{uuid}-p{card.partition}"
 
 

@@ -19,7 +19,8 @@ NAMES = ("librocm_smi64.so", "librocm_smi64.so.7", "librocm_smi64.so.1", "libroc
 _STATUS_OK = 0
 _VRAM = 0  # RSMI_MEM_TYPE_VRAM
 _EDGE, _JUNCTION = 0, 1  # RSMI_TEMP_TYPE_
-_TEMP_CURRENT, _TEMP_CRITICAL = 0, 5  # RSMI_TEMP_ metrics: current 0, max 1, min 2, max hyst 3, min hyst 4, critical 5
+# RSMI_TEMP_ metrics: current 0, max 1, min 2, max hyst 3, min hyst 4, critical 5, critical hyst 6, emergency 7
+_TEMP_CURRENT, _TEMP_CRITICAL, _TEMP_EMERGENCY = 0, 5, 7
 _BLOCKS = (1 << 0, 1 << 1, 1 << 2)  # RSMI_GPU_BLOCK_UMC, _SDMA, _GFX
 
 
@@ -63,13 +64,14 @@ class RocmSmi:
             return CardReading()
         busy = self._number("rsmi_dev_busy_percent_get", ctypes.c_uint32, index)
         microwatts = self._power(index)
-        temperature, limit = self._temperature(index)
+        temperature, limit, shutdown = self._temperature(index)
         return CardReading(
             memory_used_bytes=self._number("rsmi_dev_memory_usage_get", ctypes.c_uint64, index, _VRAM),
             memory_total_bytes=self._number("rsmi_dev_memory_total_get", ctypes.c_uint64, index, _VRAM) or None,
             util_pct=None if busy is None else float(busy),
             temp_c=temperature,
             temp_limit_c=limit,
+            temp_shutdown_c=shutdown,
             power_w=None if microwatts is None else microwatts / 1_000_000,
             ecc_uncorrected=self._uncorrected(index),
         )
@@ -81,13 +83,17 @@ class RocmSmi:
             return f"unknown {index}"
         return f"{bdf >> 32:04x}:{bdf >> 8 & 0xFF:02x}:{bdf >> 3 & 0x1F:02x}.{bdf & 0x7:x}"
 
-    def _temperature(self, index: int) -> tuple[float | None, float | None]:
+    def _temperature(self, index: int) -> tuple[float | None, float | None, float | None]:
+        """Ask one sensor for the temperature and for the limits of slowing and of shutting down."""
         for sensor in (_JUNCTION, _EDGE):
-            current = self._number("rsmi_dev_temp_metric_get", ctypes.c_int64, index, sensor, _TEMP_CURRENT)
+            current, *limits = (
+                self._number("rsmi_dev_temp_metric_get", ctypes.c_int64, index, sensor, metric)
+                for metric in (_TEMP_CURRENT, _TEMP_CRITICAL, _TEMP_EMERGENCY)
+            )
             if current is not None:
-                limit = self._number("rsmi_dev_temp_metric_get", ctypes.c_int64, index, sensor, _TEMP_CRITICAL)
-                return current / 1000, limit / 1000 if limit else None
-        return None, None
+                slowdown, shutdown = (limit / 1000 if limit else None for limit in limits)
+                return current / 1000, slowdown, shutdown
+        return None, None, None
 
     def _power(self, index: int) -> int | None:
         """Ask for microwatts: an average of older cards, what it draws now of MI300 and later."""

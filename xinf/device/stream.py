@@ -17,13 +17,12 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.device import Vendor
-from xinf.device.offspring import end_child, in_words, start_child
-from xinf.device.probe import IN_PROCESS, PROBES, read_vendor
+from xinf.device.offspring import Child, in_words, start_child, with_words
+from xinf.device.probe import IN_PROCESS, find_present, read_vendor
 from xinf.device.reading import Reading
 
 DEADLINE_S = 15.0  # silence beyond the interval after which a child counts as hung
 MAX_BACKOFF_S = 60.0
-_MAX_LINE_BYTES = 1 << 20
 _MAX_QUEUED = 64  # beyond it the children wait: a slow reader makes readings rare, not many
 
 
@@ -52,13 +51,10 @@ class ReadingStream:
         self._vendors = None if vendors is None else tuple(vendors)
         self._readings: asyncio.Queue[Reading] = asyncio.Queue(_MAX_QUEUED)
         self._tasks: list[asyncio.Task[None]] = []
-        self._processes: set[asyncio.subprocess.Process] = set()
+        self._children: set[Child] = set()
 
     async def __aenter__(self) -> ReadingStream:
-        vendors = self._vendors
-        if vendors is None:
-            vendors = tuple(vendor for vendor, probe in PROBES.items() if probe.is_present(self._root))
-        for vendor in vendors:
+        for vendor in find_present(self._root) if self._vendors is None else self._vendors:
             follow = self._read_here if vendor in IN_PROCESS else self._follow
             self._tasks.append(asyncio.create_task(follow(vendor)))
         return self
@@ -68,7 +64,7 @@ class ReadingStream:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # A task that was cancelled while it waited for a child's end has left it behind.
-        await asyncio.gather(*(end_child(process) for process in self._processes))
+        await asyncio.gather(*(child.end() for child in self._children))
 
     async def __aiter__(self) -> AsyncIterator[Reading]:
         while True:
@@ -94,29 +90,37 @@ class ReadingStream:
             await asyncio.sleep(min(MAX_BACKOFF_S, self._interval_s * 2 ** min(n_failures - 1, 16)))
 
     async def _follow_child(self, vendor: Vendor) -> _Ending:
-        """Pass on the lines of one child until it ends, is silent beyond its deadline or writes nonsense."""
+        """Start a child and follow it to its end; what it said to standard error belongs to a reason."""
+        limit_s = self._interval_s + self._deadline_s
         try:
-            process = await start_child(
+            child = await start_child(
                 *("read", str(self._interval_s)),
                 vendor=vendor,
                 root=self._root,
                 environ=self._environ,
-                stderr=asyncio.subprocess.DEVNULL,
-                limit=_MAX_LINE_BYTES,
+                deadline_s=limit_s,
             )
         except OSError as error:
             return _Ending(n_read=0, reason=f"no reader can be started: {error}")
-        self._processes.add(process)
-        assert process.stdout is not None
+        self._children.add(child)
+        try:
+            ending = await self._read_lines(child, limit_s)
+        finally:
+            await child.end()
+            self._children.discard(child)
+        return msgspec.structs.replace(ending, reason=with_words(ending.reason, child.last_words))
+
+    async def _read_lines(self, child: Child, limit_s: float) -> _Ending:
+        """Pass on the lines of one child until it ends, is silent beyond its deadline or writes nonsense."""
         n_read = 0
-        loop, limit_s = asyncio.get_running_loop(), self._interval_s + self._deadline_s
+        loop = asyncio.get_running_loop()
         due_s = loop.time() + limit_s
         try:
             while True:
                 async with asyncio.timeout_at(due_s):
-                    line = await process.stdout.readline()
+                    line = await child.output.readline()
                     # Its output is closed before the driver is, which may hang on that.
-                    status = None if line else await process.wait()
+                    status = None if line else await child.wait()
                 if status is not None:
                     return _Ending(n_read=n_read, reason=f"its reader ended with {in_words(status)}")
                 reading = msgspec.json.decode(line, type=Reading)
@@ -130,9 +134,6 @@ class ReadingStream:
             return _Ending(n_read=n_read, reason=f"the driver did not answer within {limit_s:g} s: look at `dmesg`")
         except (ValueError, msgspec.MsgspecError) as error:
             return _Ending(n_read=n_read, reason=f"its reader wrote what cannot be read: {error}")
-        finally:
-            await end_child(process)
-            self._processes.discard(process)
 
 
 async def read_once(

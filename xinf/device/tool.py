@@ -11,13 +11,18 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from xinf.device.offspring import die_with_parent
+from xinf.device.parent_death import die_with_parent
 
 TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
 _MAX_OUTPUT_BYTES = 8 << 20
+# When the time that all tools have together is over, as time.monotonic() counts; None: nobody waits for them.
+_END_S: ContextVar[float | None] = ContextVar("end of the tools' time", default=None)
 
 
 class ToolError(Exception):
@@ -42,12 +47,31 @@ def find_tool(*names: str, directories: Sequence[str] = (), root: Path = Path("/
     return None
 
 
+@contextmanager
+def time_for_tools(seconds: float) -> Iterator[None]:
+    """Give the tools that run inside so much time together, whatever each of them may take.
+
+    A vendor whose tool hangs is mostly asked for something else with it next: one after the other they would take the
+    time of the whole probe, and the reasons would be lost with it.
+    """
+    token = _END_S.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _END_S.reset(token)
+
+
 def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str | None = None) -> str:
     """Run a tool and give what it printed, or what it wrote to the file `output` in its working directory.
 
     Raises: ToolError.
     """
     name = Path(argv[0]).name
+    end_s = _END_S.get()
+    if end_s is not None:
+        timeout_s = min(timeout_s, end_s - time.monotonic())
+        if timeout_s <= 0:
+            raise ToolError(f"{name} was not asked: what was asked before it took all the time")
     with tempfile.TemporaryDirectory(prefix="xinf-probe-") as directory, tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(
@@ -67,7 +91,7 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
             _, complaint = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             _end(process)
-            raise ToolError(f"{name} did not end within {timeout_s:g} s: look at `dmesg` for the driver") from error
+            raise ToolError(f"{name} did not end within {timeout_s:.3g} s: look at `dmesg` for the driver") from error
         if process.returncode != 0:
             said = complaint.decode(errors="replace").strip() or _read(printed.fileno()).strip()
             last = "".join(said.splitlines()[-1:])[:300]

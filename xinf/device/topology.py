@@ -91,6 +91,16 @@ def _node_distance(a: Device, b: Device, *, has_one_node: bool) -> Distance | No
 
 
 def _has_one_node(root: Path) -> bool:
-    """Whether the host has no more than one NUMA node; a kernel that shows none does not say so."""
+    """Whether the host has no more than one NUMA node; a kernel that shows none does not say so.
+
+    Nodes without processors do not count: they are the memory of cards (GH200 and GB200 have one or more for each).
+    """
     directory = root / "sys/devices/system/node"
-    return len([path for path in directory.glob("node[0-9]*") if path.is_dir()]) == 1
+    return len([path for path in directory.glob("node[0-9]*") if _has_processors(path)]) == 1
+
+
+def _has_processors(node: Path) -> bool:
+    try:
+        return bool((node / "cpulist").read_text().strip())
+    except OSError:
+        return False

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from xinf._fast.wire import encode_headers
+from xinf._fast.framewriter import encode_headers
 from xinf.core.errors import EngineDied, EngineError, Unavailable, XinfError
 from xinf.engine.adapter import RawHeader, Usage, Work
 

@@ -1,6 +1,6 @@
 """`python -m xinf.engine.guard SPEC.JSON`: the parent that outlives an engine shim and cleans up after it.
 
-    agent ──▶ guard ──PDEATHSIG──▶ shim ──▶ EngineCore, workers, whatever they start
+    agent ──▶ guard ──PDEATHSIG──▶ (fetcher, which becomes the) shim ──▶ EngineCore, workers, whatever they start
                 └── subreaper: descendants that lose their parent become its children, in whatever session they are
 
 When the shim ends, for whatever reason, the guard kills every descendant that is left, removes the socket, writes
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,15 +37,23 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or (spec := read_file(Path(argv[0]), ShimSpec)) is None:
         _say(f"usage: python -m xinf.engine.guard SPEC.JSON  (got {list(argv)}, which is not a readable spec)")
         return EXIT_BAD_SPEC
-    status = supervise([sys.executable, "-m", "xinf.engine", argv[0]])
+    fetch = spec.fetch
+    if fetch is None:
+        status = supervise([sys.executable, "-m", "xinf.engine", argv[0]])
+    else:
+        # It becomes the shim, by exec: one child from the first byte to the last token, and one way to end it.
+        status = supervise([*fetch.command, argv[0], sys.executable], environ=fetch.environ)
     if spec.listen.startswith("unix:"):
         Path(spec.listen.removeprefix("unix:")).unlink(missing_ok=True)
     write_file(spec.exit_path, ShimExit(start_id=spec.start_id, status=status, at_s=time.time()))
     return status if status >= 0 else 128 - status
 
 
-def supervise(command: Sequence[str]) -> int:
-    """Run `command` until it ends, then kill what it left. Returns its exit status, negative for a signal."""
+def supervise(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
+    """Run `command` until it ends, then kill what it left. Returns its exit status, negative for a signal.
+
+    `environ`: variables that it gets besides the guard's own.
+    """
     _lead_own_session()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was inherited as ignored, nobody could be waited for
@@ -53,7 +61,7 @@ def supervise(command: Sequence[str]) -> int:
     guard_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become(command, guard_pid)
+        _become(command, {**os.environ, **(environ or {})}, guard_pid)
     for number in _FORWARDED:
         signal.signal(number, lambda received, _: _send(pid, received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
@@ -74,7 +82,7 @@ def _lead_own_session() -> None:
             _say("cannot lead a session of its own: already a group leader")
 
 
-def _become(command: Sequence[str], guard_pid: int) -> NoReturn:
+def _become(command: Sequence[str], environ: Mapping[str, str], guard_pid: int) -> NoReturn:
     """In the child: die with the guard, then be the command."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -83,7 +91,7 @@ def _become(command: Sequence[str], guard_pid: int) -> NoReturn:
         for number in _FORWARDED:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-        os.execv(command[0], list(command))
+        os.execve(command[0], list(command), dict(environ))
     except OSError as error:
         _say(f"cannot start {command[0]}: {error}")
     finally:

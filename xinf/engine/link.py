@@ -18,7 +18,8 @@ import asyncio
 import logging
 from typing import Protocol
 
-from xinf._fast.wire import EngineFrameWriter, WireError, decode_gateway_frame
+from xinf._fast.frame import WireError, decode_gateway_frame
+from xinf._fast.framewriter import EngineFrameWriter
 from xinf.core.errors import InvalidRequest, Overloaded
 from xinf.engine.adapter import Adapter
 from xinf.engine.call import Call, Outbox
@@ -62,6 +63,8 @@ class Link:
         self._last_submit = 0
         self._is_load_due = True
         self._has_more = False  # of residency
+        self._is_account_due = True
+        self._sent_account = b""
         self._writer = EngineFrameWriter()
         self._writer.hello(hello)
         self._sent_load: tuple[int, ...] | None = None
@@ -84,9 +87,10 @@ class Link:
         self._stream.wake()
 
     def repeat_load(self) -> None:
-        """Send the load even if it has not changed."""
+        """Send the load even if it has not changed, and how the engine's events are followed if that has."""
         self._sent_load = None
         self._is_load_due = True
+        self._is_account_due = True
         self._stream.wake()
 
     def _send_load(self) -> None:
@@ -221,12 +225,23 @@ class Link:
         self._outbox.put(self._writer, FRAME_BYTES, self._ended)
         if self._is_load_due:
             self._put_load()
+        if self._is_account_due:
+            self._put_account()
         # After the answers that it may be about: whoever routes by it has settled them.
         self._has_more = self._feed is not None and self._feed.put(self._writer)
         return self._writer.take()
 
     def _ended(self, call_id: int) -> None:
         self._calls.pop(call_id, None)
+
+    def _put_account(self) -> None:
+        """Say how the engine's events are followed, if anything of it has changed."""
+        self._is_account_due = False
+        account = self._residency.account
+        told = b"" if account is None else account.serialized()
+        if told != self._sent_account:
+            self._sent_account = told
+            self._writer.following(told)
 
     def _put_load(self) -> None:
         self._is_load_due = False

@@ -58,13 +58,21 @@ class ResidencyWriter(Protocol):
     ) -> None: ...
 
 
+class Account(Protocol):
+    """Tells how well the engine's events are followed."""
+
+    def serialized(self) -> bytes:
+        """A Following of the Link, as of now."""
+
+
 class Residency:
-    """Of one engine. Lives on the shim's event loop."""
+    """Of one engine. Lives on the shim's event loop. `account`: None where no events are followed."""
 
     def __init__(self, table: BlockTable | None, state: State) -> None:
         """`table`: None for an engine that keeps nothing."""
         self.table = table
         self.state = state
+        self.account: Account | None = None
         self._feeds: set[Feed] = set()
         self._is_due = False
         self._n_clears = 0 if table is None else table.n_clears

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from xinf._fast.wire import WireError, decode_submit
+from xinf._fast.frame import WireError, decode_submit
 from xinf._pb import engine_service_pb2 as pb
 from xinf._pb import engine_service_pb2_grpc as pb_grpc
 from xinf.core.errors import EngineError, Overloaded, XinfError, to_wire

@@ -10,7 +10,7 @@ import time
 import msgspec
 
 from xinf.core.records import Phase, ReplicaFailure
-from xinf.core.shim import ShimSpec, ShimStatus, write_file
+from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
 from xinf.engine.adapter import EngineDescription
 
 _log = logging.getLogger(__name__)
@@ -23,8 +23,13 @@ class StatusFile:
         self._path = spec.status_path
         self._lock = threading.Lock()
         now_s = time.time()
+        before = read_file(self._path, ShimStatus)  # the fetcher's: it was this very process
         self._status = ShimStatus(
-            start_id=spec.start_id, pid=os.getpid(), phase=Phase.STARTING, phase_since_s={Phase.STARTING.value: now_s}
+            start_id=spec.start_id,
+            pid=os.getpid(),
+            phase=Phase.STARTING,
+            phase_since_s={Phase.STARTING.value: now_s},
+            fetched_s=before.fetched_s if before is not None and before.start_id == spec.start_id else None,
         )
         write_file(self._path, self._status)
 

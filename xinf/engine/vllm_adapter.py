@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from xinf.core.errors import EngineDied, EngineError, EngineStartFailed, InvalidRequest, NotFound, Unavailable
+from xinf.core.records import EngineSpec
 from xinf.core.shim import ShimSpec
 from xinf.engine import vllm_args, vllm_cpu
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
@@ -114,11 +115,13 @@ class VllmAdapter:
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         progress("reading the model's configuration")
-        _check_path(self._spec.engine.model)
-        family = _read_family(self._spec)
+        loaded = self._spec.loaded
+        _check_path(loaded.model)
+        family = _read_family(loaded)
         more = event_arguments(self._scratch.path) | vllm_args.memory_arguments(self._spec.memory_share)
-        arguments = vllm_args.choose_arguments(self._spec.engine, is_cpu=self._is_cpu, family=family, more=more)
-        self._args = vllm_args.parse(self._spec.engine, arguments)
+        more |= vllm_args.revision_arguments(loaded)
+        arguments = vllm_args.choose_arguments(loaded, is_cpu=self._is_cpu, family=family, more=more)
+        self._args = vllm_args.parse(loaded, arguments)
         context = UsageContext.OPENAI_API_SERVER
         config = AsyncEngineArgs.from_cli_args(self._args).create_engine_config(context)
         if config.device_config.device_type == "cpu":
@@ -141,10 +144,16 @@ class VllmAdapter:
 
     def _fit_to_cpu(self, config: Any) -> None:
         is_sized = config.cache_config.kv_cache_memory_bytes is not None or os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-        if not is_sized:
-            # The weights are not loaded yet, and will be beside the cache.
-            free_bytes = vllm_cpu.free_memory_bytes() - (self._spec.weights_bytes or 0)
-            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, max(0, free_bytes))
+        if is_sized:
+            return
+        # Each rank makes a cache of its own in the one memory that they share.
+        n_ranks = config.parallel_config.world_size
+        granted = self._spec.kv_cache_bytes
+        if granted is not None:
+            config.cache_config.kv_cache_memory_bytes = granted // n_ranks
+        else:
+            free_bytes = vllm_cpu.free_memory_bytes() // n_ranks
+            config.cache_config.kv_cache_memory_bytes = vllm_cpu.kv_cache_bytes(config, free_bytes)
 
     async def open(self) -> EngineDescription:
         import vllm
@@ -400,14 +409,14 @@ def _routes(app: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _read_family(spec: ShimSpec) -> vllm_args.ModelFamily:
+def _read_family(spec: EngineSpec) -> vllm_args.ModelFamily:
     """Read the model's type and chat template, from its directory or with vLLM's hub client. Unknown: an empty one."""
     repository = importlib.import_module("vllm.transformers_utils.repo_utils")
-    revision = spec.engine.engine_args.get("revision")
+    revision = spec.engine_args.get("revision") or vllm_args.revision_arguments(spec).get("revision")
 
     def read(name: str) -> bytes:
         try:
-            return repository.get_hf_file_bytes(name, spec.engine.model, revision) or b""
+            return repository.get_hf_file_bytes(name, spec.model, revision) or b""
         except (OSError, ValueError) as error:
             # Loading the model fails with the whole story if it is not there at all.
             _log.info("cannot read %s of the model: %s", name, error)

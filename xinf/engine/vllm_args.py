@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -100,6 +101,12 @@ def choose_arguments(
 def memory_arguments(share: float | None) -> dict[str, ArgValue]:
     """Limit the engine to a share of its devices: what is free, not what vLLM takes of all that there is (0.92)."""
     return {} if share is None else {"gpu-memory-utilization": share}
+
+
+def revision_arguments(spec: EngineSpec) -> dict[str, ArgValue]:
+    """Hold an engine that fetches its model itself to the commit that was meant."""
+    revision = spec.commit or spec.revision
+    return {} if revision is None or Path(spec.model).is_absolute() else {"revision": revision}
 
 
 def is_about(name: str, options: Collection[str]) -> bool:

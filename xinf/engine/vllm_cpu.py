@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from xinf.core.cpu_cache import size_cpu_cache
+from xinf.core.cpu_cache import size_cpu_cache, wanted_cpu_cache
 
 
 def set_variables(environ: MutableMapping[str, str]) -> None:
@@ -18,7 +18,7 @@ def set_variables(environ: MutableMapping[str, str]) -> None:
 
 
 def kv_cache_bytes(config: Any, free_bytes: int) -> int:
-    """Size the KV cache of a vLLM config: what a few full requests need, within a share of the free memory.
+    """Size the KV cache where nobody was granted one: a few full requests, within a share of what is free.
 
     vLLM's own default takes a share of all memory and touches it.
     """
@@ -27,9 +27,8 @@ def kv_cache_bytes(config: Any, free_bytes: int) -> int:
     token_bytes = int(2 * model.get_num_layers(parallel) * width * model.dtype.itemsize)
     max_model_len = int(model.max_model_len)
     return size_cpu_cache(
-        token_bytes=token_bytes,
+        wanted_bytes=wanted_cpu_cache(token_bytes=token_bytes, max_model_len=max_model_len),
         sequence_bytes=token_bytes * (max_model_len + int(config.cache_config.block_size)),
-        max_model_len=max_model_len,
         free_bytes=free_bytes,
     )
 

@@ -17,6 +17,7 @@ import msgspec
 from xinf._fast.residency import BlockTable
 from xinf._fast.scan import order_of
 from xinf.core.records import ArgValue
+from xinf.engine.following import Following
 from xinf.engine.kv_event_client import KvEventClient
 from xinf.engine.kv_events import Cleared, KvBatch, Removed, Stored
 from xinf.engine.prompts import Canon, Prompts
@@ -79,18 +80,19 @@ class VllmResidency:
             self._prompts = Prompts(self.canon, self.residency)
             self.prompts = VllmPrompts(self._prompts, pieces, tokenizer, habits, block_tokens=self._block_tokens)
             if self.residency.state is State.EXACT:
-                self._follow()
+                self._follow(self._prompts)
         except Exception:
             _log.exception("what the engine holds cannot be told, requests are routed without")
             self.prompts = None
             self.residency.set_state(State.OFF)
 
-    def _follow(self) -> None:
+    def _follow(self, prompts: Prompts) -> None:
         config = self._events_config
         self._client = KvEventClient(
             config.endpoint, config.replay_endpoint, on_batch=self._apply, on_reset=self._lose, topic=config.topic
         )
         self._client.start()
+        self.residency.account = Following(self._client, prompts)
 
     async def close(self) -> None:
         if self._client is not None:

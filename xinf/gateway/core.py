@@ -32,7 +32,7 @@ from xinf.gateway.decisions import Decisions
 from xinf.gateway.hotpath import HotPath
 from xinf.gateway.intake import Intake
 from xinf.gateway.keys import KeyRing, check_exposure
-from xinf.gateway.metrics import NO_MODEL, Metrics, Snapshot, add, escape, fold_router
+from xinf.gateway.metrics import NO_MODEL, Metrics, Snapshot, add, escape, fold_following, fold_router
 from xinf.gateway.routes import DRY_RUN
 from xinf.gateway.table import Table
 from xinf.gateway.worker import AdminSocket, WorkerNumber
@@ -298,6 +298,8 @@ class Core:
             folded[f"xinf_link_up{{{label}}}"] = int(link.is_up)
             folded[f"xinf_replica_in_flight{{{label}}}"] = link.n_open
             folded[f"xinf_residency_resyncs_total{{{label}}}"] = link.n_resyncs
+            if link.following is not None:
+                fold_following(link.following, link.replica, folded)
         folded["xinf_access_log_dropped_total"] = self._access_log.dropped
         fold_router(self._router.snapshot(), folded)
         folded["xinf_connections_turned_away_total"] = self.n_turned_away

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import time
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ class Front(MPServer):
         self.interrupt_children: list[int] = []
         self._backoffs = [Backoff() for _ in range(self.workers)]
         self._kill_after_s = drain_timeout_s + KILL_AFTER_DRAIN_S
-        self.workers_kill_timeout = max(1, round(self._kill_after_s))
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
         for idx in range(self.workers):
@@ -102,7 +102,25 @@ class Front(MPServer):
         for worker in workers:
             if worker.is_alive():
                 os.kill(worker.inner.pid, signal.SIGUSR1)
+        for worker in workers:
+            worker.terminate()
+        until_s = time.monotonic() + self._kill_after_s
+        for worker in workers:
+            await_end(worker, until_s)
+        self.workers_kill_timeout = 1  # they have had their time
         super()._stop_workers()  # type: ignore[no-untyped-call]
+
+
+def await_end(worker: Any, until_s: float) -> None:
+    """Wait until a worker of Granian has ended and says so, or until `until_s` by the monotonic clock.
+
+    Its own join ends when the process does, but the thread that waits for the process may have yet to note that. Asked
+    in between, as happens on a busy machine, Granian says that it kills a worker which is gone.
+    Source: granian 2.8.9, server/common.py, AbstractServer._stop_workers; CPython's multiprocessing/popen_fork.py.
+    """
+    if connection.wait([worker.inner.sentinel], max(0.0, until_s - time.monotonic())):
+        while worker.is_alive():
+            time.sleep(0.001)
 
 
 def serve(config: Config, meta_target: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
+from xinf._fast.framewriter import encode_head
 from xinf._fast.scan import Scan, ScanError, scan
-from xinf._fast.wire import encode_head
 from xinf.core.config import GatewayConfig
 from xinf.core.errors import InvalidRequest, MalformedJson
 from xinf.core.records import KeyRecord

@@ -3,7 +3,7 @@
 
 cdef class Link:
     cdef readonly str replica, address
-    cdef public object info
+    cdef public object info, following
     cdef readonly bint is_up
     cdef readonly object _stream
     cdef readonly double _last_frame_s

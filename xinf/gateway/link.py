@@ -30,14 +30,8 @@ import grpc.aio
 import msgspec
 from google.protobuf.message import DecodeError
 
-from xinf._fast.wire import (
-    EngineFrame,
-    GatewayFrameWriter,
-    WireError,
-    decode_engine_frame,
-    decode_generate_event,
-    encode_submit,
-)
+from xinf._fast.frame import EngineFrame, WireError, decode_engine_frame, decode_generate_event
+from xinf._fast.framewriter import GatewayFrameWriter, encode_submit
 from xinf._pb import engine_service_pb2 as pb
 from xinf.core.errors import EngineDied, EngineError, XinfError
 from xinf.gateway.client import RawHeaders
@@ -137,6 +131,7 @@ class Link:
         self.replica = replica
         self.address = address
         self.info: Any = None  # EngineInfo, while and after it was up
+        self.following: Any = None  # Following: how the engine's events are followed, as it said last
         self.is_up = False
         self.n_resyncs = 0  # snapshots asked for because something was missing or wrong
         self._wants_residency = wants_residency
@@ -299,6 +294,8 @@ class Link:
                 self._greet(frame)
             elif frame.hello is not None:
                 self._hear_again(frame.hello)
+            if frame.following is not None:
+                self.following = pb.Following.FromString(frame.following)
         except (WireError, DecodeError, _Refused) as error:
             logger.error("replica cannot be talked to", extra={"kv": {"replica": self.replica, "reason": str(error)}})
             self._give_up_stream(f"the stream broke: {error}")

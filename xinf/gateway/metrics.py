@@ -14,6 +14,7 @@ import msgspec
 
 from xinf._fast.counters import BUCKETS_S, Histogram
 from xinf._fast.counters import ModelCounters as ModelCounters
+from xinf._pb import engine_service_pb2 as pb
 from xinf.router import RouterView
 
 Snapshot = dict[str, float]
@@ -73,6 +74,21 @@ FAMILIES: dict[str, Family] = {
     "xinf_residency_resyncs_total": Family(
         "counter", "Snapshots asked of a replica because what it said of its cache had a gap or a fault."
     ),
+    "xinf_kv_events_total": Family(
+        "counter", "Events of a replica's cache that its shim took in, and of them those that it has no use for."
+    ),
+    "xinf_kv_event_batches_total": Family(
+        "counter",
+        "Messages of a replica's event stream: live, replayed after a gap, duplicate, malformed, foreign.",
+    ),
+    "xinf_kv_event_gaps_total": Family("counter", "Gaps in a replica's event stream, filled or not."),
+    "xinf_kv_event_losses_total": Family(
+        "counter", "Times that events of a replica's cache were lost, so that it is known roughly until it is empty."
+    ),
+    "xinf_kv_event_lag_seconds": Family("gauge", "How old events of a replica's cache are when they come: mean, max."),
+    "xinf_unbound_prompts_total": Family(
+        "counter", "Prompts of a replica whose text could not be told: they are predicted too low."
+    ),
     "xinf_replica_view": Family("gauge", "Gateway processes that see a replica's cache as exact, approx or off."),
     "xinf_replica_view_share": Family(
         "gauge",
@@ -91,6 +107,10 @@ FAMILIES: dict[str, Family] = {
     "xinf_store_read": Family("gauge", "Gateway processes that have read the store."),
     "xinf_worker_start_time_seconds": Family("gauge", "When a gateway process started, seconds since the epoch."),
 }
+
+
+# Of these every gateway process hears the same from the engine: they are not summed.
+_TOLD = frozenset(name for name in FAMILIES if name.startswith(("xinf_kv_event", "xinf_unbound_prompts")))
 
 
 def fold_histogram(histogram: Histogram, name: str, labels: str, into: Snapshot) -> None:
@@ -172,17 +192,41 @@ def fold_router(view: RouterView, into: Snapshot) -> None:
         into[f"xinf_predictions_within_block_total{{{label}}}"] = replica.answers_within_block
 
 
+def fold_following(following: pb.Following, replica: str, into: Snapshot) -> None:
+    """Fold what an engine's shim says of how it follows the engine's events."""
+    label = f'replica="{escape(replica)}"'
+    into[f'xinf_kv_events_total{{{label},use="taken"}}'] = following.events - following.skipped
+    into[f'xinf_kv_events_total{{{label},use="skipped"}}'] = following.skipped
+    batches = {
+        "live": following.batches - following.replayed,
+        "replayed": following.replayed,
+        "duplicate": following.duplicates,
+        "malformed": following.malformed,
+        "foreign": following.foreign,
+    }
+    for kind, count in batches.items():
+        into[f'xinf_kv_event_batches_total{{{label},kind="{kind}"}}'] = count
+    into[f"xinf_kv_event_gaps_total{{{label}}}"] = following.gaps
+    into[f"xinf_kv_event_losses_total{{{label}}}"] = following.resets
+    into[f'xinf_kv_event_lag_seconds{{{label},of="mean"}}'] = following.lag_mean_s
+    into[f'xinf_kv_event_lag_seconds{{{label},of="max"}}'] = following.lag_max_s
+    into[f"xinf_unbound_prompts_total{{{label}}}"] = following.unbound
+
+
 def escape(value: str) -> str:
     """Escape a label value as Prometheus' text format wants it."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def add(snapshots: Iterable[Mapping[str, float]]) -> Snapshot:
-    """Sum what several processes counted."""
+    """Sum what several processes counted; of what engines told all of them, take the most, which is the newest."""
     total: Snapshot = {}
     for snapshot in snapshots:
         for key, value in snapshot.items():
-            total[key] = total.get(key, 0) + value
+            if key.partition("{")[0] in _TOLD:
+                total[key] = max(total.get(key, 0), value)
+            else:
+                total[key] = total.get(key, 0) + value
     return total
 
 

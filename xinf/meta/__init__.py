@@ -10,8 +10,9 @@ Names are loaded on first use: a gateway does not load LMDB, and a command that 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from xinf.core.first_use import names_on_first_use
 
 if TYPE_CHECKING:
     from xinf.meta.check import check_directory
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from xinf.meta.events import record_event, trim_events
     from xinf.meta.key_queue import KeyQueue
     from xinf.meta.lmdb_store import LmdbStore
+    from xinf.meta.measured import record_measured
     from xinf.meta.mirror import Mirror
     from xinf.meta.records import Records
     from xinf.meta.server import MetaServer
@@ -69,19 +71,12 @@ _MODULES = {
     "events": ("record_event", "trim_events"),
     "key_queue": ("KeyQueue",),
     "lmdb_store": ("LmdbStore",),
+    "measured": ("record_measured",),
     "mirror": ("Mirror",),
     "records": ("Records",),
     "server": ("MetaServer",),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_on_first_use(__name__, _MODULES)
 
 
 __all__ = [
@@ -113,6 +108,7 @@ __all__ = [
     "connect",
     "read_discovery",
     "record_event",
+    "record_measured",
     "remove_discovery",
     "trim_events",
     "write_discovery",

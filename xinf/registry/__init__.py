@@ -12,40 +12,41 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 `none`.
 """
 
+from xinf.core.model import KvLayers, ModelFacts, Quantization
 from xinf.registry.advice import Room, advise
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
-from xinf.registry.download import Download, Progress, download_model
-from xinf.registry.facts import (
-    KvLayers,
-    ModelFacts,
-    Quantization,
-    kv_bytes_per_sequence,
-    kv_bytes_per_token,
-)
+from xinf.registry.device_memory import need_on, plan_on
+from xinf.registry.download import Download, Progress, download, download_model
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
+from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
 from xinf.registry.load import LoadOptions, choose_options
 from xinf.registry.memory import (
     MAX_SHARE,
     MemoryFit,
     MemoryPlan,
+    context_bytes,
     fit_memory,
     kv_token_bytes,
     memory_share,
     plan_memory,
     runtime_bytes,
+    usable_bytes,
 )
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.source import SCRIPTED, ModelSource, refer_model, resolve_model
-from xinf.registry.sources import hub_cache_dir
+from xinf.registry.shelf import Shelf, list_shelves, shelf_of
+from xinf.registry.source import SCRIPTED, ModelSource, resolve_model
+from xinf.registry.sources import Hub, Reference, Sources, find_sources, hub_cache_dir, is_commit, reference_of
 
 __all__ = [
     "MAX_SHARE",
     "SCRIPTED",
     "Compatibility",
     "Download",
+    "Hub",
     "KvLayers",
     "LoadOptions",
     "MemoryFit",
@@ -55,31 +56,45 @@ __all__ = [
     "Need",
     "Progress",
     "Quantization",
+    "Reference",
     "Room",
+    "Shelf",
+    "Sources",
     "Verdict",
     "advise",
     "capabilities",
     "choose_options",
+    "context_bytes",
+    "download",
     "download_model",
+    "find_commit",
+    "find_sources",
     "fingerprint",
     "fit_memory",
     "hub_cache_dir",
     "identify_model",
+    "is_commit",
     "judge",
     "judge_spec",
     "kv_bytes_per_sequence",
     "kv_bytes_per_token",
     "kv_token_bytes",
+    "list_shelves",
     "memory_share",
     "need_of",
+    "need_on",
+    "not_cached",
     "plan_memory",
+    "plan_on",
     "read_compatibility",
     "read_facts",
     "read_model",
-    "refer_model",
+    "reference_of",
     "refusal_of",
     "resolve_model",
     "runtime_bytes",
+    "shelf_of",
     "shipped",
+    "usable_bytes",
     "write_scripted_model",
 ]

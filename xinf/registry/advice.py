@@ -8,8 +8,8 @@ import msgspec
 
 from xinf.core.device import Vendor
 from xinf.core.errors import InvalidRequest
+from xinf.core.model import ModelFacts
 from xinf.core.units import format_bytes
-from xinf.registry.facts import ModelFacts
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import weights_bytes
 from xinf.registry.memory import MemoryPlan, fit_memory, plan_memory, split_problem

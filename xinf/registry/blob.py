@@ -21,9 +21,12 @@ import msgspec
 from xinf.core.errors import Conflict, Unavailable
 
 _CHUNK_BYTES = 1 << 20
-# Tries in a row that bring nothing, and the wait before the second, doubled each time.
+PARTIAL = ".partial"
+# Tries in a row that bring nothing, and the wait after the first, doubled each time until one has brought a lot.
 _FRUITLESS_TRIES = 5
 _BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 30.0
+_RICH_BYTES = 1 << 20
 _MAX_SKIP_BYTES = 4 << 20
 # A server that sends a byte now and then never runs into the timeout of a read.
 _PATIENCE_S = 30.0
@@ -35,6 +38,13 @@ class Answer(msgspec.Struct):
 
     is_partial: bool
     chunks: Iterator[bytes]
+
+
+class Checksum(msgspec.Struct, frozen=True):
+    """What a file's content must add up to: its SHA-256, or the name that git gives to such a content."""
+
+    hexdigest: str
+    is_git: bool = False
 
 
 Ask = Callable[[str | None], AbstractContextManager[Answer]]
@@ -63,41 +73,45 @@ def fetch(
     destination: Path,
     *,
     size: int,
-    sha256: str | None,
+    checksum: Checksum | None,
     on_bytes: Callable[[int], None],
+    piece_bytes: int | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Bring a file of `size` bytes to `destination`; what is there already is not asked for again.
 
     `ask`: takes the value of a Range header, None for the whole file. `on_bytes`: told how many more bytes are here,
     those of earlier tries too; a negative number takes some back.
-    `sha256`: None where the hub does not say; then the length alone is compared.
+    `checksum`: None where the hub does not say; then the length alone is compared.
+    `piece_bytes`: the most to ask for at once.
     Raises: what `ask` raises, after five tries in a row that brought nothing; Unavailable for a wrong checksum;
-    Conflict if another process fetches the same; OSError.
+    Conflict, with the `path` that is locked, if another process fetches the same; OSError.
     """
-    if destination.exists():
+    if _is_there(destination, size):
         on_bytes(size)
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(destination.name + ".partial")
+    partial = destination.with_name(destination.name + PARTIAL)
     with _locked(partial) as file:
-        if destination.exists():
+        if _is_there(destination, size):
             on_bytes(size)
             return
-        digest = _hash_of(file)
-        on_bytes(file.tell())
-        fruitless = 0
+        body = _Body(file, size, checksum, on_bytes)
+        body.take_up()
+        n_fruitless, n_poor = 0, 0
         while (done := file.tell()) < size:
             try:
-                digest = _append(ask, file, digest, size, on_bytes)
+                _append(ask, body, piece_bytes)
             except Unavailable:
-                fruitless = fruitless + 1 if file.tell() <= done else 0
-                if fruitless >= _FRUITLESS_TRIES:
+                n_came = file.tell() - done
+                n_fruitless = n_fruitless + 1 if n_came <= 0 else 0
+                n_poor = n_poor + 1 if n_came < _RICH_BYTES else 0
+                if n_fruitless >= _FRUITLESS_TRIES:
                     raise
-                if fruitless:
-                    pause(_BACKOFF_S * 2 ** (fruitless - 1))
+                # A server that breaks off after a few bytes each time must not be asked in a loop.
+                pause(min(_BACKOFF_S * 2 ** max(0, n_poor - 1), _MAX_BACKOFF_S))
         file.flush()
-        if file.tell() != size or (sha256 is not None and digest.hexdigest() != sha256):
+        if not body.is_right():
             on_bytes(-file.tell())
             partial.unlink(missing_ok=True)
             raise Unavailable(
@@ -107,36 +121,68 @@ def fetch(
         partial.replace(destination)
 
 
-def _append(
-    ask: Ask, file: IO[bytes], digest: hashlib._Hash, size: int, on_bytes: Callable[[int], None]
-) -> hashlib._Hash:
-    """Append what one answer brings; return the digest of all that is there."""
-    done = file.tell()
-    with ask(f"bytes={done}-" if done else None) as answer:
+class _Body:
+    """What there is of a file, with its digest so far."""
+
+    def __init__(self, file: IO[bytes], size: int, checksum: Checksum | None, on_bytes: Callable[[int], None]) -> None:
+        self.file = file
+        self.size = size
+        self.on_bytes = on_bytes
+        self._checksum = checksum
+        self._digest = self._start()
+
+    def take_up(self) -> None:
+        """Read what an earlier try left."""
+        self.file.seek(0)
+        while chunk := self.file.read(_CHUNK_BYTES):
+            self._digest.update(chunk)
+        self.on_bytes(self.file.tell())
+
+    def begin_again(self) -> None:
+        self.on_bytes(-self.file.tell())
+        self.file.seek(0)
+        self.file.truncate()
+        self._digest = self._start()
+
+    def add(self, chunk: bytes) -> None:
+        self.file.write(chunk)
+        self._digest.update(chunk)
+        self.on_bytes(len(chunk))
+
+    def is_right(self) -> bool:
+        is_same = self._checksum is None or self._digest.hexdigest() == self._checksum.hexdigest
+        return self.file.tell() == self.size and is_same
+
+    def _start(self) -> hashlib._Hash:
+        if self._checksum is None or not self._checksum.is_git:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+
+def _append(ask: Ask, body: _Body, piece_bytes: int | None) -> None:
+    """Append what one answer brings. Raises: Unavailable also if it ends early."""
+    done = body.file.tell()
+    end = body.size if piece_bytes is None else min(body.size, done + piece_bytes)
+    ranges = f"bytes={done}-" if piece_bytes is None else f"bytes={done}-{end - 1}"
+    with ask(None if ranges == "bytes=0-" else ranges) as answer:
         if done and not answer.is_partial:
-            # A server without ranges sends all of it again.
-            file.seek(0)
-            file.truncate()
-            digest = hashlib.sha256()
-            on_bytes(-done)
+            body.begin_again()  # a server without ranges sends all of it again
         for chunk in answer.chunks:
-            file.write(chunk)
-            digest.update(chunk)
-            on_bytes(len(chunk))
-            if file.tell() > size:
+            body.add(chunk)
+            if body.file.tell() > body.size:
                 break
-    if file.tell() <= done and file.tell() < size:
+    if body.file.tell() < end:
         raise Unavailable("the hub ended its answer early", remedy="try again later")
-    return digest
 
 
-def _hash_of(file: IO[bytes]) -> hashlib._Hash:
-    """The digest of what is there; leaves the file at its end."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest
+def _is_there(destination: Path, size: int) -> bool:
+    try:
+        found = destination.stat().st_size
+    except FileNotFoundError:
+        return False
+    if found != size:
+        destination.unlink()  # files appear whole: somebody has damaged it
+    return found == size
 
 
 @contextmanager
@@ -146,6 +192,8 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(
-                f"another process is fetching {path.name.removesuffix('.partial')}", remedy="wait until it is done"
+                f"another process is fetching {path.name.removesuffix(PARTIAL)}",
+                remedy="wait until it is done",
+                path=str(path),
             ) from None
         yield file

@@ -1,11 +1,15 @@
 """Fetch a model to this host, once, so that an engine starts from the disk.
 
 A download that is interrupted goes on where it ended; files that are here are not asked for again; the revision is
-looked up once and all files are of that commit.
+looked up once and all files are of that commit. What a commit is to have is written down before its first byte, so that
+nobody takes a part for the whole (shelf.py).
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,8 +19,18 @@ import msgspec
 
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import InvalidRequest, Unavailable
+from xinf.core.units import format_bytes
+from xinf.registry.blob import Checksum, fetch
+from xinf.registry.hub import HubFile, HubFiles, list_repository
+from xinf.registry.shelf import CONFIGS, Shelf, shelf_of
 from xinf.registry.sources import Hub, Reference, Sources, find_sources, parse_reference
 from xinf.registry.wanted import wanted_files
+
+# Above this Hugging Face answers no request for a whole file, but those for parts of it. Source: huggingface_hub,
+# `constants.MAX_HTTP_DOWNLOAD_SIZE`; pull request 2991.
+_WHOLE_LIMIT_BYTES = 50_000_000_000
+_PIECE_BYTES = 10_000_000_000
+_SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -52,24 +66,42 @@ def download_model(
 
     `on_progress` is called from several threads, one at a time.
 
-    Raises: UnknownModel, InvalidRequest, PermissionDenied, Unavailable (also: offline, disk full), Conflict if another
-    process fetches the same file.
+    Raises: UnknownModel, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable (also: offline, disk full),
+    Conflict, with the `path` that is locked, if another process fetches the same file.
     """
     sources = find_sources(environ, config, offline=offline)
     reference = parse_reference(model, sources.default, revision=revision)
     if sources.is_offline:
         raise Unavailable(f"{model} cannot be fetched offline", remedy="unset HF_HUB_OFFLINE (registry.offline)")
-    meter = Meter(on_progress)
-    try:
-        if reference.hub is Hub.MODELSCOPE:
-            from xinf.registry.modelscope import download_repository
+    return download(reference, sources, on_progress)
 
-            return _completed(download_repository(reference, sources, meter))
-        return _download_from_hub(reference, sources, meter)
+
+def download(reference: Reference, sources: Sources, on_progress: OnProgress | None = None) -> Download:
+    """The same for a reference; asks its hub whether it may or not. Raises: as `download_model`."""
+    files = list_repository(reference, sources)
+    names = wanted_files(files.sizes)
+    if not any(name in names for name in CONFIGS):
+        raise InvalidRequest(
+            f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
+        )
+    if (unsized := next((name for name in names if files.sizes[name] is None), None)) is not None:
+        raise Unavailable(f"{files.where} does not say how large {unsized} is", remedy="try again; use another mirror")
+    shelf = shelf_of(reference, sources)
+    meter = Meter(on_progress)
+    meter.total_is(sum(files.sizes[name] or 0 for name in names))
+    try:
+        shelf.write_listing(files.revision, {name: files.sizes[name] for name in names})
+        _check_room(reference, shelf, files, names)
+        fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
+        shelf.remember(reference.revision, files.revision)
+        directory = shelf.snapshot(files.revision)
+        sizes = [(directory / name).stat().st_size for name in names]
     except OSError as error:
         raise Unavailable(
-            f"{reference.repository} cannot be stored: {error}", remedy="make room on the disk"
+            f"{reference.repository} cannot be stored: {error}",
+            remedy=f"make room in {shelf.directory.parent}, and check whose it is",
         ) from error
+    return Download(directory=directory, revision=files.revision, n_files=len(sizes), n_bytes=sum(sizes))
 
 
 def fetch_all(names: Sequence[str], fetch: Callable[[str], None], sources: Sources, meter: Meter) -> None:
@@ -84,24 +116,71 @@ def fetch_all(names: Sequence[str], fetch: Callable[[str], None], sources: Sourc
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _download_from_hub(reference: Reference, sources: Sources, meter: Meter) -> Download:
-    from xinf.registry.huggingface import download_file, list_repository, remember_revision
+class _Placer:
+    """Puts the files of one repository where its hub's client and engines look for them."""
 
-    files = list_repository(reference, sources)
-    names = wanted_files(files.sizes)
-    if "config.json" not in names:
-        raise InvalidRequest(
-            f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
+    def __init__(self, reference: Reference, files: HubFiles, shelf: Shelf, meter: Meter) -> None:
+        self._files = files
+        self._shelf = shelf
+        self._meter = meter
+        self._has_blobs = reference.hub is Hub.HUGGINGFACE
+        # The same content may have several names; one thread brings it, and the others find it.
+        self._locks = {content: threading.Lock() for file in files.files.values() if (content := _content(file))}
+
+    def place(self, name: str) -> None:
+        """Bring one file. Raises: as `HubFiles.ask`; Conflict; OSError."""
+        file = self._files.files[name]
+        path, content = self._shelf.snapshot(self._files.revision) / name, _content(file)
+        if not self._has_blobs or content is None or (path.exists() and path.stat().st_size == file.size):
+            _bring(self._files, name, path, self._meter)
+            return
+        with self._locks[content]:
+            _bring(self._files, name, self._shelf.blobs / content, self._meter)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to("../" * (2 + name.count("/")) + f"blobs/{content}")
+        temporary.replace(path)
+
+
+def _content(file: HubFile) -> str | None:
+    return file.sha256 or file.blob
+
+
+def _bring(files: HubFiles, name: str, destination: Path, meter: Meter) -> None:
+    file = files.files[name]
+    assert file.size is not None, "asked before the first file"
+    fetch(
+        lambda ranges: files.ask(name, ranges),
+        destination,
+        size=file.size,
+        checksum=_checksum(file),
+        on_bytes=meter.of(name),
+        piece_bytes=_PIECE_BYTES if file.size > _WHOLE_LIMIT_BYTES else None,
+        pause=meter.pause,
+    )
+
+
+def _checksum(file: HubFile) -> Checksum | None:
+    if file.sha256 is not None:
+        return Checksum(file.sha256)
+    return None if file.blob is None else Checksum(file.blob, is_git=True)
+
+
+def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequence[str]) -> None:
+    """Raises: Unavailable before a byte is asked for, if the disk cannot hold what is missing; OSError."""
+    total_bytes = sum(files.sizes[name] or 0 for name in names)
+    # Those of other commits count as well: then too little is refused, and the disk says the rest.
+    found = (path.lstat() for path in shelf.directory.rglob("*"))
+    here_bytes = sum(stats.st_size for stats in found if stat.S_ISREG(stats.st_mode))
+    free_bytes = shutil.disk_usage(shelf.directory).free
+    missing_bytes = total_bytes - here_bytes
+    if missing_bytes > max(0, free_bytes - _SPARE_BYTES):
+        raise Unavailable(
+            f"{reference.repository} cannot be stored: {format_bytes(missing_bytes)} of it are missing,"
+            f" and {format_bytes(free_bytes)} are free in {shelf.directory.parent}",
+            remedy="make room there, or set another cache (HF_HUB_CACHE, MODELSCOPE_CACHE)",
         )
-    meter.total_is(sum(files.sizes[name] or 0 for name in names))
-    fetch_all(names, lambda name: download_file(files, reference, sources, name, meter.of(name)), sources, meter)
-    directory = remember_revision(reference, sources, files.revision)
-    return _completed(Download(directory=directory, revision=files.revision, n_files=len(names), n_bytes=0))
-
-
-def _completed(download: Download) -> Download:
-    sizes = [path.stat().st_size for path in download.directory.rglob("*") if path.is_file()]
-    return msgspec.structs.replace(download, n_files=len(sizes), n_bytes=sum(sizes))
 
 
 class _Stopped(Exception):
@@ -116,10 +195,10 @@ class Meter:
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = 0
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
-        self._is_stopped = True
+        self._stopped.set()
 
     def total_is(self, n_bytes: int) -> None:
         self._total_bytes = n_bytes
@@ -128,9 +207,14 @@ class Meter:
         return lambda n_bytes: self.add(name, n_bytes)
 
     def add(self, name: str, n_bytes: int) -> None:
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise _Stopped
         with self._lock:
             self._done_bytes += n_bytes
             if self._on_progress is not None and n_bytes:
                 self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
+
+    def pause(self, delay_s: float) -> None:
+        """Wait before another try; not longer than somebody wants it."""
+        if self._stopped.wait(delay_s):
+            raise _Stopped

@@ -15,7 +15,8 @@ import msgspec
 from xinf.core.device import Device
 from xinf.core.records import EngineSpec
 from xinf.registry.load import ALIASES
-from xinf.registry.sources import hub_cache_dir
+from xinf.registry.shelf import shelf_of
+from xinf.registry.sources import Hub, find_sources, parse_reference
 
 # What a model is made of; logs and notes beside it may change.
 _SUFFIXES = {".json", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".model", ".jinja"}
@@ -62,12 +63,10 @@ def fingerprint(identity: str, spec: EngineSpec, *, engine_version: str | None, 
 
 
 def cached_commit(model: str, environ: Mapping[str, str]) -> str | None:
-    """The commit of a hub id that the cache of this host has; None if it has none."""
-    reference = hub_cache_dir(environ) / ("models--" + model.replace("/", "--")) / "refs" / "main"
-    try:
-        return reference.read_text().strip() or None
-    except OSError:
-        return None
+    """The commit of a hub's default branch that the cache of this host has; None if it has none."""
+    sources = find_sources(environ)
+    snapshot = shelf_of(parse_reference(model, Hub.HUGGINGFACE), sources).find(None)
+    return None if snapshot is None else snapshot.name
 
 
 def _parts(directory: Path) -> list[Path]:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from xinf.core.device import KIND_OF_VENDOR, Device, Dtype, Support
+from xinf.core.model import ModelFacts
 from xinf.core.records import EngineEnvironment, EngineSpec
 from xinf.registry.compatibility import Compatibility, FeatureRow, capabilities, shipped
-from xinf.registry.facts import ModelFacts
 from xinf.registry.need import Need, need_of
 
 SEVERITY = (Support.NONE, Support.UNKNOWN, Support.WEIGHT_ONLY, Support.NATIVE)  # the worst first
@@ -67,9 +67,11 @@ def judge_spec(
     return judge(spec.engine, version, device, need_of(spec, facts, table), table)
 
 
-def refusal_of(spec: EngineSpec, device: Device, environment: EngineEnvironment | None) -> str | None:
+def refusal_of(
+    spec: EngineSpec, device: Device, environment: EngineEnvironment | None, facts: ModelFacts | None = None
+) -> str | None:
     """Why a device cannot run a specification, with what to do instead; None: it can, as far as anybody knows."""
-    verdict = judge_spec(spec, device, environment)
+    verdict = judge_spec(spec, device, environment, facts)
     return str(verdict) if verdict.is_refused else None
 
 

@@ -15,8 +15,8 @@ from collections import Counter
 
 import msgspec
 
+from xinf.core.model import KvLayers
 from xinf.registry.config import ModelConfig
-from xinf.registry.facts import KvLayers
 from xinf.registry.mixers import LayerKind, Mixer, attention_only, mixer_of, mixers
 
 ENCODERS = frozenset({

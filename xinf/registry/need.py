@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from xinf.core.device import Dtype
+from xinf.core.model import ModelFacts
 from xinf.core.records import EngineSpec
 from xinf.registry.compatibility import Compatibility, shipped
-from xinf.registry.facts import ModelFacts
 
 AUTO = "auto"
 _DTYPE_WORDS = {

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from xinf.core.device import Dtype
+from xinf.core.model import Quantization
 from xinf.registry.config import as_count
-from xinf.registry.facts import Quantization
 from xinf.registry.parameters import Parameters
 
 _Section = Mapping[str, Any]

@@ -20,13 +20,15 @@ import msgspec
 
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import InvalidRequest, UnknownModel
+from xinf.core.model import Kind, ModelFacts, Quantization
 from xinf.registry.config import MAX_CONFIG_BYTES, ModelConfig, decode_config
-from xinf.registry.facts import Kind, ModelFacts, Quantization
 from xinf.registry.files import LocalFiles, ModelFiles
+from xinf.registry.hub import open_repository
 from xinf.registry.kv_layers import ENCODERS, kv_layers
 from xinf.registry.parameters import count_parameters
 from xinf.registry.quantization import read_quantization, weight_bytes
 from xinf.registry.safetensors import (
+    INDEX,
     LENGTH_BYTES,
     MAX_INDEX_BYTES,
     MAX_SHARDS,
@@ -36,11 +38,11 @@ from xinf.registry.safetensors import (
     parse_index,
 )
 from xinf.registry.scripted import write_scripted_model
-from xinf.registry.sources import Hub, Sources, find_sources, is_reference, parse_reference
+from xinf.registry.sources import Sources, find_sources, is_reference, parse_reference
 from xinf.registry.tokenizer import has_chat_template, has_vocabulary
 from xinf.registry.weights import add_up
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 # Enough for the header of most shards, so that one range is all that is asked for.
 _FIRST_READ_BYTES = 128 << 10
 _READERS = 8
@@ -91,14 +93,7 @@ def open_model(model: str, sources: Sources, *, revision: str | None = None) -> 
             raise UnknownModel(
                 f"there is no directory {path.absolute()} on this host", remedy="check the path", param="model"
             )
-    reference = parse_reference(model, sources.default, revision=revision)
-    if reference.hub is Hub.MODELSCOPE:
-        from xinf.registry.modelscope import open_repository as open_modelscope
-
-        return open_modelscope(reference, sources)
-    from xinf.registry.huggingface import open_repository
-
-    return open_repository(reference, sources)
+    return open_repository(parse_reference(model, sources.default, revision=revision), sources)
 
 
 def read_files(files: ModelFiles) -> ModelFacts:
@@ -216,9 +211,9 @@ class _Budget:
 
 
 def _shards(files: ModelFiles) -> list[str]:
-    if _INDEX in files.sizes:
-        content = files.read(_INDEX, MAX_INDEX_BYTES)
-        return parse_index(content, f"{files.where}/{_INDEX}")
+    if INDEX in files.sizes:
+        content = files.read(INDEX, MAX_INDEX_BYTES)
+        return parse_index(content, f"{files.where}/{INDEX}")
     if _SINGLE in files.sizes:
         return [_SINGLE]
     # Mistral's own format lies beside the other in the same repository: the same weights twice.

@@ -18,6 +18,7 @@ import msgspec
 
 from xinf.core.errors import UnknownModel
 
+INDEX = "model.safetensors.index.json"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 MAX_INDEX_BYTES = 256 << 20
@@ -28,7 +29,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-_SHARD = re.compile(r"[\w][\w.\-]*\.safetensors")
+_SHARD = re.compile(r"[\w][\w.\-]*\.(?:safetensors|bin)")  # the index of the older format looks the same
 
 
 class Tensor(msgspec.Struct, frozen=True):

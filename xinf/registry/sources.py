@@ -18,10 +18,14 @@ import msgspec
 
 from xinf.core.config import RegistryConfig, load
 from xinf.core.errors import ConfigError, InvalidRequest
+from xinf.core.records import EngineSpec
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+MAX_NAME = 96  # characters of an organisation or a model, as Hugging Face has it
+HUB_ID = re.compile(rf"[A-Za-z0-9][\w.-]{{0,{MAX_NAME - 1}}}(/[A-Za-z0-9][\w.-]{{0,{MAX_NAME - 1}}})?")
 COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")  # of either hub; becomes the name of a directory
 SHA256 = re.compile(r"[0-9a-f]{64}")  # becomes the name of a file
+_HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+GIT_BLOB = re.compile(r"[0-9a-f]{40}")  # becomes the name of a file
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
 _HUGGINGFACE, _MODELSCOPE = "https://huggingface.co", "https://modelscope.cn"
@@ -45,6 +49,11 @@ class Reference(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """As a user types it, with its hub."""
         return f"{self.hub}://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def model(self) -> str:
+        """Without its revision, as an EngineSpec has it: a bare id is one of Hugging Face, as engines take it."""
+        return self.repository if self.hub is Hub.HUGGINGFACE else f"{self.hub}://{self.repository}"
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +102,12 @@ def parse_reference(model: str, default: Hub, *, revision: str | None = None) ->
             hub, rest = meant, model.removeprefix(prefix)
     repository, _, typed = rest.partition("@")
     chosen = revision or typed or None
+    if any(len(part) > MAX_NAME for part in repository.split("/")):
+        raise InvalidRequest(
+            f"{repository[:200]!r} is no hub id: each of its two parts has {MAX_NAME} characters at most",
+            remedy="check the name; for a directory write a slash in front (./model)",
+            param="model",
+        )
     if not HUB_ID.fullmatch(repository) or (hub is Hub.MODELSCOPE and "/" not in repository):
         raise InvalidRequest(
             f"{model[:200]!r} is neither a path nor a hub id",
@@ -104,6 +119,11 @@ def parse_reference(model: str, default: Hub, *, revision: str | None = None) ->
             f"{chosen[:200]!r} is no revision", remedy="give a branch, a tag or a commit", param="revision"
         )
     return Reference(hub, repository, chosen)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision can mean nothing else tomorrow: branches and tags move."""
+    return _HEX.fullmatch(revision) is not None
 
 
 def is_reference(model: str) -> bool:
@@ -120,19 +140,14 @@ def hub_cache_dir(environ: Mapping[str, str]) -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def cached_snapshot(cache: Path, repository: str, revision: str | None) -> Path | None:
-    """The directory of a revision in the cache: `main` if it is None, a branch, or a commit.
+def reference_of(spec: EngineSpec) -> Reference | None:
+    """The model of a hub that a spec means, at its commit if that is known; None for a path, and for a simulated one.
 
-    Source: huggingface_hub, layout of the cache.
+    Raises: InvalidRequest if it names neither a path nor a model of a hub.
     """
-    stored = cache / ("models--" + repository.replace("/", "--"))
-    name = revision or "main"
-    try:
-        commit = (stored / "refs" / name).read_text().strip()
-    except OSError:
-        commit = name
-    snapshot = stored / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
+    if spec.engine != "vllm" or Path(spec.model).is_absolute():
+        return None
+    return parse_reference(spec.model, Hub.HUGGINGFACE, revision=spec.commit or spec.revision)
 
 
 def _endpoint(address: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xinf.registry.facts import Quantization
+from xinf.core.model import Quantization
 from xinf.registry.safetensors import DTYPE_BITS, Tensor
 
 # Last parts of names of what belongs to the packing. Sources: vLLM 0.32, `model_executor/layers/quantization/*.py`;

@@ -18,7 +18,7 @@ from xinf.scheduler.place import could_fit, place
 from xinf.scheduler.plan import plan, plan_deployment
 from xinf.scheduler.verdict import Binding
 from xinf.scheduler.view import View
-from xinf.scheduler.world import Judge, Rules, World
+from xinf.scheduler.world import Judge, Measured, Planner, Rules, World
 
 __all__ = [
     "NO_NODES",
@@ -29,9 +29,11 @@ __all__ = [
     "Delete",
     "Fleet",
     "Judge",
+    "Measured",
     "Note",
     "Place",
     "Placement",
+    "Planner",
     "Refusal",
     "Rules",
     "SchedulerLoop",

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
+from xinf.core.records import DeploymentRecord, MemoryNeed, Phase, ReplicaRecord
 from xinf.scheduler.verdict import Binding
 
 StopCause = Literal["surplus", "deleted", "replaced", "moved", "preempted"]
@@ -21,6 +21,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...]
     device_uuids: tuple[str, ...]
     note: str
+    need: MemoryNeed | None = None  # of each of the devices; None: nobody can tell
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +82,6 @@ def create(deployment: DeploymentRecord, id_: ReplicaId, action: Create, now_s: 
         deployment=deployment.name,
         generation=deployment.generation,
         spec=deployment.spec,
-        need=deployment.need,
         shares=deployment.shares,
         placement_note=action.reason,
         phase_since_s={Phase.PENDING: now_s},
@@ -91,14 +91,14 @@ def create(deployment: DeploymentRecord, id_: ReplicaId, action: Create, now_s: 
 
 
 def placed(replica: ReplicaRecord, placement: Placement, deployment: DeploymentRecord, now_s: float) -> ReplicaRecord:
-    """The record with its place in it, and with what it was given there: the need as the deployment says it now."""
+    """The record with its place in it, and with what it was given there."""
     return msgspec.structs.replace(
         replica,
         node=placement.node,
         devices=placement.devices,
         device_uuids=placement.device_uuids,
         placement_note=placement.note,
-        need=deployment.need,
+        need=placement.need,
         shares=deployment.shares,
         phase=Phase.PLACED,
         phase_since_s={**replica.phase_since_s, Phase.PLACED: now_s},

@@ -184,28 +184,19 @@ def tally(replicas: Iterable[ReplicaRecord]) -> Tally:
         n_replicas += 1
         n_of[replica.deployment] = n_of.get(replica.deployment, 0) + 1
         if replica.phase is Phase.READY:
-            models.add(replica.spec.model)
+            models.add(replica.spec.files)
         for uuid in replica.device_uuids or _processor(replica):
             holders.setdefault(uuid, []).append(replica)
-    uses = {uuid: _use(uuid, found) for uuid, found in holders.items()}
+    uses = {uuid: _use(found) for uuid, found in holders.items()}
     return Tally(n_replicas, uses, n_of, frozenset(models))
 
 
-def _use(uuid: str, replicas: list[ReplicaRecord]) -> Use:
+def _use(replicas: list[ReplicaRecord]) -> Use:
     return Use(
         tuple(sorted(replica.id for replica in replicas)),
-        sum(bytes_of(replica, uuid) for replica in replicas),
+        sum(replica.need.device_bytes for replica in replicas if replica.need is not None),
         all(replica.shares and replica.need is not None for replica in replicas),
     )
-
-
-def bytes_of(replica: ReplicaRecord, uuid: str) -> int:
-    """What a replica was given of a device that it holds; 0 if it did not say."""
-    if replica.need is None:
-        return 0
-    # On the processor all ranks of an engine live in the same memory.
-    n_parts = replica.spec.tensor_parallel_size if uuid == CPU else 1
-    return replica.need.device_bytes * n_parts
 
 
 def _processor(replica: ReplicaRecord) -> Iterator[str]:

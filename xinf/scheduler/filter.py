@@ -1,15 +1,18 @@
 """Whether one node has room for one more replica of a deployment: an offer, or the first constraint that bound.
 
-    labels ─▶ devices meant, healthy, with an environment (host.py) ─▶ capability ─▶ cordon ─▶ free ─▶ enough memory
+    labels ─▶ devices meant, healthy, with an environment (host.py) ─▶ capability (appraisal.py) ─▶ cordon ─▶ free
+           ─▶ enough memory (room.py)
 
-Room on an accelerator, F what others than our engines use of it:
+Room on an accelerator, F what others than our engines use of it; the need is that of its kind:
 
-    nobody on it       the need fits into memory - F, or nothing is known of one of them
+    nobody on it       the need fits into memory - F, and into what an engine may take of a device at all; or nothing
+                       is known of one of them
     shared             the newcomer and all who are on it share and have a need; the needs and the headroom together
                        fit into memory - F
     anything else      taken
 
-The processor is everybody's: those on it who said what they need count, the others do not.
+The processor is everybody's: those on it who have a need count, the others do not. Who finds room there is granted his
+cache too: his need is raised by what core/cpu_cache.py gives of what is then free, and held at that.
 """
 
 from __future__ import annotations
@@ -18,37 +21,38 @@ from collections.abc import Sequence
 
 import msgspec
 
+from xinf.core.cpu_cache import grant_cpu_cache
 from xinf.core.device import Device
-from xinf.core.records import DeploymentRecord, EngineEnvironment, PlacementPolicy
+from xinf.core.records import DeploymentRecord, MemoryNeed, PlacementPolicy
 from xinf.core.units import format_bytes
+from xinf.registry import usable_bytes
+from xinf.scheduler.appraisal import Appraiser
 from xinf.scheduler.claims import CPU, Tally, Use
 from xinf.scheduler.host import Group, Host
+from xinf.scheduler.room import Room, Shortage, fit_rooms
 from xinf.scheduler.verdict import Binding, Miss, Offer, Verdict
-from xinf.scheduler.world import Rules
+from xinf.scheduler.world import Measured, Rules
 
 _SHOWN_HOLDERS = 8
 
 
-class Room(msgspec.Struct, frozen=True):
-    """One device that somebody may join. `free_bytes`: None if not known; less than the need: it is too small."""
+class Able(msgspec.Struct, frozen=True):
+    """A device that can run it, and what that needs of such a device."""
 
     device: Device
-    n_sharers: int
-    free_bytes: int | None
+    need: MemoryNeed | None
 
 
 class Filter:
     """Asks for one deployment. Belongs to one plan: what devices can do is asked once per kind of device."""
 
-    def __init__(self, deployment: DeploymentRecord, rules: Rules) -> None:
+    def __init__(self, deployment: DeploymentRecord, rules: Rules, measured: Measured) -> None:
         self._deployment = deployment
         self._spec = deployment.spec
         self._size = deployment.spec.tensor_parallel_size
-        self._need = deployment.need.device_bytes if deployment.need is not None else None
-        self._may_share = deployment.shares and deployment.need is not None
         self._labels = tuple(sorted(deployment.labels.items()))
-        self._rules = rules
-        self._judged: dict[tuple[object, ...], str | None] = {}
+        self._headroom_bytes = rules.headroom_bytes
+        self._appraiser = Appraiser(deployment, rules, measured)
 
     def is_labelled(self, host: Host) -> bool:
         """Whether the node has all labels that are asked for."""
@@ -78,14 +82,15 @@ class Filter:
         return Miss(node=host.name, binding=Binding.LABEL, text=f"{host.name} lacks the label {key}={value}; {has}")
 
     def _in_group(self, host: Host, group: Group, tally: Tally) -> Verdict:
-        able: Sequence[Device] = group.devices
-        if self._rules.judge is not None:
-            reasons = {device.uuid: self._judge(device, group.environments) for device in group.devices}
-            able = [device for device in group.devices if reasons[device.uuid] is None]
-            if not able:
-                first = group.devices[0]
-                text = f"{host.name}: {first.selector} cannot run it: {reasons[first.uuid]}"
-                return Miss(node=host.name, binding=Binding.CAPABILITY, text=text)
+        able: list[Able] = []
+        for alike in group.alike:
+            found = self._appraiser.appraise(alike, group.environments)
+            if found.refusal is None:
+                able += [Able(device, found.need) for device in alike.devices]
+        if not able:
+            first = self._appraiser.appraise(group.alike[0], group.environments)
+            text = f"{host.name}: {group.devices[0].selector} cannot run it: {first.refusal}"
+            return Miss(node=host.name, binding=Binding.CAPABILITY, text=text)
         if host.cordon is not None:
             why = f": {host.cordon.reason}" if host.cordon.reason else ""
             words = "is being drained" if host.cordon.is_draining else "is cordoned"
@@ -94,64 +99,49 @@ class Filter:
             return self._on_processor(host, able[0], tally)
         return self._on_accelerators(host, group, able, tally)
 
-    def _judge(self, device: Device, environments: tuple[EngineEnvironment, ...]) -> str | None:
-        """Why no environment can run the spec on this device; None: one can. Equal devices are asked about once."""
-        key = (
-            *(device.vendor, device.name, device.arch, device.memory_bytes, device.driver, device.runtime),
-            *(environment.name for environment in environments),
-            *(environment.version for environment in environments),
-        )
-        if key not in self._judged:
-            assert self._rules.judge is not None
-            reasons = [self._rules.judge(self._spec, device, environment) for environment in environments]
-            self._judged[key] = None if None in reasons else reasons[0]
-        return self._judged[key]
-
-    def _on_processor(self, host: Host, device: Device, tally: Tally) -> Verdict:
+    def _on_processor(self, host: Host, able: Able, tally: Tally) -> Verdict:
         use = tally.uses.get(CPU)
+        device, need = able.device, able.need
         n_sharers = len(use.holders) if use is not None else 0
-        if self._need is None or device.memory_bytes is None:
-            return Offer(node=host.name, kind=CPU, devices=(device,), n_sharers=n_sharers)
-        need = self._need * self._size
+        if need is None or device.memory_bytes is None:
+            return Offer(node=host.name, kind=CPU, devices=(device,), n_sharers=n_sharers, need=need)
         held = use.n_bytes if use is not None else 0
-        free = max(0, device.memory_bytes - host.foreign_bytes(device) - held - self._rules.headroom_bytes)
-        if need > free:
-            return self._too_small(host, device, need, free, use)
-        return Offer(node=host.name, kind=CPU, devices=(device,), n_sharers=n_sharers, spare_bytes=free - need)
+        free = max(0, device.memory_bytes - host.foreign_bytes(device) - held - self._headroom_bytes)
+        if need.device_bytes > free:
+            return self._too_small(host, Shortage(Room(device, need, n_sharers, free, free), need.device_bytes), use)
+        given = grant(need, free)
+        spare = free - given.device_bytes
+        return Offer(node=host.name, kind=CPU, devices=(device,), n_sharers=n_sharers, need=given, spare_bytes=spare)
 
-    def _on_accelerators(self, host: Host, group: Group, able: Sequence[Device], tally: Tally) -> Verdict:
+    def _on_accelerators(self, host: Host, group: Group, able: Sequence[Able], tally: Tally) -> Verdict:
         rooms: list[Room] = []
-        short: list[Room] = []
         n_idle = 0
-        for device in able:
-            use = tally.uses.get(device.uuid)
+        for one in able:
+            use = tally.uses.get(one.device.uuid)
             n_idle += use is None
-            room = self._room(host, device, use)
-            if room is None:
-                continue
-            is_short = self._need is not None and room.free_bytes is not None and room.free_bytes < self._need
-            (short if is_short else rooms).append(room)
-        if len(rooms) >= self._size:
-            return self._offer(host, group, rooms, n_idle)
-        if len(rooms) + len(short) >= self._size:
-            # With the devices in the order of what is free, this is the last that would have to fit.
-            short.sort(key=lambda room: (-(room.free_bytes or 0), room.device.index))
-            binding = short[self._size - len(rooms) - 1]
-            assert self._need is not None
-            use = tally.uses.get(binding.device.uuid)
-            return self._too_small(host, binding.device, self._need, binding.free_bytes or 0, use)
-        return self._too_few(host, group, len(rooms) + len(short), tally)
+            room = self._room(host, one, use)
+            if room is not None:
+                rooms.append(room)
+        found = fit_rooms(rooms, self._size)
+        if found is None:
+            return self._too_few(host, group, len(rooms), tally)
+        if isinstance(found, Shortage):
+            return self._too_small(host, found, tally.uses.get(found.room.device.uuid))
+        return self._offer(host, group, found, n_idle)
 
-    def _room(self, host: Host, device: Device, use: Use | None) -> Room | None:
+    def _room(self, host: Host, able: Able, use: Use | None) -> Room | None:
         """What is free on a device; None: somebody has it to himself."""
-        total = device.memory_bytes
-        if use is None:
-            free = None if total is None else max(0, total - host.foreign_bytes(device))
-            return Room(device, 0, free)
-        if not self._may_share or not use.is_shareable or total is None:
+        device, total = able.device, able.device.memory_bytes
+        if use is not None and not (self._deployment.shares and able.need is not None and use.is_shareable):
             return None
-        free = max(0, total - host.foreign_bytes(device) - use.n_bytes - self._rules.headroom_bytes)
-        return Room(device, len(use.holders), free)
+        if total is None:
+            return Room(device, able.need, 0, None, None) if use is None else None
+        free = total - host.foreign_bytes(device)
+        if use is not None:
+            free -= use.n_bytes + self._headroom_bytes
+        free = max(0, free)
+        usable = usable_bytes(device.vendor, self._size, free_bytes=free, total_bytes=total)
+        return Room(device, able.need, len(use.holders) if use is not None else 0, free, usable)
 
     def _offer(self, host: Host, group: Group, rooms: list[Room], n_idle: int) -> Offer:
         """Take those that the deployment prefers, near each other where that matters."""
@@ -162,8 +152,10 @@ class Filter:
             uuids, distance = host.links(group.devices).choose(list(of_uuid), self._size)
             preferred = [of_uuid[uuid] for uuid in uuids]
         chosen = sorted(preferred[: self._size], key=lambda room: room.device.index)
+        needs = [room.need for room in chosen if room.need is not None]
+        need = max(needs, key=lambda need: need.device_bytes, default=None)
         free = [room.free_bytes for room in chosen if room.free_bytes is not None]
-        spare = min(free) - (self._need or 0) if len(free) == len(chosen) else None
+        spare = min(free) - (need.device_bytes if need is not None else 0) if len(free) == len(chosen) else None
         return Offer(
             node=host.name,
             kind=group.kind,
@@ -171,6 +163,7 @@ class Filter:
             has_warning=any(room.device.reason is not None for room in chosen),
             n_sharers=max(room.n_sharers for room in chosen),
             n_left=n_idle - sum(room.n_sharers == 0 for room in chosen),
+            need=need,
             spare_bytes=spare,
             distance=distance,
         )
@@ -183,15 +176,19 @@ class Filter:
             return (has_warning, int(room.n_sharers == 0), free, room.device.index)
         return (has_warning, room.n_sharers, 0, room.device.index)
 
-    def _too_small(self, host: Host, device: Device, need: int, free: int, use: Use | None) -> Miss:
-        text = f"{host.name}: {device.selector} needs {format_bytes(need)}, {format_bytes(free)} free"
+    def _too_small(self, host: Host, shortage: Shortage, use: Use | None) -> Miss:
+        device, free = shortage.room.device, shortage.room.free_bytes or 0
+        usable = shortage.room.usable_bytes or 0
+        text = f"{host.name}: {device.selector} needs {format_bytes(shortage.need_bytes)}, {format_bytes(free)} free"
+        if shortage.need_bytes <= free:
+            text += f", of which an engine may take {format_bytes(usable)}"
         taken = []
         if use is not None and use.n_bytes:
             taken.append(f"{format_bytes(use.n_bytes)} held by {_listed(use.holders)}")
         if foreign := host.foreign_bytes(device):
             taken.append(f"{format_bytes(foreign)} used by others")
         text += f" ({', '.join(taken)})" if taken else ""
-        return Miss(node=host.name, binding=Binding.MEMORY, text=text, shortfall=float(need - free))
+        return Miss(node=host.name, binding=Binding.MEMORY, text=text, shortfall=float(shortage.need_bytes - usable))
 
     def _too_few(self, host: Host, group: Group, n_free: int, tally: Tally) -> Miss:
         why = [
@@ -204,6 +201,18 @@ class Filter:
         text = f"{self._size} {group.kind} needed on {host.name}, {n_free} of {n_all} free"
         text += f" ({', '.join(why[:_SHOWN_HOLDERS])}{', …' if len(why) > _SHOWN_HOLDERS else ''})" if why else ""
         return Miss(node=host.name, binding=Binding.TAKEN, text=text, shortfall=float(self._size - n_free))
+
+
+def grant(need: MemoryNeed, free_bytes: int) -> MemoryNeed:
+    """The need with the cache that is given to it on a processor, where it fits into `free_bytes`."""
+    if need.kv_wanted_bytes is None:
+        return need
+    given = grant_cpu_cache(
+        wanted_bytes=need.kv_wanted_bytes,
+        sequence_bytes=need.kv_bytes,
+        free_bytes=free_bytes - need.weights_bytes - need.overhead_bytes,
+    )
+    return msgspec.structs.replace(need, kv_bytes=given, kv_wanted_bytes=None)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, Device, Health, is_selected
+from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, PASSING, Device, Health, Vendor, is_selected
 from xinf.core.ids import NodeName
 from xinf.core.records import CordonRecord, EngineEnvironment, EngineSpec, NodeRecord
 from xinf.scheduler.links import Links
@@ -30,6 +30,13 @@ _MAX_MATCHES = 64  # per host: engines x selectors that are asked for; more are 
 _SHOWN = 8  # names in a list for a person
 
 
+class Alike(msgspec.Struct, frozen=True):
+    """Devices between which neither what they can do nor what is needed of them can differ."""
+
+    key: tuple[object, ...]  # all of that; the same on other nodes
+    devices: tuple[Device, ...]
+
+
 class Group(msgspec.Struct, frozen=True):
     """Devices of one kind that a spec may use, by index, each with the environments that its engine would run in."""
 
@@ -37,6 +44,7 @@ class Group(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]
     environments: tuple[EngineEnvironment, ...]
     unusable: tuple[Device, ...]  # of the same kind, meant as well, and not healthy
+    alike: tuple[Alike, ...]  # the same devices
 
 
 class Host:
@@ -66,7 +74,7 @@ class Host:
         An engine that runs anywhere (`sim`) has no use for an accelerator.
         """
         kinds = {kind for e in self.record.environments if engine in e.engines for kind in e.device_kinds} - {"cpu"}
-        is_there = (Health.OK, Health.DEGRADED)
+        is_there = (Health.OK, *PASSING)
         return kinds & {KIND_OF_VENDOR[device.vendor] for device in self.devices if device.health in is_there}
 
     def match(self, spec: EngineSpec, kinds: frozenset[str]) -> tuple[Group, ...] | Miss:
@@ -124,7 +132,9 @@ class Host:
                 e for e in self.record.environments if engine in e.engines and kind in (e.device_kinds or (kind,))
             )
             if environments:
-                groups.append(Group(kind, _of_kind(kind, devices), environments, _of_kind(kind, unusable)))
+                found = _of_kind(kind, devices)
+                alike = _alike(found, environments)
+                groups.append(Group(kind, found, environments, _of_kind(kind, unusable), alike))
         return tuple(groups)
 
     def _miss(self, binding: Binding, text: str) -> Miss:
@@ -170,6 +180,17 @@ def whole_devices(node: NodeRecord) -> tuple[Device, ...]:
 def _of_kind(kind: str, devices: list[Device]) -> tuple[Device, ...]:
     found = (device for device in devices if KIND_OF_VENDOR[device.vendor] == kind)
     return tuple(sorted(found, key=lambda device: device.index))
+
+
+def _alike(devices: tuple[Device, ...], environments: tuple[EngineEnvironment, ...]) -> tuple[Alike, ...]:
+    engines = tuple((environment.name, environment.version) for environment in environments)
+    found: dict[tuple[object, ...], list[Device]] = {}
+    for device in devices:
+        # Hosts have a few bytes more or less of memory, and nothing of a processor hangs on how much.
+        memory_bytes = None if device.vendor is Vendor.CPU else device.memory_bytes
+        key = (device.vendor, device.name, device.arch, memory_bytes, device.driver, device.runtime, engines)
+        found.setdefault(key, []).append(device)
+    return tuple(Alike(key, tuple(members)) for key, members in found.items())
 
 
 def _names(names: Iterable[str]) -> str:

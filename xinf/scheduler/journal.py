@@ -115,4 +115,11 @@ def _state(replica: ReplicaRecord) -> tuple[Phase, float | None]:
 
 
 def _event(kind: str, replica: ReplicaRecord, message: str, now_s: float) -> EventRecord:
-    return EventRecord(at_s=now_s, kind=kind, object=replica.id, node=replica.node, message=message)
+    return EventRecord(
+        at_s=now_s,
+        kind=kind,
+        object=replica.id,
+        node=replica.node,
+        deployment=replica.deployment,
+        message=message,
+    )

@@ -19,10 +19,12 @@ from xinf.core.ids import DeploymentName, NodeName, ReplicaId, Revision, new_rep
 from xinf.core.records import (
     CORDONS,
     DEPLOYMENTS,
+    MEASURED,
     NODES,
     REPLICAS,
     CordonRecord,
     DeploymentRecord,
+    MeasuredRecord,
     NodeRecord,
     ReplicaRecord,
     encode_record,
@@ -52,6 +54,7 @@ class SchedulerLoop:
         self._replicas = Mirror(store, REPLICAS, ReplicaRecord)
         self._nodes = Mirror(store, NODES, NodeRecord)
         self._cordons = Mirror(store, CORDONS, CordonRecord)
+        self._measured = Mirror(store, MEASURED, MeasuredRecord)
         self._queue = KeyQueue(clock=self._clock)
         rules = Rules(headroom_bytes=config.control.share_headroom)
         self._view = View(World(deployments={}, replicas={}, nodes={}), rules)
@@ -59,7 +62,7 @@ class SchedulerLoop:
 
     async def run(self) -> None:
         """Plan and apply until cancelled."""
-        mirrors = (self._deployments, self._replicas, self._nodes, self._cordons)
+        mirrors = (self._deployments, self._replicas, self._nodes, self._cordons, self._measured)
         try:
             for mirror in mirrors:
                 await mirror.start()
@@ -67,6 +70,7 @@ class SchedulerLoop:
             self._replicas.listen(self._on_replica)
             self._nodes.listen(self._on_node)
             self._cordons.listen(self._on_cordon)
+            self._measured.listen(self._on_measured)
             self._take_all()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._resync())
@@ -115,6 +119,8 @@ class SchedulerLoop:
         for name, (node, _) in self._nodes.items.items():
             self._view.set_node(NodeName(name), node)
             journal.know_node(NodeName(name))
+        for fingerprint, (measured, _) in self._measured.items.items():
+            self._view.set_measured(fingerprint, measured)
         for replica, _ in self._replicas.items.values():
             self._view.set_replica(replica.id, replica)
             journal.know_replica(replica)
@@ -210,6 +216,12 @@ class SchedulerLoop:
         self._view.set_cordon(NodeName(name), record)
         self._chronicle.add(self._chronicle.journal.on_cordon(NodeName(name), record, self._clock.now_s()))
         self._add_all()
+
+    def _on_measured(self, fingerprint: str) -> None:
+        """A load took more or less than was planned: whoever waits may fit by that now."""
+        self._view.set_measured(fingerprint, self._measured.get(fingerprint))
+        for waiting in self._view.claims.pending:
+            self._queue.add(waiting.deployment)
 
     def _add_all(self, delay_s: float = 0) -> None:
         for name in (*self._view.deployments, *self._view.claims.deployments):

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from xinf.core.device import Health, Vendor
+from xinf.core.device import PASSING, Health, Vendor
 from xinf.core.ids import NodeName
 from xinf.core.records import DeploymentRecord, NodeRecord, ReplicaRecord
 from xinf.core.units import format_bytes
@@ -29,22 +29,24 @@ from xinf.scheduler.filter import Filter
 from xinf.scheduler.host import AUTO, Fleet, Host
 from xinf.scheduler.score import Key, score
 from xinf.scheduler.verdict import Miss, Offer, Verdict
-from xinf.scheduler.world import Rules
+from xinf.scheduler.world import Measured, Rules
 
 
 class Search:
     """Places for one deployment on a draft of claims. Change the draft through the search: it remembers verdicts."""
 
-    def __init__(self, deployment: DeploymentRecord, fleet: Fleet, draft: Draft, rules: Rules) -> None:
+    def __init__(
+        self, deployment: DeploymentRecord, fleet: Fleet, draft: Draft, rules: Rules, *, measured: Measured
+    ) -> None:
         self.deployment = deployment
         self.fleet = fleet
         self.draft = draft
-        self._rules = rules
-        self._filter = Filter(deployment, rules)
+        self._filter = Filter(deployment, rules, measured)
         self._kinds = self._kinds_wanted()
         self._offers: dict[NodeName, tuple[Key, Offer]] = {}
         self._misses: dict[NodeName, Miss] = {}
         self._stale: set[NodeName] = set(fleet.hosts)
+        self._reasons: list[str] | None = None  # against the nodes that have no place; None: others than before
         self._found: Placement | Refusal | None = None  # None: something changed since
 
     def find(self) -> Placement | Refusal:
@@ -57,12 +59,13 @@ class Search:
         self._refresh()
         if not self.fleet.hosts:
             return Refusal(note=NO_NODES)
-        misses = list(self._misses.values())
+        if self._reasons is None:
+            self._reasons = explain(list(self._misses.values()))
         if not self._offers:
-            binding = min(misses, key=lambda miss: miss.rank).binding
-            return Refusal(note="; ".join(explain(misses)), binding=binding)
+            binding = min(self._misses.values(), key=lambda miss: miss.rank).binding
+            return Refusal(note="; ".join(self._reasons), binding=binding)
         _, offer = min(self._offers.values(), key=lambda found: found[0])
-        return bind(offer, self.deployment, misses)
+        return bind(offer, self._reasons)
 
     def misses(self) -> Mapping[NodeName, Miss]:
         """The nodes that have no place now, and why."""
@@ -87,12 +90,12 @@ class Search:
         """A search that starts with what this one knows; neither changes the other."""
         self._refresh()
         forked = Search.__new__(Search)
-        forked.deployment, forked.fleet, forked._rules = self.deployment, self.fleet, self._rules
+        forked.deployment, forked.fleet = self.deployment, self.fleet
         forked.draft = self.draft.fork()
         forked._filter, forked._kinds = self._filter, self._kinds
         forked._offers, forked._misses = dict(self._offers), dict(self._misses)
         forked._stale = set()
-        forked._found = self._found
+        forked._reasons, forked._found = self._reasons, self._found
         return forked
 
     def _touch(self, replica: ReplicaRecord) -> None:
@@ -107,9 +110,11 @@ class Search:
             found = self._filter.examine(host, tally, self._kinds)
             if isinstance(found, Offer):
                 self._offers[name] = (score(found, self.deployment, host, tally), found)
-                self._misses.pop(name, None)
+                if self._misses.pop(name, None) is not None:
+                    self._reasons = None
             else:
                 self._misses[name] = found
+                self._reasons = None
                 self._offers.pop(name, None)
         self._stale.clear()
 
@@ -125,33 +130,38 @@ class Search:
         return frozenset(kinds or {"cpu"})
 
 
-def place(deployment: DeploymentRecord, fleet: Fleet, claims: Claims, rules: Rules) -> Placement | Refusal:
+def place(
+    deployment: DeploymentRecord, fleet: Fleet, claims: Claims, rules: Rules, *, measured: Measured | None = None
+) -> Placement | Refusal:
     """Find the best place for one more replica of `deployment`."""
-    return Search(deployment, fleet, Draft(claims), rules).find()
+    return Search(deployment, fleet, Draft(claims), rules, measured=measured or {}).find()
 
 
 def could_fit(
-    deployment: DeploymentRecord, nodes: Mapping[NodeName, NodeRecord], rules: Rules | None = None
+    deployment: DeploymentRecord,
+    nodes: Mapping[NodeName, NodeRecord],
+    rules: Rules | None = None,
+    *,
+    measured: Measured | None = None,
 ) -> Placement | Refusal:
-    """Whether a replica would fit if all that passes had passed: other engines and programs, cordons, heat."""
-    return place(deployment, Fleet(map(_at_rest, nodes.values())), Claims(), rules or Rules())
+    """Whether a replica would fit if all that passes had passed: other engines and programs, cordons, heat, silence."""
+    return place(deployment, Fleet(map(_at_rest, nodes.values())), Claims(), rules or Rules(), measured=measured)
 
 
 def _at_rest(node: NodeRecord) -> NodeRecord:
     cooled = tuple(
-        msgspec.structs.replace(device, health=Health.OK) if device.health is Health.DEGRADED else device
+        msgspec.structs.replace(device, health=Health.OK) if device.health in PASSING else device
         for device in node.devices
     )
     return msgspec.structs.replace(node, devices=cooled, foreign_bytes={})
 
 
-def bind(offer: Offer, deployment: DeploymentRecord, misses: list[Miss]) -> Placement:
+def bind(offer: Offer, reasons: list[str]) -> Placement:
     """Turn an offer into a place, with the reasons for it and against the nodes that had none."""
     selectors = tuple(device.selector for device in offer.devices)
     note = f"{offer.node} has {', '.join(selectors)} free"
-    if deployment.need is not None and offer.spare_bytes is not None:
-        size = deployment.spec.tensor_parallel_size if offer.kind == "cpu" else 1
-        need = deployment.need.device_bytes * size
+    if offer.need is not None and offer.spare_bytes is not None:
+        need = offer.need.device_bytes
         note += f": {format_bytes(need)} of {format_bytes(need + offer.spare_bytes)}"
     if offer.n_sharers and offer.kind != "cpu":
         note += f", shared with {offer.n_sharers}"
@@ -161,5 +171,6 @@ def bind(offer: Offer, deployment: DeploymentRecord, misses: list[Miss]) -> Plac
         node=offer.node,
         devices=selectors,
         device_uuids=tuple(device.uuid for device in offer.devices if device.vendor is not Vendor.CPU),
-        note="; ".join([note, *explain(misses)]),
+        note="; ".join([note, *reasons]),
+        need=offer.need,
     )

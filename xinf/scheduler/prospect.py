@@ -38,7 +38,7 @@ class Prospect:
         draft = Draft(self._view.claims)
         for replica in _kept_places(self._deployment, self._view, self._now_s):
             draft.add(replica)
-        return Search(self._deployment, self._view.fleet, draft, self._view.rules)
+        return Search(self._deployment, self._view.fleet, draft, self._view.rules, measured=self._view.measured)
 
     @property
     def later(self) -> Search:
@@ -87,7 +87,7 @@ def _seat(
     deployment: DeploymentRecord, replicas: list[ReplicaRecord], draft: Draft, view: View, now_s: float
 ) -> list[ReplicaRecord]:
     """Give replicas of one deployment places on the draft, as far as there are any."""
-    search = Search(deployment, view.fleet, draft, view.rules)
+    search = Search(deployment, view.fleet, draft, view.rules, measured=view.measured)
     seated = []
     for replica in replicas:
         found = search.find()

@@ -34,7 +34,7 @@ def score(offer: Offer, deployment: DeploymentRecord, host: Host, tally: Tally) 
     if len(offer.devices) > 1:
         distance = _UNKNOWN_DISTANCE if offer.distance is None else int(offer.distance)
     n_siblings = tally.n_of.get(deployment.name, 0)
-    model = deployment.spec.model
+    model = deployment.spec.files
     is_remote = int(model not in host.models and model not in tally.models)
     spare = _UNKNOWN_SPARE if offer.spare_bytes is None else offer.spare_bytes
     if deployment.placement is PlacementPolicy.PACK:

@@ -8,6 +8,7 @@ import msgspec
 
 from xinf.core.device import Device, Distance
 from xinf.core.ids import NodeName
+from xinf.core.records import MemoryNeed
 
 
 class Binding(IntEnum):
@@ -63,6 +64,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     has_warning: bool = False  # one of them works, and something is said of it
     n_sharers: int = 0  # engines that are on the fullest of them already
     n_left: int = 0  # devices of the kind that stay without any engine
+    need: MemoryNeed | None = None  # of each of them; None: nobody can tell
     spare_bytes: int | None = None  # what is left on the tightest of them; None: not known
     distance: Distance | None = None  # of the two that are farthest apart; None: one device, or not known
 

@@ -6,7 +6,7 @@ The loop keeps one for as long as it runs; `plan` makes one for a world that it 
 from __future__ import annotations
 
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
-from xinf.core.records import CordonRecord, DeploymentRecord, NodeRecord, ReplicaRecord
+from xinf.core.records import CordonRecord, DeploymentRecord, MeasuredRecord, NodeRecord, ReplicaRecord
 from xinf.scheduler.claims import Claims
 from xinf.scheduler.host import Fleet
 from xinf.scheduler.world import Rules, World
@@ -20,6 +20,7 @@ class View:
         self.deployments = dict(world.deployments)
         self.fleet = Fleet(world.nodes.values(), world.cordons)
         self.claims = Claims(world.replicas.values())
+        self.measured = dict(world.measured)
 
     def set_deployment(self, name: DeploymentName, record: DeploymentRecord | None) -> None:
         """Take a deployment as it is now; None: it was deleted."""
@@ -42,6 +43,13 @@ class View:
     def set_cordon(self, name: NodeName, record: CordonRecord | None) -> None:
         """Take a node's cordon as it is now."""
         self.fleet.set_cordon(name, record)
+
+    def set_measured(self, fingerprint: str, record: MeasuredRecord | None) -> None:
+        """Take what a load took as it is known now."""
+        if record is None:
+            self.measured.pop(fingerprint, None)
+        else:
+            self.measured[fingerprint] = record
 
     def is_present(self, replica: ReplicaRecord) -> bool:
         """Whether a replica is on a node whose agent is there."""

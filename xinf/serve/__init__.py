@@ -12,8 +12,9 @@ Names are loaded on first use: the gateway's master comes through this package a
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from xinf.core.first_use import names_on_first_use
 
 if TYPE_CHECKING:
     from xinf.serve.address import gateway_url
@@ -35,15 +36,7 @@ _MODULES = {
     "trial": ("PROMPT", "Trial"),
     "up": ("Up", "Voice"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_on_first_use(__name__, _MODULES)
 
 
 __all__ = [

@@ -133,7 +133,7 @@ class Child:
             read_fd, write_fd = os.pipe()
             pass_fds = (write_fd,)
             environ[VARIABLE] = str(write_fd)
-        tether = (sys.executable, "-m", "xinf.serve.tether", spec.death_signal, str(os.getpid()))
+        tether = (sys.executable, "-P", "-m", "xinf.serve.tether", spec.death_signal, str(os.getpid()))
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *tether,

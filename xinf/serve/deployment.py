@@ -47,19 +47,18 @@ def merge(present: DeploymentRecord, wish: DeploymentRecord) -> Applied:
     """What a deployment becomes when it is wished for again."""
     # What an `up` left may be taken over by whoever wishes for it; what somebody launched stays theirs.
     owner = wish.owner if present.owner is not None else None
-    # What could not be planned this time is as it was planned before, if it is the same.
-    need = present.need if wish.need is None and wish.spec == present.spec else wish.need
     merged = msgspec.structs.replace(
         wish,
+        spec=wish.spec.held_as(present.spec),
         generation=present.generation,
         created_s=present.created_s,
         owner=owner,
-        need=need,
         schema=present.schema,
     )
     if merged.spec != present.spec:
         return Applied(outcome="updated", record=msgspec.structs.replace(merged, generation=present.generation + 1))
-    is_same = msgspec.structs.replace(merged, need=present.need) == present
+    # What is known of the model is no wish.
+    is_same = msgspec.structs.replace(merged, model=present.model, model_identity=present.model_identity) == present
     return Applied(outcome="unchanged" if is_same else "adjusted", record=merged)
 
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 
@@ -24,9 +25,11 @@ from xinf.core.errors import DeadlineExceeded, EngineStartFailed, NotFound, Plac
 from xinf.core.ids import NodeName, ReplicaId
 from xinf.core.records import (
     DEPLOYMENTS,
+    MEASURED,
     NODES,
     REPLICAS,
     DeploymentRecord,
+    MeasuredRecord,
     NodeRecord,
     Phase,
     ReplicaFailure,
@@ -34,7 +37,7 @@ from xinf.core.records import (
 )
 from xinf.core.units import format_seconds
 from xinf.meta import Mirror, Store
-from xinf.scheduler import NO_NODES, Refusal, could_fit
+from xinf.scheduler import NO_NODES, Measured, Refusal, could_fit
 
 PHASE_NAMES: dict[Phase, str] = {Phase.WARMING: "warming up"}
 _SHOWN = (Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY)
@@ -71,7 +74,12 @@ class Progress:
                 self._failed_at_s[replica.id] = replica.failure.at_s
 
     def update(
-        self, replicas: Iterable[ReplicaRecord], nodes: Mapping[NodeName, NodeRecord], now_s: float
+        self,
+        replicas: Iterable[ReplicaRecord],
+        nodes: Mapping[NodeName, NodeRecord],
+        now_s: float,
+        *,
+        measured: Measured | None = None,
     ) -> list[Step]:
         """Take the records as they are and return what is new.
 
@@ -82,11 +90,14 @@ class Progress:
         for replica in mine:
             steps += self._new_phases(replica)
             self._check_failure(replica)
-        steps += self._new_wait(mine, nodes, now_s)
+        steps += self._new_wait(mine, nodes, measured, now_s)
         n_ready = sum(replica.phase is Phase.READY for replica in mine)
         self.is_ready = n_ready >= self._deployment.replicas
-        behind = [replica.phase for replica in mine if replica.phase in _SHOWN and replica.phase is not Phase.READY]
-        self.phase = _named(min(behind, key=_SHOWN.index)) if behind else "waiting"
+        behind = [replica for replica in mine if replica.phase in _SHOWN and replica.phase is not Phase.READY]
+        last = min(behind, key=lambda replica: _SHOWN.index(replica.phase), default=None)
+        self.phase = "waiting"
+        if last is not None:
+            self.phase = _named(last.phase) + (f": {last.detail}" if last.detail is not None else "")
         return steps
 
     def _mine(self, replicas: Iterable[ReplicaRecord]) -> list[ReplicaRecord]:
@@ -116,14 +127,20 @@ class Progress:
             return
         raise start_failed(replica, failure)
 
-    def _new_wait(self, mine: list[ReplicaRecord], nodes: Mapping[NodeName, NodeRecord], now_s: float) -> list[Step]:
+    def _new_wait(
+        self,
+        mine: list[ReplicaRecord],
+        nodes: Mapping[NodeName, NodeRecord],
+        measured: Measured | None,
+        now_s: float,
+    ) -> list[Step]:
         pending = next((replica for replica in mine if replica.node is None), None)
         reason: str | None = None
         if not nodes:
             reason = "no worker is connected: start one with `xinf worker`"
         elif pending is not None:
             # The note was written for the nodes of a moment ago; whether anything could ever fit is asked now.
-            found = could_fit(self._deployment, nodes)
+            found = could_fit(self._deployment, nodes, measured=measured)
             if isinstance(found, Refusal):
                 raise PlacementFailed(
                     f"{self._deployment.name} cannot be placed: {found.note}",
@@ -172,19 +189,24 @@ class Follower:
         self._deployments = Mirror(store, DEPLOYMENTS, DeploymentRecord)
         self._replicas = Mirror(store, REPLICAS, ReplicaRecord)
         self._nodes = Mirror(store, NODES, NodeRecord)
+        self._measured = Mirror(store, MEASURED, MeasuredRecord)
         self._changed = asyncio.Event()
         self._progress: Progress | None = None
 
     async def __aenter__(self) -> Follower:
-        for mirror in (self._deployments, self._replicas, self._nodes):
+        for mirror in self._mirrors:
             mirror.listen(lambda _: self._changed.set())
             await mirror.start()
         self._progress = Progress(self._deployment, self.replicas, self._since_s)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for mirror in (self._deployments, self._replicas, self._nodes):
+        for mirror in self._mirrors:
             await mirror.stop()
+
+    @property
+    def _mirrors(self) -> tuple[Mirror[Any], ...]:
+        return (self._deployments, self._replicas, self._nodes, self._measured)
 
     @property
     def replicas(self) -> list[ReplicaRecord]:
@@ -242,7 +264,8 @@ class Follower:
         if self._deployment.name not in self._deployments.items:
             raise NotFound(f"deployment {self._deployment.name} was removed while it was starting")
         nodes = {NodeName(name): record for name, (record, _) in self._nodes.items.items()}
-        return self._progress.update(self.replicas, nodes, time.time())
+        measured = {fingerprint: record for fingerprint, (record, _) in self._measured.items.items()}
+        return self._progress.update(self.replicas, nodes, time.time(), measured=measured)
 
     async def until_gone(self, timeout_s: float) -> AsyncIterator[ReplicaRecord]:
         """Wait until no replica of the deployment is left; yield each whose phase is new.

@@ -149,6 +149,15 @@ int dcmi_get_device_health(int card, int device, unsigned int *health) {
     *health = is("alarm") ? (card == 4 ? 2 : 1) : 0;
     return OK;
 }
+int dcmi_get_device_errorcode_v2(int card, int device, int *count, unsigned int *codes, unsigned int length) {
+    NOTE;
+    (void)device;
+    if (length < 128) return NOT_SUPPORTED;
+    *count = is("alarm") && card == 4 ? 2 : 0;
+    codes[0] = 0x80E01801u;
+    codes[1] = 0x0C4Fu;
+    return OK;
+}
 static int hbm(struct dcmi_hbm_info *info) {
     memset(info, 0, sizeof *info);
     info->memory_size = 65536;

@@ -5,7 +5,8 @@
  * Proves: our call order, the `stype` we pass, struct reading, the join by PCI address. Cannot prove: a driver.
  *
  * FAKE_ZE: flex   a Flex 170 and the processor's graphics
- *          max    two Max 1550 with two tiles each, in FLAT hierarchy
+ *          max    two Max 1550 with two tiles each, in FLAT hierarchy; an Xe Link from tile to tile
+ *          max_down the same with the links down
  *          none   no driver        denied  no permission
  *          old    no Sysman init   two_drivers  the same card under a second driver
  *          lost   the card is lost wedged  it needs a reset      bad_memory  it should be replaced
@@ -51,6 +52,16 @@ typedef struct {
   uint8_t isCriticalTempSupported, isThreshold1Supported, isThreshold2Supported;
 } zes_temp_properties_t;
 typedef struct { uint64_t activeTime, timestamp; } zes_engine_stats_t;
+typedef struct { uint32_t fabricId, attachId; uint8_t portNumber; } zes_fabric_port_id_t;
+typedef struct { int64_t bitRate; int32_t width; } zes_fabric_port_speed_t;
+typedef struct {
+  uint32_t stype; void *pNext; char model[256]; uint8_t onSubdevice; uint32_t subdeviceId;
+  zes_fabric_port_id_t portId; zes_fabric_port_speed_t maxRxSpeed, maxTxSpeed;
+} zes_fabric_port_properties_t;
+typedef struct {
+  uint32_t stype; const void *pNext; uint32_t status, qualityIssues, failureReasons;
+  zes_fabric_port_id_t remotePortId; zes_fabric_port_speed_t rxSpeed, txSpeed;
+} zes_fabric_port_state_t;
 typedef struct { uint32_t stype; const void *pNext; uint64_t category[7]; } zes_ras_state_t;
 
 #define SIZE(type) {#type, sizeof(type)}
@@ -65,7 +76,10 @@ static const struct { const char *name; size_t value; } layout[] = {
     AT(zes_device_state_t, reset), SIZE(zes_mem_state_t), AT(zes_mem_state_t, health), AT(zes_mem_state_t, free),
     AT(zes_mem_state_t, size), AT(zes_engine_properties_t, type), AT(zes_engine_properties_t, onSubdevice),
     AT(zes_engine_properties_t, subdeviceId), SIZE(zes_temp_properties_t), SIZE(zes_engine_stats_t),
-    SIZE(zes_ras_state_t), AT(zes_ras_state_t, category),
+    SIZE(zes_ras_state_t), AT(zes_ras_state_t, category), SIZE(zes_fabric_port_id_t),
+    AT(zes_fabric_port_id_t, portNumber), SIZE(zes_fabric_port_properties_t), AT(zes_fabric_port_properties_t, portId),
+    AT(zes_fabric_port_properties_t, maxTxSpeed), SIZE(zes_fabric_port_state_t), AT(zes_fabric_port_state_t, status),
+    AT(zes_fabric_port_state_t, remotePortId), AT(zes_fabric_port_state_t, txSpeed),
 };
 
 long fake_layout(const char *name) {
@@ -88,7 +102,7 @@ static const card_t max[] = {
     {"Intel(R) Data Center GPU Max 1550", 0x0bd5, 0x29, 0, 4, 68719476736ULL, 2},
     {"Intel(R) Data Center GPU Max 1550", 0x0bd5, 0x9a, 0, 4, 68719476736ULL, 2},
 };
-static const card_t *cards(void) { return is("max") ? max : flex; }
+static const card_t *cards(void) { return is("max") || is("max_down") ? max : flex; }
 enum { N_CARDS = 2 };
 
 /* Handles: which kind, which card, which tile. */
@@ -98,7 +112,7 @@ static void *handle(uintptr_t kind, uintptr_t card, uintptr_t tile) {
 static uint32_t card_of(const void *h) { return (uint32_t)((uintptr_t)h >> 8 & 0xff) - 1; }
 static uint32_t tile_of(const void *h) { return (uint32_t)((uintptr_t)h & 0xff) - 1; }
 static int is_kind(const void *h, uintptr_t kind) { return (uintptr_t)h >> 16 == kind; }
-enum { DRIVER = 1, DEVICE, SYSMAN, MODULE, ENGINE, SENSOR, RAS, POWER };
+enum { DRIVER = 1, DEVICE, SYSMAN, MODULE, ENGINE, SENSOR, RAS, POWER, PORT };
 
 static int put(uint32_t *count, void **out, void *const *found, uint32_t n) {
   if (out != NULL) memcpy(out, found, sizeof *found * (n < *count ? n : *count));
@@ -281,5 +295,30 @@ int zesRasGetState(void *errors, uint8_t clear, zes_ras_state_t *state) {
   for (int kind = 0; kind < 7; kind++) state->category[kind] = 100; /* resets, programming errors, ... */
   state->category[3] = state->category[4] = 0;
   state->category[5] = is("errors") ? 3 : 0;
+  return OK;
+}
+
+/* A port per tile of the cards that have several. An end of the fabric is a card, a part of it a tile. */
+int zesDeviceEnumFabricPorts(void *device, uint32_t *count, void **out) {
+  if (cards()[card_of(device)].tiles < 2) { *count = 0; return OK; }
+  return list(device, PORT, count, out);
+}
+
+static zes_fabric_port_id_t port_id(uint32_t i, uint32_t tile) {
+  return (zes_fabric_port_id_t){0x1d8a0000 + i, tile, (uint8_t)(4 + tile)};
+}
+
+int zesFabricPortGetProperties(void *port, zes_fabric_port_properties_t *p) {
+  if (!is_kind(port, PORT) || p->stype != 0x6) return UNSUPPORTED;
+  snprintf(p->model, sizeof p->model, "%s", "XeLink");
+  p->portId = port_id(card_of(port), tile_of(port));
+  p->maxTxSpeed = (zes_fabric_port_speed_t){90000000000LL, 4};
+  return OK;
+}
+
+int zesFabricPortGetState(void *port, zes_fabric_port_state_t *state) {
+  if (!is_kind(port, PORT) || state->stype != 0x19) return UNSUPPORTED;
+  state->status = is("max_down") ? 4 : 1 + tile_of(port); /* disabled; healthy, degraded */
+  state->remotePortId = port_id(1 - card_of(port), tile_of(port));
   return OK;
 }

@@ -5,7 +5,7 @@
  * so. The structs are declared here by hand from the public header; fake_layout() tells their sizes and offsets.
  *
  * Scenarios: s5000 (two, listed against the bus, joined by MtLink), wired (their links are down: the level of the bus
- * counts), mpc (a divided card: its parent and two instances), vgpu (a card and a slice of a virtual machine), half (the
+ * counts), linkless (S80, which have no MtLink), mpc (a divided card: its parent and two instances), vgpu (a card and a slice of a virtual machine), half (the
  * second cannot be opened), lost (every call about a card fails), version9, not_loaded, garbled (no PCI address).
  */
 #include <stddef.h>
@@ -169,6 +169,12 @@ int mtmlDeviceGetMpcParentDevice(const char *device, char **parent) {
     *parent = &cards[0].device;
     return of_device(device) < 0 ? INVALID : SUCCESS;
 }
+int mtmlDeviceGetMpcInstanceIndex(const char *device, unsigned int *index) {
+    int at = of_device(device);
+    if (at < 1) return INVALID;
+    *index = at - 1;
+    return SUCCESS;
+}
 int mtmlDeviceGetGpuPath(const char *device, char *text, unsigned int length) {
     char path[64];
     int at = of_device(device);
@@ -224,7 +230,7 @@ int mtmlDeviceGetPowerUsage(const char *device, unsigned int *milliwatts) {
 }
 int mtmlDeviceCountMtLinkLayouts(const char *one, const char *other, unsigned int *count) {
     *count = 2;
-    return of_device(one) < 0 || of_device(other) < 0 ? INVALID : is("vgpu") ? NOT_SUPPORTED : SUCCESS;
+    return of_device(one) < 0 || of_device(other) < 0 ? INVALID : is("linkless") ? NOT_SUPPORTED : SUCCESS;
 }
 int mtmlDeviceGetMtLinkLayouts(const char *one, const char *other, unsigned int count, MtmlMtLinkLayout *layouts) {
     for (unsigned int at = 0; at < count; at++) layouts[at] = (MtmlMtLinkLayout){5 + at, 9 + at, {0}};

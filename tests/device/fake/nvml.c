@@ -5,9 +5,15 @@
  * are those of nvml.h (CUDA 12 and 13), declared here by hand and pinned by the sizes below and by test_nvml_layout.py.
  *
  * Scenarios: 5090, 2xb200 (NVLink), 2x5090 (no NVLink: a P2P status that says so), mig, lost (the second of two cards
- * fell off the bus), gb10 (unified memory: 0 bytes), sick (ECC, hot, a row to be remapped, two processes), reset (the
+ * fell off the bus), gb10 (unified memory: not supported), wsl (0 bytes), orin (on no bus, knows little of itself),
+ * unread (its memory is an unknown error), vgpu (a guest's), vgpu_host (its card is for guests), sick (ECC, hot, a row to be remapped, two processes), reset (the
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
  * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output).
+ *
+ * FAKE_NVML=crash_marked: a 5090 that crashes whoever asks it while FAKE_NVML_MARK is there.
+ * FAKE_NVML=upgrade: a 5090 whose kernel driver is older than the library while FAKE_NVML_MARK is there. Of any scenario:
+ * FAKE_NVML_ECC (volatile uncorrectable errors), FAKE_NVML_PAGES (pages wait to be retired), FAKE_NVML_TEMP, and
+ * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported.
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
@@ -25,7 +31,7 @@ typedef struct card { int minor; int slot; } card;   /* slot -1: the whole card 
 typedef card *nvmlDevice_t;
 enum {
     OK = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9,
-    TIMEOUT = 10, LOST = 15, MISMATCH = 18
+    TIMEOUT = 10, LOST = 15, MISMATCH = 18, UNKNOWN = 999
 };
 
 typedef struct {
@@ -107,13 +113,16 @@ static void metric(const char *name) {
     FILE *file = getenv("FAKE_NVML_LOG") ? fopen(getenv("FAKE_NVML_LOG"), "a") : NULL;
     if (file) { fprintf(file, "%s\n", name); fclose(file); }
     if (is("hang_sample")) for (;;) pause();
+    if (is("crash_marked") && is_marked()) raise(SIGSEGV);
 }
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     (void)flags;
     if (is("not_loaded")) return DRIVER_NOT_LOADED;
-    if (is("mismatch")) return MISMATCH;
-    if (is("crash")) { raise(SIGSEGV); }
+    static int has_begun; /* with one library a process goes on, whatever lies in its place now */
+    if (is("mismatch") || (is("upgrade") && is_marked() && !has_begun)) return MISMATCH;
+    has_begun = 1;
+    if (is("crash") || (is("crash_marked") && is_marked())) { raise(SIGSEGV); }
     if (is("chatty")) { puts("NVML: hello"); fflush(stdout); }
     if (is("hang")) for (;;) pause();
     if (is("hang_once") && !is_marked()) {
@@ -138,7 +147,8 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
     return is_lost(*device) && !is("2xlate") ? LOST : OK; /* 2xlate: lost after it was opened */
 }
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int length) {
-    if (device->slot >= 0) snprintf(text, length, "MIG-00000000-0000-0000-0000-00000000000%d", device->slot);
+    if (is("orin")) snprintf(text, length, "a9485f58-0000-5a97-b73d-000000000000");
+    else if (device->slot >= 0) snprintf(text, length, "MIG-00000000-0000-0000-0000-00000000000%d", device->slot);
     else snprintf(text, length, "GPU-00000000-0000-0000-0000-00000000000%d", device->minor);
     return OK;
 }
@@ -148,13 +158,13 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
 }
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned int length) {
     snprintf(text, length, "%s", is_b200() ? (device->slot >= 0 ? "NVIDIA B200 MIG 1g.23gb" : "NVIDIA B200")
-                                 : is("gb10") ? "NVIDIA GB10" : "NVIDIA GeForce RTX 5090");
+                                 : is("gb10") ? "NVIDIA GB10" : is("orin") ? "Orin (nvgpu)" : "NVIDIA GeForce RTX 5090");
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
     (void)device;
-    *major = is_b200() ? 10 : 12;
-    *minor = is("gb10") ? 1 : 0;
+    *major = is_b200() ? 10 : is("orin") ? 8 : 12;
+    *minor = is("gb10") ? 1 : is("orin") ? 7 : 0;
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *architecture) {
@@ -163,9 +173,11 @@ nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *archit
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
-    unsigned long long mib = is("gb10") ? 0 : device->slot >= 0 ? 23552 : is_b200() ? 183359 : 32607;
+    unsigned long long mib = is("wsl") ? 0 : device->slot >= 0 ? 23552 : is_b200() ? 183359 : 32607;
+    if (is("gb10") || is("orin")) return NOT_SUPPORTED;
+    if (is("unread")) return UNKNOWN;
     memory->total = mib << 20;
-    memory->used = is("gb10") ? 0 : (is("sick") ? 20512ull : 512ull) << 20;
+    memory->used = is("wsl") ? 0 : (is("sick") ? 20512ull : 512ull) << 20;
     memory->free = memory->total - memory->used;
     return OK;
 }
@@ -179,6 +191,7 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *me
     return result;
 }
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) {
+    if (is("orin")) return NOT_SUPPORTED;
     memset(pci, 0, sizeof *pci);
     pci->bus = 0x1b + 0x20 * device->minor;
     snprintf(pci->busId, sizeof pci->busId, "00000000:%02X:00.0", pci->bus);
@@ -194,11 +207,19 @@ nvmlReturn_t nvmlDeviceGetPciInfoExt(nvmlDevice_t device, nvmlPciInfoExt_t *pci)
     memcpy(pci->busId, plain.busId, sizeof pci->busId);
     return OK;
 }
+nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, int *mode) {
+    (void)device;
+    if (is("orin")) return NOT_SUPPORTED;
+    *mode = is("vgpu") ? 2 : is("vgpu_host") ? 3 : 0;
+    return OK;
+}
 nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *minor) {
+    if (is("orin")) return NOT_SUPPORTED;
     *minor = device->minor;
     return OK;
 }
 nvmlReturn_t nvmlSystemGetDriverVersion(char *text, unsigned int length) {
+    if (is("orin")) return NOT_SUPPORTED;
     snprintf(text, length, "595.84");
     return OK;
 }
@@ -238,7 +259,7 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
     metric("utilization");
     if (is_lost(device)) return LOST;
     if (is("2xstuck") && device->minor == 1) return TIMEOUT;
-    if (is("gb10")) return NOT_SUPPORTED;
+    if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     rates->gpu = 37;
     rates->memory = 12;
     return OK;
@@ -246,7 +267,7 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
     (void)device;
     metric("power");
-    if (is("gb10")) return NOT_SUPPORTED;
+    if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     *milliwatts = 91300;
     return OK;
 }
@@ -254,13 +275,22 @@ nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned 
     metric("temperature");
     if (is_lost(device)) return LOST;
     if (sensor != 0) return INVALID_ARGUMENT;
-    *celsius = 53;
+    *celsius = getenv("FAKE_NVML_TEMP") ? atoi(getenv("FAKE_NVML_TEMP")) : 53;
+    return OK;
+}
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, int kind, unsigned int *celsius) {
+    unsigned int limits[2] = {0, 0}; /* NVML_TEMPERATURE_THRESHOLD_SHUTDOWN is 0, ..._SLOWDOWN is 1 */
+    (void)device;
+    metric("threshold");
+    if (getenv("FAKE_NVML_LIMITS")) sscanf(getenv("FAKE_NVML_LIMITS"), "%u,%u", &limits[0], &limits[1]);
+    if (kind > 1 || !limits[kind]) return NOT_SUPPORTED;
+    *celsius = limits[kind];
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons) {
     (void)device;
     metric("clocks");
-    if (is("gb10")) return NOT_SUPPORTED;
+    if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     *reasons = is("sick") ? 0x40 : 0x1; /* hardware thermal slowdown; idle */
     return OK;
 }
@@ -270,8 +300,15 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigne
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, int kind, int counter, unsigned long long *count) {
     (void)device;
     metric("ecc");
-    if (!is("sick") || kind != 1 || counter != 0) return NOT_SUPPORTED;
-    *count = 3;
+    if ((!is("sick") && !getenv("FAKE_NVML_ECC")) || kind != 1 || counter != 0) return NOT_SUPPORTED;
+    *count = getenv("FAKE_NVML_ECC") ? strtoull(getenv("FAKE_NVML_ECC"), NULL, 10) : 3;
+    return OK;
+}
+nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t device, int *is_pending) {
+    (void)device;
+    metric("pages");
+    if (!getenv("FAKE_NVML_PAGES")) return NOT_SUPPORTED;
+    *is_pending = atoi(getenv("FAKE_NVML_PAGES"));
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetRemappedRows(
@@ -336,7 +373,7 @@ nvmlReturn_t nvmlEventSetCreate(void **set) { *set = cards; return OK; }
 nvmlReturn_t nvmlEventSetFree(void *set) { (void)set; return OK; }
 nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long long *types) {
     (void)device;
-    if (is("gb10")) return NOT_SUPPORTED;
+    if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     *types = 0x8 | 0x2 | 0x1 | 0x8000;
     return OK;
 }

@@ -62,8 +62,8 @@ int rsmi_dev_busy_percent_get(uint32_t index, uint32_t *percent) {
 
 int rsmi_dev_temp_metric_get(uint32_t index, uint32_t sensor, int metric, int64_t *milli) {
   if (sensor == 0 && is("mi300")) return NOT_SUPPORTED;
-  if (metric != 0 && metric != 5) return INVALID;
-  *milli = metric == 5 ? 100000 : (int64_t)(sensor == 1 ? 61000 : 52000) + index * 1000;
+  if (metric != 0 && metric != 5 && metric != 7) return INVALID;
+  *milli = metric == 7 ? 105000 : metric == 5 ? 100000 : (int64_t)(sensor == 1 ? 61000 : 52000) + index * 1000;
   return OK;
 }
 

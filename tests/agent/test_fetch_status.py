@@ -1,0 +1,80 @@
+"""What a fetcher tells while files come: often enough to be followed, seldom enough for the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xinf.agent.fetcher import FetchStatus, failure_of
+from xinf.core.config import load
+from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel, XinfError
+from xinf.core.ids import ReplicaId
+from xinf.core.records import EngineSpec, Phase
+from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
+from xinf.engine.status import StatusFile
+from xinf.registry import Progress
+
+
+def spec_in(directory: Path) -> ShimSpec:
+    return ShimSpec(
+        replica=ReplicaId("m-1"),
+        start_id="s1",
+        engine=EngineSpec(model="org/name"),
+        devices=("cpu",),
+        fetch=FetchSpec(command=("python",), registry=load(environ={}).registry),
+        listen="unix:/s",
+        directory=str(directory),
+    )
+
+
+def told(spec: ShimSpec) -> ShimStatus:
+    found = read_file(spec.status_path, ShimStatus)
+    assert found is not None
+    return found
+
+
+def test_progress_is_told_at_once_and_then_every_two_seconds(tmp_path: Path) -> None:
+    spec, now_s = spec_in(tmp_path), 100.0
+    status = FetchStatus(spec, clock=lambda: now_s)
+    assert (told(spec).phase, told(spec).fetched_s) == (Phase.STARTING, None)
+    status.show(Progress(10 << 20, 100 << 20, "a"))
+    assert (told(spec).detail, told(spec).fetched_s) == ("fetching 10 %, 10 MiB of 100 MiB, 0 B/s", 100.0)
+    now_s = 101.9
+    status.show(Progress(20 << 20, 100 << 20, "a"))
+    assert told(spec).fetched_s == 100.0
+    now_s = 102.0
+    status.show(Progress(20 << 20, 100 << 20, "a"))
+    assert (told(spec).detail, told(spec).fetched_s) == ("fetching 20 %, 20 MiB of 100 MiB, 5 MiB/s", 102.0)
+    status.others(3 << 20)
+    assert told(spec).detail == "waiting for another process that fetches it: 3 MiB of this file are here"
+
+
+def test_shim_goes_on_with_what_its_fetcher_told(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    FetchStatus(spec, clock=lambda: 100.0).show(Progress(1, 2, "a"))
+    StatusFile(spec)
+    assert (told(spec).fetched_s, told(spec).detail) == (100.0, None)
+    other = ShimSpec(**{name: getattr(spec, name) for name in spec.__struct_fields__} | {"start_id": "s2"})
+    StatusFile(other)
+    assert told(spec).fetched_s is None, "of an earlier start"
+
+
+def test_files_take_the_place_of_the_name_and_the_name_stays(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    assert spec.loaded == spec.engine
+    fetched = ShimSpec(**{name: getattr(spec, name) for name in spec.__struct_fields__} | {"model_path": "/files"})
+    assert (fetched.loaded.model, fetched.loaded.served_names) == ("/files", ("org/name",))
+    assert fetched.engine.model == "org/name"
+
+
+@pytest.mark.parametrize(("error", "cause"), [
+    (UnknownModel("x"), "model_not_found"),
+    (InvalidRequest("x"), "model_not_found"),
+    (PermissionDenied("x"), "model_not_found"),
+    (Unauthenticated("x"), "model_not_found"),
+    (Unavailable("x"), "fetch_failed"),
+    (Unavailable("x", cause="missing_dependency"), "missing_dependency"),
+])  # fmt: skip
+def test_failure_has_one_of_the_causes(error: XinfError, cause: str) -> None:
+    assert failure_of(error).cause == cause

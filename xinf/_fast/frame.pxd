@@ -1,0 +1,4 @@
+# What framewriter.pyx shares with frame.pyx.
+
+cdef enum:
+    LOAD_FIELDS = 6

@@ -1,0 +1,18 @@
+"""What the name of an NVIDIA GPU tells where neither library nor tool have a question for it."""
+
+from __future__ import annotations
+
+_TEGRA = ("(nvgpu)", "NVIDIA Thor")
+
+
+def is_tegra(name: str) -> bool:
+    """Whether it is the GPU of a Jetson, whose UUID is another one in CUDA.
+
+    Source: NVIDIA/go-nvlib, HasAnIntegratedGPU (`Orin (nvgpu)`, `NVIDIA Thor`); NVIDIA/nvbandwidth #55.
+    """
+    return any(part in name for part in _TEGRA)
+
+
+def is_integrated(name: str) -> bool:
+    """Whether it computes in the host's memory: a Jetson's, or that of a GB10 (DGX Spark)."""
+    return is_tegra(name) or "GB10" in name.split()

@@ -1,0 +1,68 @@
+"""How what a hub answers is worded: the same sentences and remedies for all hubs, with each one's own names."""
+
+from __future__ import annotations
+
+import msgspec
+
+from xinf.core.errors import PermissionDenied, Unauthenticated, Unavailable, UnknownModel
+
+
+class HubSays(msgspec.Struct, frozen=True, kw_only=True):
+    """The errors of one repository of a hub. Never with a token in them."""
+
+    repository: str
+    endpoint: str
+    page: str  # where a person asks for access
+    token_variable: str
+    endpoint_settings: str
+
+    def gated(self) -> PermissionDenied:
+        return PermissionDenied(
+            f"{self.repository} is gated: its owner lets in those who accept its terms",
+            remedy=f"accept them at {self.page} and set {self.token_variable} to a token of that account",
+            param="model",
+        )
+
+    def absent(self, what: str) -> UnknownModel:
+        """`what`: "there is no x/y", "there is no x/y, or no such revision of it"."""
+        return UnknownModel(
+            f"{what} at {self.endpoint}, or it is private",
+            remedy=f"check the spelling; set {self.token_variable} for a private repository",
+            param="model",
+        )
+
+    def unauthenticated(self) -> Unauthenticated:
+        return Unauthenticated(
+            f"{self.endpoint} wants a token for {self.repository}",
+            remedy=f"set {self.token_variable} to a token that is valid",
+            param="model",
+        )
+
+    def denied(self) -> PermissionDenied:
+        return PermissionDenied(
+            f"{self.endpoint} does not give {self.repository} to this token",
+            remedy=f"ask for access at {self.page}; check what {self.token_variable} may read",
+            param="model",
+        )
+
+    def broken(self, status: int | None) -> Unavailable:
+        what = "with an error" if status is None else str(status)
+        return Unavailable(f"{self.endpoint} answered {what} for {self.repository}", remedy="try again later")
+
+    def unreachable(self, why: str) -> Unavailable:
+        return Unavailable(
+            f"{self.endpoint} cannot be reached: {why}",
+            remedy=f"check the network, or set a mirror ({self.endpoint_settings})",
+        )
+
+    def no_hub(self) -> Unavailable:
+        """A page of a proxy, a login of a hotel."""
+        return Unavailable(
+            f"{self.endpoint} does not answer as a hub",
+            remedy=f"check the address ({self.endpoint_settings}), and what is between here and there",
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What a client's error says, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

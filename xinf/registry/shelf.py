@@ -1,0 +1,157 @@
+"""The place of one repository in its hub's cache, which a hub's client, engines and `xinf pull` share.
+
+    refs/<branch or tag>       the commit that it was when it was asked for last
+    snapshots/<commit>/...     files under the names that they have in the repository
+    blobs/<checksum>           Hugging Face: their contents, which the names link to
+    .xinf/<commit>.json        ours: what a download of the commit is to bring, written before its first byte
+
+A snapshot grows file by file, so that a directory with a config.json may be anything between one file and all. It is
+whole when every file that our listing names is there with its size. What others fetched has no listing: there the index
+of the weights, or any weights, must do.
+
+Source: huggingface_hub 2.4, `file_download.py`, for the layout. Other names in the repository's directory are left
+alone by the client (`hf cache` walks refs, snapshots and blobs).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from xinf.core.errors import UnknownModel
+from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, parse_index
+from xinf.registry.sources import Hub, Reference, Sources
+
+# One of them is in every model that an engine loads; the second is Mistral's own.
+CONFIGS = ("config.json", "params.json")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_INDEXES = (INDEX, "pytorch_model.bin.index.json")
+_BRANCHES = {Hub.HUGGINGFACE: "main", Hub.MODELSCOPE: "master"}
+
+
+class Shelf:
+    """One repository's directory in a cache; it need not exist."""
+
+    def __init__(self, directory: Path, hub: Hub) -> None:
+        self.directory = directory
+        self._branch = _BRANCHES[hub]
+
+    @property
+    def blobs(self) -> Path:
+        return self.directory / "blobs"
+
+    def snapshot(self, commit: str) -> Path:
+        return self.directory / "snapshots" / commit
+
+    def commit_of(self, revision: str | None) -> str:
+        """What a revision was when it was asked for last; itself if it never was."""
+        name = revision or self._branch
+        try:
+            return (self.directory / "refs" / name).read_text().strip() or name
+        except (OSError, UnicodeDecodeError):
+            return name
+
+    def find(self, revision: str | None) -> Path | None:
+        """The snapshot of a revision if anything of a model is there; it may not be whole."""
+        snapshot = self.snapshot(self.commit_of(revision))
+        return snapshot if any(_has(snapshot / name, None) for name in CONFIGS) else None
+
+    def find_whole(self, revision: str | None) -> Path | None:
+        """The snapshot of a revision if all of it is there."""
+        snapshot = self.find(revision)
+        return snapshot if snapshot is not None and self.is_whole(snapshot.name) else None
+
+    def is_whole(self, commit: str) -> bool:
+        """Whether all files of a commit are there; see above."""
+        snapshot, sizes = self.snapshot(commit), self.listing(commit)
+        if sizes is not None:
+            return all(_has(snapshot / name, size) for name, size in sizes.items())
+        return any(_has(snapshot / name, None) for name in CONFIGS) and _has_weights(snapshot)
+
+    def listing(self, commit: str) -> Mapping[str, int | None] | None:
+        """The files of a commit with their sizes as our download was told; None: it was not ours."""
+        try:
+            return msgspec.json.decode(self._listing_path(commit).read_bytes(), type=dict[str, int | None])
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def commits(self) -> list[str]:
+        """All commits of which there is anything."""
+        return [path.name for path in _directories(self.directory / "snapshots")]
+
+    def write_listing(self, commit: str, sizes: Mapping[str, int | None]) -> None:
+        """Say what a download is to bring. Raises: OSError."""
+        _replace(self._listing_path(commit), msgspec.json.encode(sizes))
+
+    def remember(self, revision: str | None, commit: str) -> None:
+        """Let a branch or tag mean a commit from now on. Raises: OSError."""
+        name = revision or self._branch
+        if name != commit:
+            _replace(self.directory / "refs" / name, commit.encode())
+
+    def _listing_path(self, commit: str) -> Path:
+        return self.directory / ".xinf" / f"{commit}.json"
+
+
+def shelf_of(reference: Reference, sources: Sources) -> Shelf:
+    """Where a repository is, or will be."""
+    name = reference.repository.replace("/", "--")
+    if reference.hub is Hub.MODELSCOPE:
+        return Shelf(sources.modelscope_cache / "models" / name, reference.hub)
+    return Shelf(sources.huggingface_cache / f"models--{name}", reference.hub)
+
+
+def list_shelves(sources: Sources) -> Iterator[tuple[Reference, Shelf]]:
+    """All repositories of models in the caches of this host."""
+    for path in _directories(sources.huggingface_cache):
+        kind, _, name = path.name.partition("--")
+        if kind == "models" and name:
+            yield _reference(Hub.HUGGINGFACE, name), Shelf(path, Hub.HUGGINGFACE)
+    for path in _directories(sources.modelscope_cache / "models"):
+        if "--" in path.name:
+            yield _reference(Hub.MODELSCOPE, path.name), Shelf(path, Hub.MODELSCOPE)
+
+
+def _reference(hub: Hub, name: str) -> Reference:
+    return Reference(hub, name.replace("--", "/", 1), None)
+
+
+def _directories(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _has(path: Path, size: int | None) -> bool:
+    """Whether there is such a file, of that size if it is given; one that may not be looked at is not there."""
+    try:
+        found = path.stat()  # of what a link leads to; of one whose blob is gone there is none
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
+
+
+def _has_weights(snapshot: Path) -> bool:
+    try:
+        for index in (snapshot / name for name in _INDEXES):
+            if index.is_file():
+                with index.open("rb") as file:
+                    shards = parse_index(file.read(MAX_INDEX_BYTES), str(index))
+                return all((snapshot / shard).is_file() for shard in shards)
+        with os.scandir(snapshot) as entries:
+            return any(entry.is_file() and entry.name.endswith(_WEIGHTS) for entry in entries)
+    except (OSError, UnknownModel):
+        return False
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
