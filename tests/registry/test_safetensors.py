@@ -88,12 +88,15 @@ def test_index_names_each_shard_once() -> None:
     assert parse_index(json.dumps(index).encode(), "i") == ["m-1.safetensors", "m-2.safetensors"]
 
 
-def test_index_of_the_older_format_is_read_too() -> None:
-    assert parse_index(json.dumps({"weight_map": {"a": "m-1.bin"}}).encode(), "i") == ["m-1.bin"]
+def test_index_of_the_older_format_is_read_where_it_is_meant() -> None:
+    index = json.dumps({"weight_map": {"a": "m-1.bin"}}).encode()
+    assert parse_index(index, "i", ending=".bin") == ["m-1.bin"]
+    with pytest.raises(UnknownModel, match="it names"):
+        parse_index(index, "i")
 
 
 @pytest.mark.parametrize(
-    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.gguf", "", ".safetensors"]
+    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "x.gguf", "", ".safetensors"]
 )
 def test_index_that_leaves_the_directory_is_refused(shard: str) -> None:
     with pytest.raises(UnknownModel, match="it names"):

@@ -142,7 +142,7 @@ def test_what_a_load_took_decides_whether_anything_could_ever_fit() -> None:
         fingerprint="", model="org/m", engine="vllm", device_bytes=15 << 30, kv_bytes=2 << 30,
         fixed_bytes=13 << 30, has_peak=True, kv_blocks=1, block_tokens=16,
     )  # fmt: skip
-    with pytest.raises(PlacementFailed, match="needs 17"):
+    with pytest.raises(PlacementFailed, match="17 GiB free"):
         progress(deployment=wish).update([waiting], {small.name: small}, 100.0)
     measured = {fingerprint("org/m@1", spec, engine_version="0.32.0", device=device): took}
     (step,) = progress(deployment=wish).update([waiting], {small.name: small}, 100.0, measured=measured)

@@ -54,10 +54,10 @@ def describe(
         print()
         for line in replica_lines(replica, time.time()):
             print(line)
-        for line in health.replica_lines(replica, found.nodes, time.time()):
-            print(line)
         if caches is not None and (views := caches.views.get(replica.id)):
             print(f"  cache       {cache_text(views)}{followed_text(caches.followed.get(replica.id))}")
+        for line in health.replica_lines(replica, found.nodes, time.time()):
+            print(line)
 
 
 def select(found: Everything, name: str) -> tuple[DeploymentRecord | None, list[ReplicaRecord]]:

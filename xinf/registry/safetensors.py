@@ -29,7 +29,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-_SHARD = re.compile(r"[\w][\w.\-]*\.(?:safetensors|bin)")  # the index of the older format looks the same
+_SHARD = re.compile(r"[\w][\w.\-]*")
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -88,9 +88,10 @@ def parse_header(content: bytes, name: str, *, file_bytes: int | None = None) ->
     return [_parse_tensor(key, raw, name, data_bytes) for key, raw in entries.items()]
 
 
-def parse_index(content: bytes, name: str) -> list[str]:
+def parse_index(content: bytes, name: str, *, ending: str = ".safetensors") -> list[str]:
     """List the shards that an index names, each once, in ascending order.
 
+    `ending`: of each; the index of torch's own format looks the same.
     Raises: UnknownModel for what is no index, or names a file outside the model's directory.
     """
     try:
@@ -101,7 +102,7 @@ def parse_index(content: bytes, name: str) -> list[str]:
     if not shards or len(shards) > MAX_SHARDS:
         raise _damaged(name, f"it names {len(shards)} files")
     for shard in shards:
-        if not _SHARD.fullmatch(shard):
+        if not _SHARD.fullmatch(shard) or not shard.endswith(ending):
             raise _damaged(name, f"it names {shard[:200]!r}")
     return shards
 

@@ -29,7 +29,7 @@ from xinf.registry.sources import Hub, Reference, Sources
 # One of them is in every model that an engine loads; the second is Mistral's own.
 CONFIGS = ("config.json", "params.json")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_INDEXES = (INDEX, "pytorch_model.bin.index.json")
+_INDEXES = {INDEX: ".safetensors", "pytorch_model.bin.index.json": ".bin"}
 _BRANCHES = {Hub.HUGGINGFACE: "main", Hub.MODELSCOPE: "master"}
 
 
@@ -139,10 +139,11 @@ def _has(path: Path, size: int | None) -> bool:
 
 def _has_weights(snapshot: Path) -> bool:
     try:
-        for index in (snapshot / name for name in _INDEXES):
+        for name, ending in _INDEXES.items():
+            index = snapshot / name
             if index.is_file():
                 with index.open("rb") as file:
-                    shards = parse_index(file.read(MAX_INDEX_BYTES), str(index))
+                    shards = parse_index(file.read(MAX_INDEX_BYTES), str(index), ending=ending)
                 return all((snapshot / shard).is_file() for shard in shards)
         with os.scandir(snapshot) as entries:
             return any(entry.is_file() and entry.name.endswith(_WEIGHTS) for entry in entries)

@@ -1,0 +1,62 @@
+"""From what was typed to the spec of a model: which files, under which names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xinf.cli.wish import choose_name, make_spec
+from xinf.core.config import load
+from xinf.core.records import EngineSpec
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "XINF_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def spec(model: str, *engine_args: str, engine: str = "vllm") -> EngineSpec:
+    return make_spec(
+        load(environ={}),
+        model=model,
+        engine=engine,
+        name=choose_name("m", model),
+        served_names=(),
+        device="auto",
+        dtype="auto",
+        quantization=None,
+        tensor_parallel_size=1,
+        max_model_len=None,
+        trust_remote_code=False,
+        engine_args=engine_args,
+        env=(),
+    )
+
+
+@pytest.mark.parametrize(("typed", "model", "revision", "names"), [
+    ("Org/Name", "Org/Name", None, ("m", "Org/Name")),
+    ("hf://Org/Name", "Org/Name", None, ("m",)),
+    ("Org/Name@v1", "Org/Name", "v1", ("m",)),
+    ("modelscope://Org/Name@v1", "modelscope://Org/Name", "v1", ("m",)),
+])  # fmt: skip
+def test_model_of_a_hub_stays_a_reference(typed: str, model: str, revision: str | None, names: tuple[str, ...]) -> None:
+    made = spec(typed)
+    assert (made.model, made.revision, made.commit, made.served_names) == (model, revision, None, names)
+
+
+def test_revision_that_the_engine_would_take_is_the_models(tmp_path: Path) -> None:
+    made = spec("Org/Name", "revision=v2", "max_num_seqs=4")
+    assert (made.revision, made.engine_args) == ("v2", {"max_num_seqs": 4})
+    assert spec("Org/Name@v1", "revision=v2").revision == "v1"
+    (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
+    local = spec(str(tmp_path), "revision=v2")
+    assert (local.model, local.revision, local.engine_args) == (str(tmp_path), None, {"revision": "v2"})
+
+
+def test_simulated_engine_takes_any_name() -> None:
+    made = spec("whatever you like", engine="sim")
+    assert (made.model, made.revision, made.files) == ("whatever you like", None, "whatever you like")
