@@ -17,7 +17,7 @@ name = "a"
 vendor = "nvidia"
 device = "A"
 arch = "sm_90"
-memory_gib = 1.5
+memory_mib = 3
 source = "seen"
 """
 
@@ -62,7 +62,7 @@ def test_the_remedy_lists_the_cards() -> None:
     [
         (_ROW + _ROW, "row 2: 'a' is there twice"),
         (_ROW.replace('"seen"', '""'), "no source"),
-        (_ROW.replace("1.5", "0"), "no memory"),
+        (_ROW.replace("mib = 3", "mib = 0"), "no memory"),
         (_ROW.replace("nvidia", "voodoo"), "row 1"),
         (_ROW.replace("arch", "architecture"), "row 1"),
         ("[[card", "unreadable"),

@@ -33,12 +33,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     vendor: Vendor
     device: str  # the name that its driver gives it
     arch: str
-    memory_gib: float  # that a program can have of an empty one
+    memory_mib: int
+    taken_mib: int = 0  # of an empty one
     source: str
-
-    @property
-    def memory_bytes(self) -> int:
-        return int(self.memory_gib * (1 << 30))
 
 
 @functools.cache
@@ -63,7 +60,7 @@ def read_cards(path: Path) -> dict[str, Card]:
             if name in found:
                 raise ConfigError(f"{path.name}: [[card]] row {number}: {name!r} is there twice", remedy="remove one")
             found[name] = card
-        if not card.source or card.memory_gib <= 0:
+        if not card.source or not 0 <= card.taken_mib < card.memory_mib:
             raise ConfigError(f"{path.name}: [[card]] {card.name}: no source or no memory", remedy="say it")
     return found
 
@@ -91,8 +88,9 @@ def _imagine(part: str) -> NodeRecord:
             uuid=f"{name}#{index}",
             name=card.device,
             arch=card.arch,
-            memory_bytes=card.memory_bytes,
+            memory_bytes=card.memory_mib << 20,
         )
         for index in range(count)
     )
-    return NodeRecord(name=NodeName(name), address="", devices=devices, environments=())
+    foreign = {device.uuid: card.taken_mib << 20 for device in devices if card.taken_mib}
+    return NodeRecord(name=NodeName(name), address="", devices=devices, environments=(), foreign_bytes=foreign)
