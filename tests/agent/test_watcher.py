@@ -294,6 +294,25 @@ def of(nodes: Mirror[NodeRecord], bench: Bench, uuid: str) -> Device | None:
     return None if record is None else next((device for device in record.devices if device.uuid == uuid), None)
 
 
+@pytest.mark.usefixtures("nvml")
+async def test_node_is_told_of_with_what_others_use_of_it(
+    bench: Bench, nvidia_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a place gets one as soon as there is a node: what is read a moment later comes too late."""
+    monkeypatch.setattr("xinf.agent.agent._FIRST_LOOK_S", WAIT_S)
+    told: list[dict[str, int]] = []
+
+    def hear(name: str) -> None:
+        record = nodes.get(name)
+        assert record is not None
+        told.append(record.foreign_bytes)
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        nodes.listen(hear)
+        await nodes.wait(lambda _: bool(told), WAIT_S)
+    assert told[0].get(CARD) == 512 << 20
+
+
 async def test_agent_marks_a_card_that_fell_off_the_bus(
     bench: Bench, nvidia_root: Path, nvml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

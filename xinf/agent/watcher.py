@@ -88,7 +88,7 @@ class DeviceWatcher:
         # What the agent before told of need not be told again.
         told = {device.uuid: device.health for device in known}
         self._news = [d for d in devices if told.get(d.uuid, Health.OK) is not d.health]
-        registration.preset(devices)
+        registration.preset(devices=devices)
 
     async def run(self, readings: AsyncIterator[Reading]) -> None:
         """Take readings until they end or this is cancelled."""
@@ -105,6 +105,11 @@ class DeviceWatcher:
                     logger.exception("a reading of %s could not be handled", reading.vendor)
         finally:
             await self._lister.close()
+
+    def foresee(self, readings: Iterable[Reading]) -> None:
+        """Note the memory that others use before the node is there: whoever waits for a place is given one at once."""
+        for reading in readings:
+            self._registration.preset(foreign_bytes=self._foreign_bytes(reading))
 
     async def take(self, reading: Reading) -> None:
         """Note one reading and write the record if it changes anything."""
