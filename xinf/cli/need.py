@@ -216,7 +216,10 @@ def describe_kinds(plans: Sequence[DevicePlan]) -> list[str]:
 def describe_plan(plan: MemoryPlan) -> str:
     """One line."""
     how = "measured before" if plan.is_measured else "estimated"
-    parts = f"weights {format_bytes(plan.weights_bytes)}, KV of one request {format_bytes(plan.kv_bytes)}"
+    cache = f"KV of one request {format_bytes(plan.kv_bytes)}"
+    if plan.cache_bytes is not None:
+        cache = f"KV cache {format_bytes(plan.cache_bytes)}"
+    parts = f"weights {format_bytes(plan.weights_bytes)}, {cache}"
     each = "" if plan.tensor_parallel_size == 1 else f" on each of {plan.tensor_parallel_size} devices"
     return (
         f"memory: needs {format_bytes(plan.device_bytes)}{each}"
