@@ -159,6 +159,17 @@ async def test_what_our_engines_use_is_not_foreign(watch: Watch) -> None:
     assert foreign == pytest.approx(2 * GIB, abs=256 << 20)
 
 
+@pytest.mark.parametrize(("uuids", "is_orphan"), [(("GPU-test-0",), False), ((), True)])
+async def test_memory_of_the_host_that_no_replica_holds_is_foreign(
+    watch: Watch, uuids: tuple[str, ...], is_orphan: bool
+) -> None:
+    """Of an engine on an accelerator, which holds that alone; of one whose record is gone while it still runs."""
+    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
+    watch.engines = [EngineUse(leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).foreign_bytes == {"CPU-test": 3 * GIB}
+
+
 class Meddler:
     """A store in which somebody else changes the record just before a transaction of the agent."""
 

@@ -280,9 +280,13 @@ class Agent:
                 continue
 
     def _engines_here(self) -> Iterator[EngineUse]:
-        for held in self._held.values():
+        for name, held in self._held.items():
             if held.start is not None and held.start.pid is not None:
-                yield EngineUse(leader_pid=held.start.pid, device_uuids=held.start.device_uuids)
+                yield EngineUse(
+                    leader_pid=held.start.pid,
+                    device_uuids=held.start.device_uuids,
+                    is_orphan=name not in self._mirror.items,
+                )
 
     def _on_record(self, name: str) -> None:
         found = self._mirror.items.get(name)

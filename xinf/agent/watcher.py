@@ -49,6 +49,7 @@ class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
 
     leader_pid: int
     device_uuids: tuple[str, ...]  # empty: it runs on the processor
+    is_orphan: bool = False  # its replica's record is gone, and with that what it held
 
 
 class DeviceWatcher:
@@ -216,8 +217,9 @@ class DeviceWatcher:
         own_pids: dict[str, list[int]] = {}
         own_bytes: dict[str, int] = {}
         if reading.vendor is Vendor.CPU:
-            # All engines use the host's memory, those on accelerators too.
-            own = sum(read_private_bytes(pid) for engine in engines for pid in groups.get(engine.leader_pid, ()))
+            # Engines on accelerators use the host's memory too, and hold none of it.
+            holding = [engine for engine in engines if not engine.device_uuids and not engine.is_orphan]
+            own = sum(read_private_bytes(pid) for engine in holding for pid in groups.get(engine.leader_pid, ()))
             own_bytes = {sample.uuid: own for sample in reading.samples}
         else:
             own_pids = _by_device(engines, groups)
