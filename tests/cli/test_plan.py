@@ -288,6 +288,18 @@ def test_split_over_cards_that_take_other_batches_needs_the_greater_on_both(mode
     assert planned.model == known.facts, "it would fit if others let go"
 
 
+def test_split_that_the_model_does_not_allow_is_refused_before_anything_is_written(
+    control: Control, xinf: Callable[..., Result], model: Path
+) -> None:
+    node = gpu_node(80, 80, 80)
+    control.run(control.records.create(NodeRecord, node.name, node))
+    done = xinf("launch", "--model", str(model), "--tensor-parallel-size", "3", "--no-wait")
+    assert done.exit_code == 1
+    assert "32 attention heads cannot be split over 3 devices" in done.stderr
+    assert control.run(control.records.list(DeploymentRecord)) == []
+    assert xinf("launch", "--model", str(model), "--tensor-parallel-size", "3", "--no-wait", "--force").exit_code == 0
+
+
 def test_measured_load_is_believed(model: Path) -> None:
     node = gpu_node(24)
     made = wish(model)

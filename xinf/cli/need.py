@@ -130,8 +130,10 @@ def add_model(
 
     `rules`: by which the control process places, as far as is known here.
 
-    Raises: PlacementFailed, if `must_fit`, when the scheduler could not place it even if all devices were empty.
+    Raises, if `must_fit`: PlacementFailed when the scheduler could not place it even if all devices were empty,
+    InvalidRequest when the model cannot be split over as many devices as it says.
     """
+    from xinf.registry import split_problem
     from xinf.scheduler import Placement, could_fit
 
     spec, facts = wish.spec, known.facts
@@ -143,6 +145,12 @@ def add_model(
         return told, []  # whoever places it says why there is no place
     if facts is None:
         return told, [f"memory: not planned, the engine checks it itself: {known.why}"]
+    if must_fit and (problem := split_problem(facts, spec.tensor_parallel_size)) is not None:
+        raise InvalidRequest(
+            f"cannot split {spec.model}: {problem}",
+            remedy="choose another --tensor-parallel-size; --force writes it anyway",
+            param="tensor_parallel_size",
+        )
     plans = plan_devices(spec, known, able_devices(spec, facts, meant) or meant, measured)
     by_digest = {record.fingerprint: record for record in measured}
     found = could_fit(told, {node.name: node for node in nodes}, rules, measured=by_digest)

@@ -33,6 +33,7 @@ from xinf.registry.memory import (
     memory_share,
     plan_memory,
     runtime_bytes,
+    split_problem,
     usable_bytes,
 )
 from xinf.registry.need import Need, need_of
@@ -98,6 +99,7 @@ __all__ = [
     "runtime_bytes",
     "shelf_of",
     "shipped",
+    "split_problem",
     "usable_bytes",
     "write_scripted_model",
 ]
