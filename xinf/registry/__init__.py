@@ -13,7 +13,8 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 """
 
 from xinf.core.model import KvLayers, ModelFacts, Quantization
-from xinf.registry.advice import Room, advise
+from xinf.registry.advice import Room, advise, count_needed
+from xinf.registry.cards import imagine_hosts
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.device_memory import need_on, plan_on
 from xinf.registry.download import Download, Progress, download, download_model
@@ -32,6 +33,7 @@ from xinf.registry.memory import (
     memory_share,
     plan_memory,
     runtime_bytes,
+    split_problem,
     usable_bytes,
 )
 from xinf.registry.need import Need, need_of
@@ -65,6 +67,7 @@ __all__ = [
     "capabilities",
     "choose_options",
     "context_bytes",
+    "count_needed",
     "download",
     "download_model",
     "find_commit",
@@ -73,6 +76,7 @@ __all__ = [
     "fit_memory",
     "hub_cache_dir",
     "identify_model",
+    "imagine_hosts",
     "is_commit",
     "is_directory",
     "judge",
@@ -97,6 +101,7 @@ __all__ = [
     "runtime_bytes",
     "shelf_of",
     "shipped",
+    "split_problem",
     "usable_bytes",
     "write_scripted_model",
 ]
