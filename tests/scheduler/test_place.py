@@ -220,6 +220,18 @@ def test_sums_on_a_shared_device_leave_the_headroom(gib: float, fits: bool) -> N
         assert refused(found) == (Binding.MEMORY, words)
 
 
+@pytest.mark.parametrize(("share", "fits"), [(0.9, True), (0.5, False)])
+def test_engine_that_is_told_a_share_is_placed_where_that_is_enough(share: float, fits: bool) -> None:
+    made = deployment(gib=16)
+    spec = msgspec.structs.replace(made.spec, engine_args={"gpu-memory-utilization": share})
+    found = put(msgspec.structs.replace(made, spec=spec), node(n_cuda=1, memory=24))
+    assert isinstance(found, Placement) is fits
+    if not fits:
+        assert refused(found) == (
+            Binding.MEMORY, "a: cuda:0 needs 16 GiB, 24 GiB free, of which an engine may take 12.7 GiB",
+        )  # fmt: skip
+
+
 def test_memory_of_the_processor_is_accounted() -> None:
     held = (holder("a", devices=("cpu",), gib=20), holder("a", devices=("cpu",), name="silent"))
     the_node = node(cpu_memory=32)

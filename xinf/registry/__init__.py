@@ -22,7 +22,7 @@ from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
-from xinf.registry.load import LoadOptions, choose_options
+from xinf.registry.load import LoadOptions, choose_options, device_share
 from xinf.registry.memory import (
     MAX_SHARE,
     MemoryFit,
@@ -68,6 +68,7 @@ __all__ = [
     "choose_options",
     "context_bytes",
     "count_needed",
+    "device_share",
     "download",
     "download_model",
     "find_commit",

@@ -137,6 +137,17 @@ def _cache_bytes(spec: EngineSpec, given: dict[str, ArgValue], *, is_cpu: bool) 
     return _count(given, "kv_cache_memory_bytes")
 
 
+def device_share(spec: EngineSpec) -> float | None:
+    """The share of a device that its engine is told to take at most; None also for one that cannot be.
+
+    With that no plan is made either: `choose_options` refuses it.
+    """
+    try:
+        return _share({_plain(name): value for name, value in spec.engine_args.items()})
+    except InvalidRequest:
+        return None
+
+
 def _share(given: dict[str, ArgValue]) -> float | None:
     """Source: vLLM 0.32, config/cache.py: `gpu_memory_utilization` is above 0 and at most 1."""
     name = "gpu_memory_utilization"

@@ -185,10 +185,13 @@ def fit_memory(
     plan: MemoryPlan, facts: ModelFacts, options: LoadOptions, *, free_bytes: int, total_bytes: int | None
 ) -> MemoryFit:
     """Compare a plan with a device. Pure; more free memory never fits less."""
-    usable = usable_bytes(plan.vendor, plan.tensor_parallel_size, free_bytes=free_bytes, total_bytes=total_bytes)
-    if options.device_share is not None and total_bytes is not None:
-        context = context_bytes(plan.vendor, plan.tensor_parallel_size, total_bytes)
-        usable = min(usable, int(total_bytes * options.device_share) + context)
+    usable = usable_bytes(
+        plan.vendor,
+        plan.tensor_parallel_size,
+        free_bytes=free_bytes,
+        total_bytes=total_bytes,
+        share=options.device_share,
+    )
     room = usable - plan.fixed_bytes - plan.kv_spare_bytes
     fits = plan.device_bytes <= usable
     longest = facts.context_tokens or facts.max_positions or plan.max_model_len
@@ -211,12 +214,20 @@ def fit_memory(
     )
 
 
-def usable_bytes(vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None) -> int:
-    """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself."""
+def usable_bytes(
+    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None, share: float | None = None
+) -> int:
+    """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself.
+
+    `share`: what it is told to take at most of the whole device.
+    """
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
     engines_bytes = max(0, total_bytes - (_RESERVED_BYTES if vendor is Vendor.NVIDIA else 0))
-    return min(free_bytes, int(engines_bytes * MAX_SHARE) + context_bytes(vendor, tensor_parallel_size, total_bytes))
+    own_bytes = int(engines_bytes * MAX_SHARE)
+    if share is not None:
+        own_bytes = min(own_bytes, int(total_bytes * share))
+    return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, total_bytes))
 
 
 def memory_share(

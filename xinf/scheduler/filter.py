@@ -26,7 +26,7 @@ from xinf.core.cpu_cache import grant_cpu_cache
 from xinf.core.device import Device
 from xinf.core.records import DeploymentRecord, MemoryNeed, PlacementPolicy
 from xinf.core.units import format_bytes
-from xinf.registry import usable_bytes
+from xinf.registry import device_share, usable_bytes
 from xinf.scheduler.appraisal import Appraiser
 from xinf.scheduler.claims import CPU, Tally, Use
 from xinf.scheduler.host import Group, Host
@@ -51,6 +51,7 @@ class Filter:
         self._deployment = deployment
         self._spec = deployment.spec
         self._size = deployment.spec.tensor_parallel_size
+        self._share = device_share(deployment.spec)
         self._labels = tuple(sorted(deployment.labels.items()))
         self._headroom_bytes = rules.headroom_bytes
         self._appraiser = Appraiser(deployment, rules, measured)
@@ -142,7 +143,7 @@ class Filter:
         if use is not None:
             free -= use.n_bytes + self._headroom_bytes
         free = max(0, free)
-        usable = usable_bytes(device.vendor, self._size, free_bytes=free, total_bytes=total)
+        usable = usable_bytes(device.vendor, self._size, free_bytes=free, total_bytes=total, share=self._share)
         return Room(device, able.need, len(use.holders) if use is not None else 0, free, usable)
 
     def _offer(self, host: Host, group: Group, rooms: list[Room], n_idle: int) -> Offer:
