@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -157,6 +158,28 @@ def test_model_that_does_not_fit_is_refused_before_a_byte(tmp_path: Path, monkey
         blob.parent.mkdir(parents=True)
         blob.write_bytes(WEIGHTS[: 2 << 20])
         download_model("org/name", environ=environ(hub, tmp_path))
+
+
+def test_file_that_gets_its_name_meanwhile_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process fetches the same: what it wrote is there when files are listed, and gone a moment later."""
+    walk = Path.rglob
+
+    def late(path: Path, pattern: str) -> Iterator[Path]:
+        yield from walk(path, pattern)
+        yield path / "blobs" / "gone.partial"
+
+    monkeypatch.setattr(Path, "rglob", late)
+    with serve(FILES) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert done.n_files == len(WANTED)
+
+
+@pytest.mark.parametrize("size", [10**30, 2.5, -1, True, "7"])
+def test_size_that_no_file_has_is_refused(size: object, tmp_path: Path) -> None:
+    with serve(FILES, sizes={"model.safetensors": size}) as hub:
+        with pytest.raises(Unavailable, match="does not say how large"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert hub.gets("config.json") == []
 
 
 def test_same_content_under_two_names_is_fetched_once(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def _bring(files: HubFiles, name: str, destination: Path, meter: Meter) -> None:
     fetch(
         lambda ranges: files.ask(name, ranges),
         destination,
+        name=name,
         size=file.size,
         checksum=_checksum(file),
         on_bytes=meter.of(name),
@@ -171,8 +172,7 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
     """Raises: Unavailable before a byte is asked for, if the disk cannot hold what is missing; OSError."""
     total_bytes = sum(files.sizes[name] or 0 for name in names)
     # Those of other commits count as well: then too little is refused, and the disk says the rest.
-    found = (path.lstat() for path in shelf.directory.rglob("*"))
-    here_bytes = sum(stats.st_size for stats in found if stat.S_ISREG(stats.st_mode))
+    here_bytes = sum(_size(path) for path in shelf.directory.rglob("*"))
     free_bytes = shutil.disk_usage(shelf.directory).free
     missing_bytes = total_bytes - here_bytes
     if missing_bytes > max(0, free_bytes - _SPARE_BYTES):
@@ -181,6 +181,15 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
             f" and {format_bytes(free_bytes)} are free in {shelf.directory.parent}",
             remedy="make room there, or set another cache (HF_HUB_CACHE, MODELSCOPE_CACHE)",
         )
+
+
+def _size(path: Path) -> int:
+    """How large a file is; 0 for a link, and for what another process took away or gave its name this moment."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 class _Stopped(Exception):
