@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,19 @@ def test_model_that_does_not_fit_is_refused_before_a_byte(tmp_path: Path, monkey
         blob.parent.mkdir(parents=True)
         blob.write_bytes(WEIGHTS[: 2 << 20])
         download_model("org/name", environ=environ(hub, tmp_path))
+
+
+def test_disk_that_fills_up_meanwhile_is_left_with_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last byte, why it failed could not be told, and the store and every log beside it would fail too."""
+    usage, looks = shutil.disk_usage(tmp_path), iter([1 << 40, _SPARE_BYTES, _SPARE_BYTES - 1])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=next(looks)))
+    monkeypatch.setattr(sys.modules["xinf.registry.download"], "_LOOK_BYTES", 1 << 20)
+    with serve(FILES) as hub:
+        with pytest.raises(Unavailable, match=r"cannot be stored: .*only 64\.0 MiB are left") as caught:
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert "make room" in str(caught.value.remedy)
+    (partial,) = tmp_path.rglob("*.partial")
+    assert 1 << 20 < partial.stat().st_size < len(WEIGHTS), "kept for the next time"
 
 
 def test_file_that_gets_its_name_meanwhile_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

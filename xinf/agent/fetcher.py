@@ -183,7 +183,10 @@ class FetchStatus:
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
         since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
-        self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
+        try:
+            self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
+        except OSError as error:
+            _log.error("the agent cannot be told: %s", error)  # as the disk is full; the log says it
 
     def _is_due(self, doing: str) -> bool:
         return doing != self._doing or self._clock() - self._told_s >= _TOLD_EVERY_S
