@@ -260,6 +260,20 @@ async def test_store_that_is_away_holds_readings_up_once_and_not_each_time(
     await watch.close()
 
 
+async def test_change_does_not_wait_until_the_node_is_registered(bench: Bench) -> None:
+    other = msgspec.structs.replace(bench.node, devices=(), agent_pid=1)  # of another host: it is waited out
+    await bench.store.txn([], [Put(NODES + other.name, encode_record(other), await bench.store.grant(60))])
+    registration = Registration(bench.store, bench.node, ttl_s=3)
+    running = asyncio.create_task(registration.run())
+    async with asyncio.timeout(WAIT_S):
+        while not registration._writing.locked():
+            await asyncio.sleep(0.01)
+    await registration.update(models=("/m",))
+    assert not running.done(), "it waits for the other's lease to end"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_store_that_takes_nothing_does_not_end_the_agent(bench: Bench) -> None:
     store = Outage(bench.store)
     watch = Watch(bench, store)  # type: ignore[arg-type]

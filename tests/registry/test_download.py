@@ -19,7 +19,7 @@ from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
 from xinf.registry import Progress, download_model, resolve_model
-from xinf.registry.download import _SPARE_BYTES, Meter, fetch_all
+from xinf.registry.download import _MAX_FILES, _SPARE_BYTES, Meter, fetch_all
 from xinf.registry.sources import find_sources
 
 WEIGHTS = random.Random(5).randbytes(3 << 20)
@@ -133,6 +133,13 @@ def test_repository_of_something_else_is_refused_before_a_byte(tmp_path: Path) -
         with pytest.raises(InvalidRequest, match=r"no config\.json"):
             download_model("org/name", environ=environ(hub, tmp_path))
         assert hub.gets("model.gguf") == []
+
+
+def test_repository_of_countless_files_is_refused(tmp_path: Path) -> None:
+    with serve({"config.json": b"{}"} | {f"{n}.json": b"" for n in range(_MAX_FILES)}) as hub:
+        with pytest.raises(InvalidRequest, match="20001 files to fetch"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert not (tmp_path / "cache").exists()
 
 
 def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:

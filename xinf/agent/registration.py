@@ -89,8 +89,8 @@ class Registration:
         changes = {name: value for name, value in given.items() if value is not None}
         self._record = msgspec.structs.replace(self._record, **changes)
         self._is_stale = True
-        if self._is_away:
-            return
+        if self._is_away or self._lease is None:
+            return  # whoever renews or registers next writes it
         try:
             await self._write()
         except (Unavailable, StoreError) as error:

@@ -31,6 +31,7 @@ from xinf.registry.wanted import wanted_files
 # `constants.MAX_HTTP_DOWNLOAD_SIZE`; pull request 2991.
 _WHOLE_LIMIT_BYTES = 50_000_000_000
 _PIECE_BYTES = 10_000_000_000
+_MAX_FILES = 20_000  # the largest models have some hundreds; a disk has only so many inodes
 _SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk: logs, our own state, why a replica failed
 _LOOK_BYTES = 16 << 20  # that come between two looks at how much is free
 
@@ -85,6 +86,12 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     if not any(name in names for name in CONFIGS):
         raise InvalidRequest(
             f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
+        )
+    if len(names) > _MAX_FILES:
+        raise InvalidRequest(
+            f"{files.where} has {len(names)} files to fetch, and no model has more than {_MAX_FILES}",
+            remedy="check where it is from",
+            param="model",
         )
     if (unsized := next((name for name in names if files.sizes[name] is None), None)) is not None:
         raise Unavailable(f"{files.where} does not say how large {unsized} is", remedy="try again; use another mirror")
