@@ -18,7 +18,7 @@ from tests.registry.hub import COMMIT, OLD_COMMIT, serve
 from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
-from xinf.registry import Progress, download_model, resolve_model
+from xinf.registry import Hub, Progress, Shelf, download_model, resolve_model
 from xinf.registry.download import _MAX_FILES, _SPARE_BYTES, Meter, fetch_all
 from xinf.registry.sources import find_sources
 
@@ -133,6 +133,23 @@ def test_repository_of_something_else_is_refused_before_a_byte(tmp_path: Path) -
         with pytest.raises(InvalidRequest, match=r"no config\.json"):
             download_model("org/name", environ=environ(hub, tmp_path))
         assert hub.gets("model.gguf") == []
+
+
+def test_download_that_ends_early_makes_no_part_of_what_others_fetched_whole(tmp_path: Path) -> None:
+    with serve(FILES, gated=True) as hub:
+        env = environ(hub, tmp_path)
+        snapshot = tmp_path / "cache" / "models--org--name" / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):  # as vLLM's own download does, without the README
+            (snapshot / name).write_bytes(FILES[name])
+        with pytest.raises(PermissionDenied):
+            download_model("org/name", environ=env)
+        offline = {**env, "HF_HUB_OFFLINE": "1"}
+        assert resolve_model(f"org/name@{COMMIT}", models_dir=tmp_path, environ=offline).directory == snapshot
+        hub.gated = False
+        download_model("org/name", environ=env)
+    assert {path.name for path in snapshot.iterdir()} == WANTED
+    assert Shelf(tmp_path / "cache" / "models--org--name", Hub.HUGGINGFACE).listing(COMMIT) is not None
 
 
 def test_repository_of_countless_files_is_refused(tmp_path: Path) -> None:

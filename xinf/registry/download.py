@@ -98,10 +98,14 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     shelf = shelf_of(reference, sources)
     meter = Meter(on_progress, lambda: _check_spare(shelf))
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
+    listing = {name: files.sizes[name] for name in names}
     try:
-        shelf.write_listing(files.revision, {name: files.sizes[name] for name in names})
+        # What others fetched may be whole without a README: then it must stay so, wherever this ends.
+        if not shelf.is_whole(files.revision):
+            shelf.write_listing(files.revision, listing)
         _check_room(reference, shelf, files, names)
         fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
+        shelf.write_listing(files.revision, listing)
         shelf.remember(reference.revision, files.revision)
         directory = shelf.snapshot(files.revision)
         sizes = [(directory / name).stat().st_size for name in names]
