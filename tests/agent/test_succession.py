@@ -125,3 +125,16 @@ def test_agent_that_starts_takes_new_vendors_in_their_order() -> None:
     amd = Device(vendor=Vendor.AMD, index=0, uuid="d", name="card")
     found = resume(DEVICES, Inventory(devices=(A, B, amd, CPU)))
     assert [device.uuid for device in found] == ["a", "b", "d", "c"]
+
+
+def test_card_that_only_its_device_node_shows_is_the_one_that_was_there() -> None:
+    """In a container without a PCI bus; under the name of its node it would stay as lost for ever."""
+    node = msgspec.structs.replace(card("DEV-nvidia0"), health=Health.NO_DRIVER, reason="run modprobe")
+    merged = merge_inventory((A, CPU), Inventory(devices=(node, CPU)), Vendor.NVIDIA)
+    assert [(device.uuid, device.reason) for device in merged] == [("a", "run modprobe"), ("c", None)]
+    again = merge_inventory(merged, Inventory(devices=(A, CPU)), Vendor.NVIDIA)
+    assert told(again) == [("a", 0, Health.OK), ("c", 0, Health.OK)]
+    # And the other way round: the driver is loaded after the worker has started.
+    assert told(merge_inventory((node, CPU), Inventory(devices=(A, CPU)), Vendor.NVIDIA)) == [
+        ("c", 0, Health.OK), ("a", 0, Health.OK),
+    ]  # fmt: skip

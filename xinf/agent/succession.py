@@ -20,8 +20,8 @@ import msgspec
 from xinf.core.device import Device, Health, Vendor
 from xinf.device import Inventory
 
-# How UUIDs begin that are made of a slot alone, and those of cards that NVML counts but cannot read.
-_NAMELESS = ("PCI-", "NVML-unreadable-")
+# How UUIDs begin that are made of a slot or a device node alone, and those of cards that NVML counts but cannot read.
+_NAMELESS = ("PCI-", "DEV-", "NVML-unreadable-")
 LOST = "it is not there any more"
 
 
