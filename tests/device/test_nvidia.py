@@ -304,6 +304,24 @@ async def test_instances_are_sampled_for_their_memory(make_tree: Callable[..., P
     assert [(found.uuid[:4], found.memory_used_bytes) for found in instances] == [("MIG-", 512 << 20)] * 2
 
 
+async def test_instance_that_is_just_taken_apart_is_no_fault_of_its_card(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root, environ = make_tree(CARD), nvml_environ("mig_race")
+    listed = await nvidia(root, environ)
+    assert [(device.uuid[:4], device.health) for device in listed] == [("GPU-", Health.OK), ("MIG-", Health.OK)]
+    card, *instances = (await read_once(root, environ)).samples
+    assert card.health is not Health.FAULTY
+    assert [found.uuid for found in instances] == [listed[1].uuid]
+
+
+async def test_answer_counts_whatever_the_library_does_as_its_process_ends(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    (card,) = await nvidia(make_tree(CARD), nvml_environ("crash_at_exit"))
+    assert (card.arch, card.health) == ("sm_120", Health.OK), card.reason
+
+
 async def test_library_that_refuses_says_why(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     reading = await read_once(make_tree(CARD), nvml_environ("mismatch"))
     assert (reading.samples, reading.misses) == ((), 0)
