@@ -223,7 +223,7 @@ async def test_sample_reads_what_the_card_does(make_tree: Callable[..., Path], n
 
 async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = (await read_once(make_tree(CARD), nvml_environ("gb10"))).samples
-    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, None)
+    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, Health.OK)
 
 
 async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -261,7 +261,7 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
         ("5090", {"TEMP": "99", "LIMITS": "0,92"}, Health.DEGRADED, "too hot"),
         ("5090", {"TEMP": "99", "LIMITS": "95,0"}, Health.FAULTY, "turns itself off"),
         ("5090", {"TEMP": "99"}, Health.OK, None),  # no limits are known: its clocks say nothing of heat
-        ("gb10", {"TEMP": "99"}, None, None),  # nor does it tell of its clocks
+        ("gb10", {"TEMP": "99"}, Health.OK, None),  # nor does it tell of its clocks: it answers, that is all
         ("gb10", {"TEMP": "60", "LIMITS": "95,92"}, Health.OK, None),
         ("reset", {"TEMP": "99", "LIMITS": "95,92", "ECC": "1"}, Health.FAULTY, "--gpu-reset"),
         ("remap_failed", {"ECC": "1"}, Health.FAULTY, "row remapping failed"),

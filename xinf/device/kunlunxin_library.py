@@ -17,6 +17,7 @@ from pathlib import Path
 
 from xinf.core.device import Health, Vendor
 from xinf.device.c_calls import CCalls
+from xinf.device.health import or_well
 from xinf.device.library import LibraryError, load_library
 from xinf.device.reading import DeviceProcess
 from xinf.device.roster import Card, Listing, list_readable, name_by_place
@@ -186,7 +187,7 @@ class Xpuml:
             util_pct=float(load.xpu) if codes[0] == 0 and load.xpu <= 100 else None,
             temp_c=float(heat.value) if codes[1] == 0 else None,
             power_w=power.value / 1000 if codes[2] == 0 else None,
-            health=health,
+            health=or_well(health, free, *(0 for code in codes if code == 0)),
             reason=reason,
         )
 

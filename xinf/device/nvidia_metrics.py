@@ -23,6 +23,7 @@ from typing import Any
 import pynvml
 
 from xinf.core.device import Health, Sample
+from xinf.device.health import or_well
 from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
 from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start
@@ -123,7 +124,7 @@ def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
         temp_c=None if temperature is None else float(temperature),
         power_w=None if milliwatts is None else milliwatts / 1000,
         ecc_uncorrected=uncorrected,
-        health=health,
+        health=or_well(health, used, temperature, milliwatts, None if rates is None else rates.gpu),
         reason=reason,
     )
 
