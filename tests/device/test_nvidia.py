@@ -315,6 +315,19 @@ async def test_instance_that_is_just_taken_apart_is_no_fault_of_its_card(
     assert [found.uuid for found in instances] == [listed[1].uuid]
 
 
+@pytest.mark.parametrize(("n_nodes", "words"), [(1, "a container shows the cards that it was given"), (2, "`dmesg`")])
+async def test_card_that_a_container_was_not_given_is_told_from_one_that_the_driver_lacks(
+    n_nodes: int, words: str, make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root = make_tree(CARD, ("0000:3d:00.0", "0x10de", "0x030200", 1))
+    (root / "dev").mkdir()
+    for number in range(n_nodes):
+        (root / f"dev/nvidia{number}").touch()
+    listed, other = await nvidia(root, nvml_environ("5090"))
+    assert (listed.health, other.health) == (Health.OK, Health.NO_DRIVER)
+    assert words in str(other.reason)
+
+
 async def test_answer_counts_whatever_the_library_does_as_its_process_ends(
     make_tree: Callable[..., Path], nvml_environ: Environ
 ) -> None:
