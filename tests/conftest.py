@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ pytest_plugins = ["tests.engine_fixtures", "tests.shares"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _WANTED = "wants a device of"  # property of a test: the vendor
+
+
+def pytest_configure() -> None:
+    """Let children hear an interrupt: a shell's background job (`make test &`) ignores it, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

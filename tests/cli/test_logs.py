@@ -64,5 +64,5 @@ def test_followed_log_goes_on(place: Place) -> None:
         file.write("second\n")
     wait_for(lambda: place.log("logs") == "first\nsecond\n", what="the second line")
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert "Traceback" not in place.log("logs")

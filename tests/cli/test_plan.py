@@ -16,7 +16,7 @@ from typer.testing import Result
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
 from xinf.cli.need import add_model, find_known_for, meant_devices, plan_device
-from xinf.cli.plan import free_on
+from xinf.cli.plan_hosts import free_on
 from xinf.core.config import load
 from xinf.core.device import Device, Health, Vendor
 from xinf.core.errors import PlacementFailed
@@ -45,8 +45,16 @@ def planned_for(
 
 @pytest.fixture
 def model(short_dir: Path) -> Path:
-    """A model of 12 GiB by its header alone: the file has a hole where the weights would be."""
-    directory = short_dir / "large"
+    return make_model(short_dir / "large", 12)
+
+
+@pytest.fixture
+def large_model(short_dir: Path) -> Callable[[int], Path]:
+    """A model of so many GiB by its header alone: the file has a hole where the weights would be."""
+    return lambda gib: make_model(short_dir / f"large{gib}", gib)
+
+
+def make_model(directory: Path, gib: int) -> Path:
     directory.mkdir()
     config = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -61,7 +69,7 @@ def model(short_dir: Path) -> Path:
         "torch_dtype": "bfloat16",
     }
     (directory / "config.json").write_text(json.dumps(config))
-    size = 12 * GIB
+    size = gib * GIB
     tensors = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [size // 8192, 4096], "data_offsets": [0, size]}}
     header = json.dumps(tensors).encode()
     with (directory / "model.safetensors").open("wb") as file:
@@ -147,6 +155,48 @@ def test_plan_for_a_device_that_is_not_there_says_what_is(xinf: Callable[..., Re
     assert done.exit_code == 1
     assert "no device musa:7" in done.stderr
     assert "cpu" in done.stderr
+
+
+def test_plan_for_cards_that_are_not_here_says_what_each_would_hold(xinf_json: Callable[..., Any], model: Path) -> None:
+    found = xinf_json("plan", str(model), "--on", "t4,2xl4,h100")
+    rows = {made["node"]: made for made in found["devices"]}
+    assert list(rows) == ["t4", "2x l4", "h100-80gb"], "equal cards of a host are one row"
+    assert [rows[name]["fit"]["fits"] for name in rows] == [False, True, True]
+    assert rows["h100-80gb"]["free_bytes"] == 81559 << 20
+    # A larger card takes larger steps, and needs more for them.
+    assert rows["h100-80gb"]["plan"]["activation_bytes"] > rows["2x l4"]["plan"]["activation_bytes"]
+    assert set(found["advice"]) == {"t4/cuda"}
+
+
+def test_plan_for_too_few_cards_says_how_many_would_do(xinf: Callable[..., Result], model: Path) -> None:
+    printed = xinf("plan", str(model), "--on", "l4,2xl4", "--tensor-parallel-size", "4").stdout
+    assert "l4/cuda: --tensor-parallel-size 4 needs 4 devices, there are 1" in printed
+    assert "2x l4/cuda: --tensor-parallel-size 2 needs" in printed
+    printed = xinf("plan", str(model), "--on", "a10", "--max-model-len", "131072").stdout
+    assert "a10/cuda: --max-model-len" in printed
+    printed = xinf("plan", str(model), "--on", "v100-16gb,t4", "--quantization", "awq", "--dtype", "bfloat16").stdout
+    assert "cuda:0 on v100-16gb cannot run it:" in printed
+    assert "cuda:0 on t4 cannot run it:" in printed
+
+
+def test_plan_names_how_many_cards_hold_what_none_of_these_does(
+    xinf: Callable[..., Result], large_model: Callable[[int], Path]
+) -> None:
+    printed = xinf("plan", str(large_model(96)), "--on", "h100,t4").stdout
+    assert "h100-80gb/cuda: 2 such devices would do: --tensor-parallel-size 2 needs" in printed
+    assert "t4/cuda: 16 such devices would do" in printed
+    printed = xinf("plan", str(large_model(900)), "--on", "t4").stdout
+    assert "t4/cuda: nothing that is known here makes it fit" in printed
+
+
+def test_cards_and_devices_exclude_each_other(xinf: Callable[..., Result], model: Path) -> None:
+    for more in (("--device", "cuda"), ("--all",)):
+        result = xinf("plan", str(model), "--on", "h100", *more)
+        assert result.exit_code == 1
+        assert "--on stands for the devices" in result.stderr
+    result = xinf("plan", str(model), "--on", "voodoo")
+    assert result.exit_code == 1
+    assert "rtx-5090" in result.stderr
 
 
 def test_plan_with_an_argument_of_unknown_effect_says_so(xinf: Callable[..., Result], model: Path) -> None:

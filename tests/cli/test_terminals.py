@@ -79,7 +79,7 @@ def test_interrupted_launch_leaves_the_deployment(place: Place) -> None:
     launch = place.start(*LAUNCH)
     wait_for(lambda: "xinf worker" in place.log("launch"), what="the wait")
     launch.send_signal(signal.SIGINT)
-    assert launch.wait(10) == 130
+    assert launch.wait(30) == 130
     assert "the deployment stays" in place.log("launch")
     assert "Traceback" not in place.log("launch")
     assert [d["name"] for d in json.loads(place.ok("ps", "--json"))["deployments"]] == ["demo"]
@@ -101,7 +101,7 @@ def test_worker_leaves_engines_to_the_next_one(place: Place) -> None:
     place.ok(*LAUNCH)
     before = json.loads(place.ok("describe", "demo", "--json"))["replicas"][0]["pid"]
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
+    assert worker.wait(30) == 0
     assert place.chat("demo").status_code == 200
     place.start("worker")
     wait_for(lambda: place.log("worker").count("is connected") == 2, what="the next worker")

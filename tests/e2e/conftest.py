@@ -1,4 +1,4 @@
-"""One installation with the real vLLM for the whole session: engines take seconds to start, tests should not."""
+"""One installation with the real vLLM for all of e2e: engines take seconds to start, tests should not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL = "scripted"
 EMBEDDER = "embedder"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: three idle engines take a twentieth of a core
 def vllm_stack() -> Iterator[Stack]:
     """serve, worker, two vLLM replicas of a chat model and one of an embedding model, behind two gateway processes.
 

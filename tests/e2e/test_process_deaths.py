@@ -125,7 +125,7 @@ def test_agent_killed_and_started_again_adopts_the_engines(vllm_stack: Stack) ->
     before = {replica["id"]: replica["pid"] for replica in wait_for_pair(vllm_stack)}
     worker = vllm_stack.process("worker")
     worker.kill()
-    worker.wait(10)
+    worker.wait(30)
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
     assert httpx.post(f"{vllm_stack.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
     vllm_stack.start("worker", "worker")

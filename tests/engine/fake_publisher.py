@@ -45,7 +45,7 @@ class FakePublisher:
         self._task = asyncio.get_running_loop().create_task(self._answer())
 
     async def wait_subscribed(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await self._publisher.recv() == b"\x01" + self.topic
 
     async def publish(self, content: bytes | None = None) -> None:

@@ -64,8 +64,9 @@ def main(path: str) -> None:
             connection, _ = listener.accept()
             with connection:
                 order = json.loads(connection.makefile("rb").readline())
-                children.add(fork_shim(listener, order["spec"], order["log"]))
-                connection.sendall(b"%d\n" % max(children))
+                child = fork_shim(listener, order["spec"], order["log"])
+                children.add(child)
+                connection.sendall(b"%d\n" % child)
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)

@@ -86,7 +86,7 @@ def test_entries_come_out_without_a_close() -> None:
 def test_target_that_blocks_loses_lines_and_blocks_nobody(blocked: BlockedTarget) -> None:
     log = AccessLog(1.0, blocked, ring_entries=10)
     log.put(entry(0))
-    assert blocked.entered.wait(10)
+    assert blocked.entered.wait(30)
     for number in range(1, 101):
         log.put(entry(number))
     assert log.dropped == 90
@@ -99,7 +99,7 @@ def test_target_that_blocks_loses_lines_and_blocks_nobody(blocked: BlockedTarget
 def test_close_gives_a_blocked_target_up_and_counts_what_is_left(blocked: BlockedTarget) -> None:
     log = AccessLog(1.0, blocked)
     log.put(entry(0))
-    assert blocked.entered.wait(10)
+    assert blocked.entered.wait(30)
     for number in range(1, 6):
         log.put(entry(number))
     log.close(timeout_s=0.01)

@@ -75,12 +75,12 @@ class MasterProcess:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 for pid in self.workers():
                     os.kill(pid, signal.SIGKILL)
                 self.process.kill()
-                self.process.wait(20)
+                self.process.wait(30)
                 raise
 
 
@@ -163,7 +163,7 @@ def test_term_lets_open_requests_end_and_closes_idle_ones(master: MasterProcess)
         assert b"connection: close" in answer
         raw.close()
     idle.close()
-    assert master.process.wait(20) == 0
+    assert master.process.wait(30) == 0
     assert master.log().count("closed ") == 2
     assert "Traceback" not in master.log()
 
@@ -191,7 +191,7 @@ def test_signal_while_workers_start_is_not_lost(tmp_path: Path, number: signal.S
         try:
             wait_for(lambda master=master: len(master.workers()) == 2, what="workers forked")
             master.process.send_signal(number)
-            assert master.process.wait(20) == 0, master.log()
+            assert master.process.wait(30) == 0, master.log()
             assert "workers are killed" not in master.log()
         finally:
             master.close()

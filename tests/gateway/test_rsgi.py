@@ -124,7 +124,7 @@ async def test_client_that_does_not_read_blocks_until_it_does(monkeypatch: pytes
     scene.queues.unsent = rsgi_module.NEARLY_EMPTY_BYTES + 1
     scene.client.start(200, list(SSE))
     assert not scene.client.finish(b"x" * 101)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while scene.queues.n_asked < 3:
             await asyncio.sleep(0.001)
     assert scene.exchange.heard == []

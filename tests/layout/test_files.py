@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shares import SHARES, rank, share_of
+
 LIMITS = {".py": 900, ".pyx": 1000}
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
@@ -53,6 +55,19 @@ def test_tests_mirror_the_packages(checkout: Path) -> None:
     packages = {path.parent.name.lstrip("_") for path in (checkout / "xinf").glob("*/__init__.py")} - {"pb"}
     missing = {name for name in packages if not list((checkout / "tests" / name).glob("test_*.py"))}
     assert not missing, f"packages without tests: {sorted(missing)}"
+
+
+def test_shares_of_the_suite_name_what_is_there(checkout: Path) -> None:
+    missing = [name for _, beginnings in SHARES for name in beginnings if not (checkout / name).exists()]
+    assert not missing, f"tests/shares.py names what is gone: {missing}"
+
+
+def test_share_is_the_first_that_names_the_file_or_the_file() -> None:
+    assert share_of("tests/gateway/fronts/test_load.py::test_a[direct]") == "fronts-load"
+    assert share_of("tests/gateway/fronts/test_admin.py::test_b") == "fronts"
+    assert share_of("tests/core/test_units.py::test_c[a::b]") == "tests/core/test_units.py"
+    assert rank("tests/e2e/test_memory.py::test_d") == 0
+    assert rank("tests/core/test_units.py::test_c") == len(SHARES)
 
 
 def test_generated_code_is_what_the_protos_say(checkout: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.scheduler.worlds import Simulation, deployment, node, world
 from xinf.core.ids import DeploymentName
-from xinf.core.records import Phase, ReplicaRecord
+from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
 from xinf.scheduler import Create, Delete, Stop, World, plan
 
 
@@ -196,7 +196,9 @@ stages = st.lists(st.tuples(st.lists(wishes, max_size=3), hosts, st.integers(0, 
 def test_any_history_settles_and_never_gives_a_device_twice(stages: list[tuple], seed: int) -> None:  # type: ignore[type-arg]
     """Wishes and nodes change at random moments; every step checks the devices, the end checks the counts."""
     simulation = Simulation(world(), seed=seed)
+    stored: dict[DeploymentName, tuple[DeploymentRecord, int]] = {}
     for deployments, nodes, n_steps in stages:
+        deployments = [as_stored(wish, stored) for wish in deployments]
         simulation.edit(deployments={d.name: d for d in deployments}, nodes={n.name: n for n in nodes})
         for _ in range(n_steps):
             simulation.plan_once()
@@ -213,6 +215,18 @@ def test_any_history_settles_and_never_gives_a_device_twice(stages: list[tuple],
         # An earlier generation, or one whose devices are gone, serves on only where the wished one has no place.
         assert not old or any(r.node is None for r in present)
     assert all(r.deployment in final.deployments for r in final.replicas.values())
+
+
+def as_stored(wish: DeploymentRecord, stored: dict[DeploymentName, tuple[DeploymentRecord, int]]) -> DeploymentRecord:
+    """Give a wish the generation that the store would: the next one when its spec changes, never one of before.
+
+    What is drawn as its generation counts as a part of the spec.
+    """
+    before, generation = stored.get(wish.name, (None, 0))
+    if before is None or (before.spec, before.generation) != (wish.spec, wish.generation):
+        generation += 1
+    stored[wish.name] = (wish, generation)
+    return msgspec.structs.replace(wish, generation=generation)
 
 
 def has_devices(replica: ReplicaRecord, final: World) -> bool:

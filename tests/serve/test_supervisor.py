@@ -32,7 +32,7 @@ def test_serve_is_ready_answers_and_leaves_nothing(place: Place) -> None:
     assert "nothing is deployed" in place.ok("ps")
     assert place.runtime_dir.exists()
     serve.send_signal(signal.SIGINT)
-    assert serve.wait(20) == 0
+    assert serve.wait(30) == 0
     assert place.processes() == []
     assert place.sockets() == []
     assert not place.runtime_dir.exists()
@@ -114,7 +114,7 @@ def test_kill_of_the_supervisor_leaves_nothing(place: Place) -> None:
     tree = psutil.Process(serve.pid).children(recursive=True)
     assert len(tree) >= 3  # control process, gateway, one worker
     serve.kill()
-    serve.wait(10)
+    serve.wait(30)
     wait_for(lambda: not place.processes(), what="the end of its children")
     assert not answers(place)
     # And nothing of it is in the way of the next one.
@@ -134,7 +134,7 @@ def test_interrupt_reaches_the_supervisor_even_if_the_shell_ignores_it(place: Pl
         )
     place.await_line(serve, "serve", "ready: ")
     serve.send_signal(signal.SIGINT)
-    assert serve.wait(20) == 0
+    assert serve.wait(30) == 0
     assert place.processes() == []
 
 

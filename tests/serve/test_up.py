@@ -99,7 +99,7 @@ def test_closed_terminal_ends_it_like_an_interrupt(place: Place) -> None:
 def test_second_up_with_another_model_serves_just_that(place: Place) -> None:
     first = up(place, "first")
     first.kill()
-    first.wait(10)
+    first.wait(30)
     # Engines outlive a supervisor that is killed; the deployment is still in the store.
     wait_for(lambda: all("xinf.engine" in command for command in place.commands()), what="only engines left")
     up(place, "second")

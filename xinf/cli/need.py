@@ -18,7 +18,7 @@ from xinf.cli.known import Known, find_cached, find_known
 from xinf.cli.session import Session
 from xinf.cli.verdict import environment_of
 from xinf.core.config import Config
-from xinf.core.device import PASSING, Device, Health, Vendor, is_selected
+from xinf.core.device import PASSING, Device, Health, Support, Vendor, is_selected
 from xinf.core.errors import InvalidRequest, PlacementFailed, XinfError
 from xinf.core.ids import DeploymentName, NodeName
 from xinf.core.model import ModelFacts
@@ -27,7 +27,7 @@ from xinf.core.units import format_bytes
 
 if TYPE_CHECKING:
     from xinf.meta import Records
-    from xinf.registry import MemoryFit, MemoryPlan
+    from xinf.registry import MemoryFit, MemoryPlan, Room
     from xinf.scheduler import Refusal
 
 _AUTO = "auto"
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One device, and what the model takes of it; `note` says why there is no plan."""
+    """One device, and what the model takes of it; `note` says why there is no plan, `refusal` why it could not run."""
 
     node: NodeName
     device: Device
@@ -43,6 +43,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     plan: MemoryPlan | None = None
     fit: MemoryFit | None = None
     note: str | None = None
+    refusal: str | None = None
 
 
 def meant_devices(spec: EngineSpec, nodes: Iterable[NodeRecord]) -> list[tuple[NodeRecord, Device]]:
@@ -72,11 +73,12 @@ def plan_device(
     measured: Mapping[str, MeasuredRecord],
 ) -> DevicePlan:
     """Plan a model that is known on one device, from what an earlier load took there if that is known."""
-    from xinf.registry import choose_options, fit_memory, plan_on
+    from xinf.registry import choose_options, fit_memory, plan_on, refusal_of
 
-    made = DevicePlan(node=node.name, device=device, free_bytes=free_bytes)
     facts, environment = known.facts, environment_of(node, spec.engine, device)
     assert facts is not None, "somebody read them"
+    refusal = refusal_of(spec, device, environment, facts)
+    made = DevicePlan(node=node.name, device=device, free_bytes=free_bytes, refusal=refusal)
     try:
         options = choose_options(spec, device)
         plan = plan_on(spec, facts, device, environment, identity=known.identity, measured=measured)
@@ -91,21 +93,28 @@ def plan_device(
 
 def advice_for(spec: EngineSpec, facts: ModelFacts, plans: Sequence[DevicePlan]) -> tuple[str, ...]:
     """What would fit on these devices, of one node and kind."""
-    from xinf.registry import Room, advise, choose_options
+    from xinf.registry import advise, choose_options, judge_spec
 
     # Cards of one kind may take different batches: what fits with the greediest one's fits.
     greediest = max(plans, key=lambda made: made.plan.device_bytes if made.plan is not None else -1)
-    rooms = [
-        Room(selector=made.device.selector, free_bytes=made.free_bytes, total_bytes=made.device.memory_bytes)
-        for made in plans
-        if made.free_bytes is not None
-    ]
+    rooms = [room for made in plans if (room := room_of(made)) is not None]
     if not rooms:
         return ()
+    packed = judge_spec(msgspec.structs.replace(spec, quantization="fp8"), greediest.device, None, facts)
+    has_fp8 = None if packed.level is Support.UNKNOWN else not packed.is_refused
     try:
-        return advise(facts, choose_options(spec, greediest.device), rooms)
+        return advise(facts, choose_options(spec, greediest.device), rooms, has_fp8=has_fp8)
     except InvalidRequest as error:
         return (str(error),)
+
+
+def room_of(made: DevicePlan) -> Room | None:
+    """What may be filled of a device; None: nobody says."""
+    from xinf.registry import Room
+
+    if made.free_bytes is None:
+        return None
+    return Room(selector=made.device.selector, free_bytes=made.free_bytes, total_bytes=made.device.memory_bytes)
 
 
 def add_model(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 import typer
 
 from xinf.cli.known import known_of, read_facts_of
-from xinf.cli.need import DevicePlan, advice_for, meant_devices, plan_device, read_measured
+from xinf.cli.need import DevicePlan, advice_for, meant_devices, plan_device, read_measured, room_of
 from xinf.cli.options import (
     ConfigFile,
     DataDir,
@@ -23,13 +23,14 @@ from xinf.cli.options import (
     Settings,
     TensorParallelSize,
 )
+from xinf.cli.plan_hosts import PlanHost, imagine, read_nodes, read_this_host
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
 from xinf.cli.wish import choose_name, make_spec
-from xinf.core.device import KIND_OF_VENDOR, Device, Health, check_selector, is_selected
-from xinf.core.errors import NotFound
+from xinf.core.device import KIND_OF_VENDOR, Device, Health, Vendor, check_selector, is_selected
+from xinf.core.errors import InvalidRequest, NotFound
 from xinf.core.model import ModelFacts
-from xinf.core.records import EngineSpec, NodeRecord, Phase, ReplicaRecord
+from xinf.core.records import EngineSpec, NodeRecord
 from xinf.core.units import format_bytes
 
 _COLUMNS = ("DEVICE", "FREE", "WEIGHTS", "KV/REQUEST", "RESERVE", "SUM", "FITS", "CONTEXT", "REQUESTS", "FROM")
@@ -42,13 +43,6 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     facts: ModelFacts
     devices: list[DevicePlan]
     advice: dict[str, tuple[str, ...]]  # by kind, with --all by node/kind
-
-
-class _Host(msgspec.Struct, frozen=True, kw_only=True):
-    """A node, and what is free on its devices by UUID."""
-
-    node: NodeRecord
-    free_bytes: Mapping[str, int]
 
 
 def plan(
@@ -64,6 +58,10 @@ def plan(
         int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once (default: the engine's).")
     ] = None,
     engine_arg: EngineArgs = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="CARDS", help="Cards that are not here: h100, 8xh200, rtx-5090,2xl4 ..."),
+    ] = None,
     all_: Annotated[
         bool, typer.Option("--all", "-a", help="The devices of every node, as they were reported.")
     ] = False,
@@ -77,6 +75,7 @@ def plan(
 
     KV/REQUEST: of one request of the longest context. RESERVE: activations, graphs, the runtime's own. CONTEXT: the
     longest that fits; REQUESTS: of full length, at once. FROM: an estimate, or what an earlier load really took.
+    With --on, a row for each host that is imagined: what each of its cards would hold.
     """
     session = open_session(config, data_dir, server, settings=settings)
     arguments = list(engine_arg or ())
@@ -99,8 +98,10 @@ def plan(
     )
     if device != "all":
         check_selector(device)
-    is_all = all_ or server is not None
-    planned = run(_plan(session, spec, device, is_all=is_all, name=model))
+    is_all = all_ or server is not None or on is not None
+    if on is not None and (all_ or device != "all"):
+        raise InvalidRequest("--on stands for the devices: leave out --device and --all", param="on")
+    planned = run(_plan(session, spec, device, on=on, is_all=is_all, name=model))
     if json:
         print_json(planned)
         return
@@ -111,24 +112,65 @@ def plan(
         print(line)
 
 
-async def _plan(session: Session, spec: EngineSpec, device: str, *, is_all: bool, name: str) -> Planned:
+async def _plan(session: Session, spec: EngineSpec, device: str, *, on: str | None, is_all: bool, name: str) -> Planned:
+    hosts = await _read_hosts(session, on=on, is_all=is_all)
     facts = await asyncio.to_thread(read_facts_of, session.config, spec)
     known = known_of(spec, facts)
-    hosts = await _read_hosts(session) if is_all else [await _read_this_host(session)]
     measured = {record.fingerprint: record for record in await read_measured(session)}
-    made: list[DevicePlan] = []
+    shown: list[DevicePlan] = []
+    advice: dict[str, tuple[str, ...]] = {}
     for host in hosts:
+        made: list[DevicePlan] = []
         for one in _chosen(host.node, spec, device):
             free = host.free_bytes.get(one.uuid)
             made.append(plan_device(spec, known, host.node, one, free_bytes=free, measured=measured))
-    if not made:
+        shown += made[:1] if host.is_imagined else made  # its cards are equal
+        for key, group in _groups(made, with_node=is_all).items():
+            if sentences := _advice(spec, facts, group):
+                advice[key] = sentences
+    if not shown:
         has = ", ".join(one.selector for host in hosts for one in host.node.devices) or "none"
         raise NotFound(f"there is no device {device} here that works", remedy=f"there are: {has}; see `xinf devices`")
-    advice: dict[str, tuple[str, ...]] = {}
-    for key, group in _groups(made, with_node=is_all).items():
-        if not any(one.fit is not None and one.fit.fits for one in group):
-            advice[key] = advice_for(spec, facts, group)
-    return Planned(model=name, facts=facts, devices=made, advice=advice)
+    return Planned(model=name, facts=facts, devices=shown, advice=advice)
+
+
+async def _read_hosts(session: Session, *, on: str | None, is_all: bool) -> list[PlanHost]:
+    if on is not None:
+        return imagine(on)
+    return await read_nodes(session) if is_all else [await read_this_host(session)]
+
+
+def _advice(spec: EngineSpec, facts: ModelFacts, group: Sequence[DevicePlan]) -> tuple[str, ...]:
+    """What would fit on devices that one replica could be spread over; nothing if it fits, or if nobody can tell."""
+    able = [one for one in group if one.refusal is None]
+    n_needed = 1 if group[0].device.vendor is Vendor.CPU else spec.tensor_parallel_size
+    if not able or sum(one.fit is not None and one.fit.fits for one in able) >= n_needed:
+        return ()
+    sentences = list(advice_for(spec, facts, able))
+    if len(able) < n_needed:
+        sentences.insert(0, f"--tensor-parallel-size {n_needed} needs {n_needed} devices, there are {len(able)}")
+    if (more := _more_of(spec, facts, able)) is not None:
+        sentences.append(more)
+    if not sentences and any(one.fit is not None for one in able):
+        sentences.append("nothing that is known here makes it fit")
+    return tuple(sentences)
+
+
+def _more_of(spec: EngineSpec, facts: ModelFacts, group: Sequence[DevicePlan]) -> str | None:
+    """How many devices like the largest of these would do, if these are too few."""
+    from xinf.registry import choose_options, count_needed
+
+    largest = max(group, key=lambda made: made.free_bytes or 0)
+    room = room_of(largest)
+    if room is None or largest.plan is None:
+        return None
+    found = count_needed(facts, choose_options(spec, largest.device), room)
+    if found is None or found.tensor_parallel_size <= len(group):
+        return None
+    size = found.tensor_parallel_size
+    return (
+        f"{size} such devices would do: --tensor-parallel-size {size} needs {format_bytes(found.device_bytes)} of each"
+    )
 
 
 def describe_model(name: str, facts: ModelFacts) -> str:
@@ -156,7 +198,8 @@ def row(made: DevicePlan, *, with_node: bool) -> tuple[str, ...]:
         cells[:4] = [format_bytes(size) for size in sizes]
         cells[7] = "measured" if planned.is_measured else "estimate"
     if fit is not None:
-        cells[4] = "yes" if fit.fits else "no"
+        cells[4] = "yes" if fit.fits and made.refusal is None else "no"
+    if fit is not None and made.refusal is None:
         cells[5] = "-" if fit.largest_context_tokens is None else str(fit.largest_context_tokens)
         cells[6] = "-" if fit.concurrency is None else f"{fit.concurrency:.1f}"
     node = (made.node,) if with_node else ()
@@ -164,12 +207,17 @@ def row(made: DevicePlan, *, with_node: bool) -> tuple[str, ...]:
 
 
 def notes(planned: Planned) -> list[str]:
-    """Why a device has no plan, and what would fit."""
+    """Why a device has no plan or cannot run it, and what would fit."""
     lines = [f"{made.device.selector}: {made.note}" for made in planned.devices if made.note]
+    refused: dict[str, list[str]] = {}
+    for made in planned.devices:
+        if made.refusal is not None:
+            refused.setdefault(made.refusal, []).append(
+                f"{made.device.selector} on {made.node}" if made.node else made.device.selector
+            )
+    lines += [f"{', '.join(where)} cannot run it: {why}" for why, where in refused.items()]
     for kind, advice in planned.advice.items():
         lines += [f"{kind}: {sentence}" for sentence in advice]
-        if not advice and any(made.fit is not None for made in planned.devices):
-            lines.append(f"{kind}: nothing that is known here makes it fit")
     return ["", *dict.fromkeys(lines)] if lines else []
 
 
@@ -191,46 +239,6 @@ def _groups(made: Sequence[DevicePlan], *, with_node: bool) -> dict[str, list[De
         kind = KIND_OF_VENDOR[one.device.vendor]
         groups.setdefault(f"{one.node}/{kind}" if with_node else kind, []).append(one)
     return groups
-
-
-async def _read_this_host(session: Session) -> _Host:
-    """Probe this host: devices, engine environments, and what is free now."""
-    from xinf.agent import describe_node
-    from xinf.device import read_once
-
-    node = await describe_node(session.config)
-    readings = await read_once({one.vendor for one in node.devices})
-    samples = (sample for reading in readings for sample in reading.samples)
-    free = {sample.uuid: sample.memory_free_bytes for sample in samples if sample.memory_free_bytes is not None}
-    return _Host(node=node, free_bytes=free)
-
-
-async def _read_hosts(session: Session) -> list[_Host]:
-    """The nodes of the server. Free is what others and the replicas placed there leave, as far as that is known."""
-    from xinf.meta import Records
-
-    async with session.store() as store:
-        records = Records(store)
-        nodes = [record for record, _ in await records.list(NodeRecord)]
-        replicas = [record for record, _ in await records.list(ReplicaRecord)]
-    return [_Host(node=node, free_bytes=free_on(node, replicas)) for node in nodes]
-
-
-def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord]) -> dict[str, int]:
-    """What is left of each device of a node. A replica whose need nobody knows has its devices for itself."""
-    free = {one.uuid: one.memory_bytes for one in node.devices if one.memory_bytes is not None}
-    for uuid, n_bytes in node.foreign_bytes.items():
-        if uuid in free:
-            free[uuid] -= n_bytes
-    for replica in replicas:
-        if replica.node != node.name or replica.phase is Phase.STOPPED:
-            continue
-        need = replica.need
-        for one in node.devices:
-            if one.uuid in free and (one.uuid in replica.device_uuids or one.selector in replica.devices):
-                is_shared = one.uuid not in replica.device_uuids
-                free[one.uuid] = free[one.uuid] - need.device_bytes if need else free[one.uuid] if is_shared else 0
-    return {uuid: max(0, n_bytes) for uuid, n_bytes in free.items()}
 
 
 def _billions(count: int) -> str:

@@ -13,7 +13,8 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 """
 
 from xinf.core.model import KvLayers, ModelFacts, Quantization
-from xinf.registry.advice import Room, advise
+from xinf.registry.advice import Room, advise, count_needed
+from xinf.registry.cards import imagine_hosts
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.device_memory import need_on, plan_on
 from xinf.registry.download import Download, Progress, download, download_model
@@ -65,6 +66,7 @@ __all__ = [
     "capabilities",
     "choose_options",
     "context_bytes",
+    "count_needed",
     "download",
     "download_model",
     "find_commit",
@@ -73,6 +75,7 @@ __all__ = [
     "fit_memory",
     "hub_cache_dir",
     "identify_model",
+    "imagine_hosts",
     "is_commit",
     "judge",
     "judge_spec",

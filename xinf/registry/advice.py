@@ -17,6 +17,7 @@ from xinf.registry.memory import MemoryPlan, fit_memory, plan_memory, split_prob
 # A context shorter than this is no advice: nobody serves it.
 _LEAST_CONTEXT_TOKENS = 256
 _FULL_CONTEXT_STEP = 1024
+_MOST_OF_A_HOST = 16
 _PACKED_PARAMETER_BYTES = 0.5 + 2 / 32  # 4 bits, and a 16-bit scale for each 32 weights
 
 
@@ -28,19 +29,34 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int | None = None
 
 
-def advise(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> tuple[str, ...]:
+def advise(
+    facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room], *, has_fp8: bool | None = None
+) -> tuple[str, ...]:
     """Say what would fit on `rooms`, devices of one kind on one node; nothing if it fits as it is, or if nothing would.
 
-    The first piece of advice changes least of what was asked for.
+    The first piece of advice changes least of what was asked for. `has_fp8`: whether the devices can run weights that
+    are packed to FP8 at the load; None: nobody knows.
     """
     if not rooms or _fits(facts, options, rooms):
         return ()
     found = [
         *_shorter_context(facts, options, rooms),
         *_other_split(facts, options, rooms),
-        *_packed(facts, options, rooms),
+        *_packed(facts, options, rooms, has_fp8=has_fp8),
     ]
     return tuple(found)
+
+
+def count_needed(facts: ModelFacts, options: LoadOptions, room: Room) -> MemoryPlan | None:
+    """The plan over the fewest devices like this one that hold the model; None: more than a host has do not."""
+    if options.vendor is Vendor.CPU:
+        return None
+    for size in range(1, _MOST_OF_A_HOST + 1):
+        if split_problem(facts, size) is None:
+            split = msgspec.structs.replace(options, tensor_parallel_size=size)
+            if (plan := _fits(facts, split, [room] * size)) is not None:
+                return plan
+    return None
 
 
 def widest(rooms: Sequence[Room], n_devices: int) -> Room | None:
@@ -85,26 +101,33 @@ def _shorter_context(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Ro
 def _other_split(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:
     if options.vendor is Vendor.CPU:
         return []
-    refused: list[str] = []
-    for size in range(options.tensor_parallel_size + 1, len(rooms) + 1):
-        if problem := split_problem(facts, size):
-            refused.append(problem)
+    problem: str | None = None
+    is_dividable = False
+    asked = options.tensor_parallel_size
+    # Where there are not as many devices as were asked for, fewer may do.
+    for size in range(asked + 1, len(rooms) + 1) if asked <= len(rooms) else range(len(rooms), 0, -1):
+        if found := split_problem(facts, size):
+            problem = problem or found
             continue
+        is_dividable = True
         plan = _fits(facts, msgspec.structs.replace(options, tensor_parallel_size=size), rooms)
         if plan is not None:
             each = format_bytes(plan.device_bytes)
-            return [f"--tensor-parallel-size {size} needs {each} on each of {size} devices, which fits"]
-    return refused[:1]
+            on_each = "" if size == 1 else f" on each of {size} devices"
+            return [f"--tensor-parallel-size {size} needs {each}{on_each}, which fits"]
+    # Where a split that is possible is too large as well, the one that is not possible was not what stood in the way.
+    return [problem] if problem is not None and not is_dividable else []
 
 
-def _packed(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:
+def _packed(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room], *, has_fp8: bool | None) -> list[str]:
     if facts.quantization is not None or options.quantization is not None:
         return []
     found: list[str] = []
-    if options.vendor is not Vendor.CPU:
+    if options.vendor is not Vendor.CPU and has_fp8 is not False:
         packed = _fits(facts, msgspec.structs.replace(options, quantization="fp8"), rooms)
         if packed is not None:
-            found.append(f"--quantization fp8 needs {format_bytes(packed.device_bytes)}, where the device can do it")
+            condition = "which fits" if has_fp8 else "where the device can do it"
+            found.append(f"--quantization fp8 needs {format_bytes(packed.device_bytes)}, {condition}")
     now, count = weights_bytes(facts, options), facts.n_parameters
     if not found and now is not None and count is not None:
         size = round(count * _PACKED_PARAMETER_BYTES / options.tensor_parallel_size)

@@ -76,7 +76,7 @@ def test_killed_master_takes_its_workers_along(front: str) -> None:
     with GatewayStack(front=front, workers=2) as stack:
         children = workers(stack)
         stack.gateway.kill()
-        stack.gateway.wait(10)
+        stack.gateway.wait(30)
         wait_for(lambda: not [pid for pid in children if _is_running(pid)], what="the end of the workers")
 
 
