@@ -159,6 +159,17 @@ async def test_what_our_engines_use_is_not_foreign(watch: Watch) -> None:
     assert foreign == pytest.approx(2 * GIB, abs=256 << 20)
 
 
+@pytest.mark.parametrize(("uuids", "is_orphan"), [(("GPU-test-0",), False), ((), True)])
+async def test_memory_of_the_host_that_no_replica_holds_is_foreign(
+    watch: Watch, uuids: tuple[str, ...], is_orphan: bool
+) -> None:
+    """Of an engine on an accelerator, which holds that alone; of one whose record is gone while it still runs."""
+    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
+    watch.engines = [EngineUse(leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).foreign_bytes == {"CPU-test": 3 * GIB}
+
+
 class Meddler:
     """A store in which somebody else changes the record just before a transaction of the agent."""
 
@@ -292,6 +303,25 @@ async def agent_on(bench: Bench, root: Path) -> AsyncIterator[Mirror[NodeRecord]
 def of(nodes: Mirror[NodeRecord], bench: Bench, uuid: str) -> Device | None:
     record = nodes.get(bench.node.name)
     return None if record is None else next((device for device in record.devices if device.uuid == uuid), None)
+
+
+@pytest.mark.usefixtures("nvml")
+async def test_node_is_told_of_with_what_others_use_of_it(
+    bench: Bench, nvidia_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a place gets one as soon as there is a node: what is read a moment later comes too late."""
+    monkeypatch.setattr("xinf.agent.agent._FIRST_LOOK_S", WAIT_S)
+    told: list[dict[str, int]] = []
+
+    def hear(name: str) -> None:
+        record = nodes.get(name)
+        assert record is not None
+        told.append(record.foreign_bytes)
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        nodes.listen(hear)
+        await nodes.wait(lambda _: bool(told), WAIT_S)
+    assert told[0].get(CARD) == 512 << 20
 
 
 async def test_agent_marks_a_card_that_fell_off_the_bus(

@@ -303,6 +303,13 @@ def test_measured_load_is_believed(model: Path) -> None:
     assert told.endswith("measured before)")
 
 
+def test_cache_that_is_asked_for_is_told_in_the_place_of_one_request(model: Path) -> None:
+    _, (told,) = planned_for(
+        wish(model, engine_args={"kv_cache_memory_bytes": 5 * GIB}), [gpu_node(24)], [], must_fit=True
+    )
+    assert "weights 12 GiB, KV cache 5 GiB, reserve" in told
+
+
 def test_what_cannot_be_read_is_left_to_the_engine(short_dir: Path) -> None:
     (short_dir / "config.json").write_text('{"architectures": ["X"]}')
     _, (told,) = planned_for(wish(short_dir), [gpu_node(24)], [], must_fit=True)

@@ -8,6 +8,7 @@ import pytest
 
 from xinf.cli.wish import choose_name, make_spec
 from xinf.core.config import load
+from xinf.core.errors import InvalidRequest
 from xinf.core.records import EngineSpec
 
 
@@ -55,6 +56,14 @@ def test_revision_that_the_engine_would_take_is_the_models(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
     local = spec(str(tmp_path), "revision=v2")
     assert (local.model, local.revision, local.engine_args) == (str(tmp_path), None, {"revision": "v2"})
+
+
+def test_number_of_devices_that_the_engine_would_take_is_what_is_looked_for() -> None:
+    made = spec("Org/Name", "tensor-parallel-size=2", "max_num_seqs=4")
+    assert (made.tensor_parallel_size, made.engine_args) == (2, {"max_num_seqs": 4})
+    for wrong in ("0", "two", "1.5", "True"):
+        with pytest.raises(InvalidRequest, match=f"tensor_parallel_size={wrong} is no number of devices"):
+            spec("Org/Name", f"tensor_parallel_size={wrong}")
 
 
 def test_simulated_engine_takes_any_name() -> None:

@@ -16,7 +16,7 @@ from jinja2 import Environment
 
 from xinf.engine.adapter import RawHeader, Request
 from xinf.engine.vllm_app import CollectedReply, Exchange
-from xinf.engine.vllm_cpu import free_memory_bytes, kv_cache_bytes
+from xinf.engine.vllm_cpu import free_memory_bytes, hold_to_grant, kv_cache_bytes
 from xinf.engine.vllm_failure import EngineLog, explain
 from xinf.engine.vllm_load import StepMonitor
 from xinf.engine.vllm_scratch import Scratch
@@ -262,6 +262,15 @@ def config_of(max_model_len: int, n_layers: int = 2) -> Any:
 )
 def test_kv_cache_fits_the_model_and_the_host(max_model_len: int, free_gib: int, n_tokens: int) -> None:
     assert kv_cache_bytes(config_of(max_model_len), free_gib << 30) == n_tokens * 1024
+
+
+def test_size_that_is_set_for_the_whole_host_is_no_grant() -> None:
+    variable = "VLLM_CPU_KVCACHE_SPACE"
+    environ = {variable: "40", "HOME": "/h"}
+    hold_to_grant(environ, {variable: "40"})
+    assert environ == {variable: "40", "HOME": "/h"}, "the deployment asks for it, and that is what was granted"
+    hold_to_grant(environ, {"OTHER": "1"})
+    assert environ == {"HOME": "/h"}
 
 
 def test_free_memory_is_within_the_limit_of_the_group(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.registry.planned_models import card
+from tests.registry.planned_models import GIB, card
 from xinf.core.records import EngineSpec
 from xinf.registry import fingerprint, identify_model
 
@@ -52,6 +52,27 @@ def test_what_changes_the_rest_is_another(other: EngineSpec) -> None:
 def test_model_version_and_architecture_are_told_apart() -> None:
     others = {digest(identity="Org/Name@abd"), digest(version="0.33.0"), digest(arch="sm_80")}
     assert len(others | {digest()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"memory_bytes": 40 * GIB}, True),  # batches as on 24 GiB
+        ({"memory_bytes": 80 * GIB}, False),  # batches four times as large
+        ({"memory_bytes": 80 * GIB, "name": "NVIDIA A100"}, False),  # the same batches, larger communicators
+        ({"memory_bytes": 180 * GIB}, False),
+        ({"driver": "570.86"}, True),
+        ({"driver": "535.247.01"}, False),  # keeps three times as much for graphs
+    ],
+)
+def test_card_of_another_size_is_another_only_where_engines_go_by_it(changes: dict[str, object], is_same: bool) -> None:
+    """One architecture has cards of 24 and of 96 GiB, and parts of cards."""
+    before = replace(card(24), driver="550.54")
+    found = {
+        fingerprint("Org/Name@abc", EngineSpec(model="Org/Name"), engine_version="0.32.0", device=one)
+        for one in (before, replace(before, **changes))
+    }
+    assert (len(found) == 1) == is_same
 
 
 def test_directory_is_known_by_its_files(tmp_path: Path) -> None:

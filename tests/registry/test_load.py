@@ -59,7 +59,7 @@ def test_numbers_are_read_as_the_engine_reads_them(value: ArgValue, n_tokens: in
     assert read_args(max_model_len=value).max_model_len == n_tokens
 
 
-@pytest.mark.parametrize("value", ["auto", -1, 0, "many"])
+@pytest.mark.parametrize("value", ["auto", -1, 0, "many", float("inf"), float("nan")])
 def test_what_is_no_number_cannot_be_planned(value: ArgValue) -> None:
     with pytest.raises(InvalidRequest, match="no number to plan with"):
         read_args(max_model_len=value)

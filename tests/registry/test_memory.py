@@ -224,6 +224,10 @@ def test_need_leaves_the_cache_of_a_processor_open_unless_somebody_sized_it() ->
     for asked in sizes:
         need = of(CPU, **asked).need
         assert (need.kv_bytes, need.kv_wanted_bytes) == (40 * GIB, None)
+    for device in (CPU, card(80)):
+        counted = of(device, engine_args={"num-gpu-blocks-override": 5000, "kv_cache_memory_bytes": GIB})
+        block_bytes = counted.kv_token_bytes * choose_options(EngineSpec(model="m"), device).block_tokens
+        assert (counted.need.kv_bytes, counted.need.kv_wanted_bytes) == (5000 * block_bytes, None)
     least = of(CPU, env={"VLLM_CPU_KVCACHE_SPACE": "0"}).need
     assert (least.kv_bytes, least.kv_wanted_bytes) == (plan.kv_bytes, None)
 

@@ -17,6 +17,7 @@ from tests.scheduler.worlds import (
     node,
     with_health,
 )
+from xinf.agent.starter import choose_environment
 from xinf.core.device import Device, Distance, Dtype, Health, Topology, Vendor
 from xinf.core.ids import NodeName
 from xinf.core.model import ModelFacts, Quantization
@@ -274,14 +275,31 @@ def test_what_the_device_cannot_do_is_asked_once_per_kind_of_device() -> None:
     assert len(asked) == 1
 
 
-def test_one_environment_that_can_do_it_is_enough() -> None:
+def test_environment_in_which_the_agent_would_start_it_is_the_one_that_is_asked() -> None:
     new = EngineEnvironment(name="new", python="/n", engines=("vllm",), device_kinds=("cuda",), version="2")
-    found = put(
-        deployment(device="cuda"),
-        node(n_cuda=1, environments=[CUDA_ENVIRONMENT, new]),
-        rules=Rules(judge=lambda _, __, environment, ___: None if environment.version == "2" else "too old"),
+    rules = Rules(judge=lambda _, __, environment, ___: None if environment.version == "2" else "too old")
+    for environments in ([CUDA_ENVIRONMENT, new], [new, CUDA_ENVIRONMENT]):
+        host = node(n_cuda=1, environments=environments)
+        found = put(deployment(device="cuda"), host, rules=rules)
+        replica = holder("a", "GPU-a-0")
+        assert isinstance(found, Placement) == (choose_environment(replica, host) is new)
+
+
+def test_processors_of_one_name_are_told_apart_by_their_flags() -> None:
+    """A hypervisor hides some: an FP8 cache needs AVX-512, which one of these has."""
+    wish = msgspec.structs.replace(
+        deployment(), spec=EngineSpec(model="m", device="cpu", engine_args={"kv_cache_dtype": "fp8"})
     )
-    assert chosen(found) == ("a", ("cuda:0",))
+    vllm = msgspec.structs.replace(CPU_ENVIRONMENT, version="0.32.0")
+
+    def host(name: str, isa: str) -> NodeRecord:
+        made = node(name, environments=[vllm])
+        cpu = msgspec.structs.replace(made.devices[-1], arch="x86_64", extra={"isa": isa})
+        return msgspec.structs.replace(made, devices=(cpu,))
+
+    found = put(wish, host("a", "avx2"), host("b", "avx2 avx512f"), rules=Rules())
+    assert chosen(found) == ("b", ("cpu",))
+    assert isinstance(put(wish, host("a", "avx2"), rules=Rules()), Refusal)
 
 
 def test_degraded_device_takes_nothing_new_and_a_warned_one_comes_last() -> None:

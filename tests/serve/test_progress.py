@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.registry.planned_models import QWEN_7B, card
+from tests.registry.planned_models import CPU, QWEN_7B, card
+from xinf.core.config import load
 from xinf.core.device import Device, Vendor
 from xinf.core.errors import EngineStartFailed, PlacementFailed
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
@@ -19,7 +20,8 @@ from xinf.core.records import (
     ReplicaFailure,
     ReplicaRecord,
 )
-from xinf.registry import fingerprint
+from xinf.registry import fingerprint, need_on
+from xinf.scheduler import rules_of
 from xinf.serve.progress import Progress
 
 SPEC = EngineSpec(model="m", engine="sim", device="cpu")
@@ -146,4 +148,19 @@ def test_what_a_load_took_decides_whether_anything_could_ever_fit() -> None:
         progress(deployment=wish).update([waiting], {small.name: small}, 100.0)
     measured = {fingerprint("org/m@1", spec, engine_version="0.32.0", device=device): took}
     (step,) = progress(deployment=wish).update([waiting], {small.name: small}, 100.0, measured=measured)
+    assert step.title == "waiting"
+
+
+def test_what_stays_free_on_a_processor_is_what_the_configuration_says() -> None:
+    engine = EngineEnvironment(name="vllm", python="p", engines=("vllm",), device_kinds=("cpu",), version="0.32.0")
+    spec = EngineSpec(model="org/m", device="cpu")
+    wish = replace(DEPLOYMENT, spec=spec, model=QWEN_7B)
+    least = need_on(spec, QWEN_7B, CPU, engine, identity=None, measured={})
+    assert least is not None
+    host = replace(NODE, devices=(replace(CPU, memory_bytes=least.device_bytes + (256 << 20)),), environments=(engine,))
+    waiting = replace(PENDING, spec=spec, placement_note="host: cpu needs more")
+    with pytest.raises(PlacementFailed, match="cpu needs"):
+        Progress(wish, [], 100.0).update([waiting], {NODE.name: host}, 100.0)
+    rules = rules_of(load(environ={}, overrides={"control.share_headroom": "128MiB"}))
+    (step,) = Progress(wish, [], 100.0, rules=rules).update([waiting], {NODE.name: host}, 100.0)
     assert step.title == "waiting"

@@ -60,7 +60,7 @@ from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable,
 from xinf.core.ids import ReplicaId, Revision
 from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
-from xinf.device import ReadingStream, read_host
+from xinf.device import ReadingStream, read_host, read_once
 from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ _STOP_MARGIN_S = 30.0
 _POLL_S = 0.05
 _MODELS_S = 30.0  # between two looks at which models are on the disk
 _RETRY_S = 1.0
+_FIRST_LOOK_S = 3.0  # for drivers to say what is in use, before the node is told of
 
 
 class _Held:
@@ -135,6 +136,7 @@ class Agent:
         try:
             await self._start_mirror()
             self._adopt()
+            await self._look_around()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._registration.run())
                 tasks.create_task(self._resync())
@@ -252,6 +254,12 @@ class Agent:
             chart=self._config.paths.devices_file,
         )
 
+    async def _look_around(self) -> None:
+        """See what is in use before the node is told of; a driver that hangs does not keep it away for long."""
+        if self._watcher is not None:
+            vendors = {device.vendor for device in self._node.devices}
+            self._watcher.foresee(await read_once(vendors, deadline_s=_FIRST_LOOK_S, root=self._root))
+
     async def _watch_devices(self) -> None:
         if self._watcher is None:
             return
@@ -272,9 +280,13 @@ class Agent:
                 continue
 
     def _engines_here(self) -> Iterator[EngineUse]:
-        for held in self._held.values():
+        for name, held in self._held.items():
             if held.start is not None and held.start.pid is not None:
-                yield EngineUse(leader_pid=held.start.pid, device_uuids=held.start.device_uuids)
+                yield EngineUse(
+                    leader_pid=held.start.pid,
+                    device_uuids=held.start.device_uuids,
+                    is_orphan=name not in self._mirror.items,
+                )
 
     def _on_record(self, name: str) -> None:
         found = self._mirror.items.get(name)

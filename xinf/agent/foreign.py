@@ -26,8 +26,9 @@ def foreign_bytes(
 ) -> dict[str, int]:
     """Say how much memory of each device others than our engines use; devices that nothing is known of keep `before`.
 
-    `own_pids`: the processes of our engines by the device that they run on. `own_bytes`: what they use, where this
-    host knows it without the driver (the processor). `steps`: the changes that count, FOREIGN_STEP_BYTES by default.
+    `own_pids`: the processes of our engines by the device that they run on. `own_bytes`: what those use that
+    hold the device, where this host knows it without the driver (the processor). `steps`: the changes that count,
+    FOREIGN_STEP_BYTES by default.
 
     Of a device that our engines run on, the driver must know at least one of their processes: in a container of its own
     it counts pids of another namespace, and the engine would look like somebody else.

@@ -46,9 +46,11 @@ class Registration:
         """The node as this agent knows it; the store has it a moment later."""
         return self._record
 
-    def preset(self, devices: tuple[Device, ...]) -> None:
-        """Take devices over before anything is registered."""
-        self._record = msgspec.structs.replace(self._record, devices=devices)
+    def preset(self, *, devices: tuple[Device, ...] | None = None, foreign_bytes: dict[str, int] | None = None) -> None:
+        """Take over what is known before anything is registered."""
+        given = {"devices": devices, "foreign_bytes": foreign_bytes}
+        changes = {name: value for name, value in given.items() if value is not None}
+        self._record = msgspec.structs.replace(self._record, **changes)
 
     async def run(self) -> None:
         """Register, renew, register again, until cancelled. Leaves the record to its lease: engines may serve on.

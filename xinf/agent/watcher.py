@@ -49,6 +49,7 @@ class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
 
     leader_pid: int
     device_uuids: tuple[str, ...]  # empty: it runs on the processor
+    is_orphan: bool = False  # its replica's record is gone, and with that what it held
 
 
 class DeviceWatcher:
@@ -88,7 +89,7 @@ class DeviceWatcher:
         # What the agent before told of need not be told again.
         told = {device.uuid: device.health for device in known}
         self._news = [d for d in devices if told.get(d.uuid, Health.OK) is not d.health]
-        registration.preset(devices)
+        registration.preset(devices=devices)
 
     async def run(self, readings: AsyncIterator[Reading]) -> None:
         """Take readings until they end or this is cancelled."""
@@ -105,6 +106,11 @@ class DeviceWatcher:
                     logger.exception("a reading of %s could not be handled", reading.vendor)
         finally:
             await self._lister.close()
+
+    def foresee(self, readings: Iterable[Reading]) -> None:
+        """Note the memory that others use before the node is there: whoever waits for a place is given one at once."""
+        for reading in readings:
+            self._registration.preset(foreign_bytes=self._foreign_bytes(reading))
 
     async def take(self, reading: Reading) -> None:
         """Note one reading and write the record if it changes anything."""
@@ -211,8 +217,9 @@ class DeviceWatcher:
         own_pids: dict[str, list[int]] = {}
         own_bytes: dict[str, int] = {}
         if reading.vendor is Vendor.CPU:
-            # All engines use the host's memory, those on accelerators too.
-            own = sum(read_private_bytes(pid) for engine in engines for pid in groups.get(engine.leader_pid, ()))
+            # Engines on accelerators use the host's memory too, and hold none of it.
+            holding = [engine for engine in engines if not engine.device_uuids and not engine.is_orphan]
+            own = sum(read_private_bytes(pid) for engine in holding for pid in groups.get(engine.leader_pid, ()))
             own_bytes = {sample.uuid: own for sample in reading.samples}
         else:
             own_pids = _by_device(engines, groups)

@@ -96,6 +96,7 @@ async def _scale(
     session: Session, name: str, replicas: int, screen: Screen, *, must_wait: bool, timeout_s: float | None
 ) -> DeploymentRecord:
     from xinf.meta import Records
+    from xinf.scheduler import rules_of
     from xinf.serve import Follower
 
     if replicas < 0:
@@ -114,7 +115,8 @@ async def _scale(
             ) from None
         screen.line(f"{name} is to have {replicas} replica{'s' * (replicas != 1)}")
         if must_wait:
-            async with Follower(store, record, since_s=since_s) as follower:
+            rules = rules_of(session.config)
+            async with Follower(store, record, since_s=since_s, rules=rules) as follower:
                 async for step in follower.until_ready(timeout_s, screen.status):
                     screen.step(step)
             screen.status("")

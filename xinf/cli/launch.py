@@ -137,8 +137,10 @@ async def _launch(
 ) -> tuple[Applied, list[ReplicaRecord]]:
     from xinf.core.records import MeasuredRecord, NodeRecord
     from xinf.meta import Records
+    from xinf.scheduler import rules_of
     from xinf.serve import Follower, apply_deployment
 
+    rules = rules_of(session.config)
     async with session.store() as store:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
@@ -153,7 +155,7 @@ async def _launch(
         check_wish(wish.spec, known.facts, meant, screen.line)
         since_s = time.time()
         measured = [record for record, _ in await records.list(MeasuredRecord)]
-        wish, told = add_model(wish, known, meant, measured, must_fit=must_fit)
+        wish, told = add_model(wish, known, meant, measured, must_fit=must_fit, rules=rules)
         applied = await apply_deployment(records, wish, since_s)
         screen.applied(applied)
         for line in told:
@@ -162,7 +164,7 @@ async def _launch(
             if not nodes:
                 screen.line("no worker is connected: start one with `xinf worker`")
             return applied, []
-        async with Follower(store, applied.record, since_s=since_s) as follower:
+        async with Follower(store, applied.record, since_s=since_s, rules=rules) as follower:
             async for step in follower.until_ready(timeout_s, screen.status):
                 screen.step(step)
             screen.status("")

@@ -28,7 +28,7 @@ from xinf.core.units import format_bytes
 if TYPE_CHECKING:
     from xinf.meta import Records
     from xinf.registry import MemoryFit, MemoryPlan, Room
-    from xinf.scheduler import Refusal
+    from xinf.scheduler import Refusal, Rules
 
 _AUTO = "auto"
 T = TypeVar("T")
@@ -124,8 +124,11 @@ def add_model(
     measured: Sequence[MeasuredRecord],
     *,
     must_fit: bool,
+    rules: Rules | None = None,
 ) -> tuple[DeploymentRecord, list[str]]:
     """Add to a wish what is known of its model. Returns it with what to tell the user, a line each.
+
+    `rules`: by which the control process places, as far as is known here.
 
     Raises: PlacementFailed, if `must_fit`, when the scheduler could not place it even if all devices were empty.
     """
@@ -142,7 +145,7 @@ def add_model(
         return told, [f"memory: not planned, the engine checks it itself: {known.why}"]
     plans = plan_devices(spec, known, able_devices(spec, facts, meant) or meant, measured)
     by_digest = {record.fingerprint: record for record in measured}
-    found = could_fit(told, {node.name: node for node in nodes}, measured=by_digest)
+    found = could_fit(told, {node.name: node for node in nodes}, rules, measured=by_digest)
     large = [made for made in plans if made.fit is not None and made.fit.fits]
     if large and isinstance(found, Placement):
         return told, describe_kinds(large)
@@ -213,7 +216,10 @@ def describe_kinds(plans: Sequence[DevicePlan]) -> list[str]:
 def describe_plan(plan: MemoryPlan) -> str:
     """One line."""
     how = "measured before" if plan.is_measured else "estimated"
-    parts = f"weights {format_bytes(plan.weights_bytes)}, KV of one request {format_bytes(plan.kv_bytes)}"
+    cache = f"KV of one request {format_bytes(plan.kv_bytes)}"
+    if plan.cache_bytes is not None:
+        cache = f"KV cache {format_bytes(plan.cache_bytes)}"
+    parts = f"weights {format_bytes(plan.weights_bytes)}, {cache}"
     each = "" if plan.tensor_parallel_size == 1 else f" on each of {plan.tensor_parallel_size} devices"
     return (
         f"memory: needs {format_bytes(plan.device_bytes)}{each}"

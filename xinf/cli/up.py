@@ -122,6 +122,7 @@ def up(
 def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must_fit: bool) -> DeploymentRecord:
     """Judge and plan a wish on the only node that there will be. Raises: PlacementFailed."""
     from xinf.agent import describe_node
+    from xinf.scheduler import rules_of
 
     node = run(describe_node(session.config))
     screen.status(f"reading what {wish.spec.model} needs")
@@ -130,7 +131,8 @@ def _plan_here(session: Session, wish: DeploymentRecord, screen: Screen, *, must
     screen.status("")
     known = known_before(known, wish.spec, run(read_present(session, wish.name)))
     check_wish(wish.spec, known.facts, (node,), screen.line)
-    wish, told = add_model(wish, known, (node,), run(read_measured(session)), must_fit=must_fit)
+    measured, rules = run(read_measured(session)), rules_of(session.config)
+    wish, told = add_model(wish, known, (node,), measured, must_fit=must_fit, rules=rules)
     for line in told:
         screen.line(line)
     return wish

@@ -66,6 +66,9 @@ def make_spec(
     if not Path(found.model).is_absolute() and engine != "sim":
         given = arguments.pop("revision", None)  # as vLLM has it; one at the end of the model beats it
         revision = revision or (None if given is None else str(given))
+    if engine != "sim":
+        # As many devices are looked for: only the option says that to whoever places it.
+        tensor_parallel_size = _size(arguments.pop("tensor_parallel_size", tensor_parallel_size))
     return EngineSpec(
         model=found.model,
         revision=revision,
@@ -139,6 +142,14 @@ def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
             raise InvalidRequest(f"{option} {text!r} is not KEY=VALUE", param=option)
         pairs.append((key.strip().removeprefix("--"), value))
     return pairs
+
+
+def _size(given: ArgValue) -> int:
+    if type(given) is not int or given < 1:  # `true` is none either
+        raise InvalidRequest(
+            f"engine argument tensor_parallel_size={given} is no number of devices", param="engine_arg"
+        )
+    return given
 
 
 def _value(text: str) -> ArgValue:

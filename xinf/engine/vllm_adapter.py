@@ -97,6 +97,8 @@ class VllmAdapter:
         self._scratch.use()
         if self._is_cpu:
             vllm_cpu.set_variables(os.environ)
+            if self._spec.kv_cache_bytes is not None:
+                vllm_cpu.hold_to_grant(os.environ, self._spec.engine.env)
         os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
         os.environ.setdefault("VLLM_LOGGING_LEVEL", self._spec.log_level.upper())
         # Keys are the gateway's business; vLLM would ask for this one as well.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from xinf.core.cpu_cache import size_cpu_cache, wanted_cpu_cache
+
+_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
 def set_variables(environ: MutableMapping[str, str]) -> None:
@@ -15,6 +17,15 @@ def set_variables(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # The first request with logprobs compiles a kernel for 12-18 s otherwise, even in eager mode.
     environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def hold_to_grant(environ: MutableMapping[str, str], wished: Collection[str]) -> None:
+    """Forget a size of the cache that is set for the whole host: vLLM would take it instead of what was granted.
+
+    `wished`: variables of the deployment itself; a size that is among them is what the grant was made from.
+    """
+    if _CACHE_VARIABLE not in wished:
+        environ.pop(_CACHE_VARIABLE, None)
 
 
 def kv_cache_bytes(config: Any, free_bytes: int) -> int:

@@ -1,7 +1,8 @@
 """Which loads are the same, so that what one took is what the next will take.
 
 Two loads are the same when model, engine version, device architecture and all else that changes the fixed part of their
-memory are. The length of the context and the size of the cache are not in it: they change the cache alone.
+memory are: also how large the device is, as far as engines choose their batches and buffers by that. The length of the
+context and the size of the cache are not in it: they change the cache alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 from xinf.core.device import Device
 from xinf.core.records import EngineSpec
-from xinf.registry.load import ALIASES
+from xinf.registry.load import ALIASES, size_class
 from xinf.registry.shelf import shelf_of
 from xinf.registry.sources import Hub, find_sources, parse_reference
 
@@ -54,6 +55,7 @@ def fingerprint(identity: str, spec: EngineSpec, *, engine_version: str | None, 
         engine_version,
         device.vendor,
         device.arch or device.name,
+        size_class(device),
         ALIASES.get(dtype, dtype),
         arguments.get("quantization", spec.quantization),
         arguments.get("tensor_parallel_size", spec.tensor_parallel_size),

@@ -46,6 +46,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None  # of memory, in all; None: not known
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
     cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
+    cache_blocks: int | None = None  # the same in blocks, whatever else it is told
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -88,7 +89,16 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         device_bytes=None if is_cpu else device.memory_bytes,
         is_old_driver=_is_old_driver(device),
         cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
+        cache_blocks=_count(given, "num_gpu_blocks_override"),
     )
+
+
+def size_class(device: Device) -> tuple[object, ...]:
+    """What of a device, beside its architecture, changes what a load takes that is no cache: cards of one architecture
+    are of several sizes, and larger ones take larger batches and buffers; old drivers keep more.
+    """
+    is_large = device.vendor is not Vendor.CPU and (device.memory_bytes or 0) >= _FULL_BATCH_BYTES
+    return (*_batch_defaults(device, 1), is_large, _is_old_driver(device))
 
 
 def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int]:
@@ -144,7 +154,7 @@ def _count(given: dict[str, ArgValue], name: str) -> int | None:
     unit = _COUNT_UNITS.get(text[-1:], 1)
     try:
         number = int(float(text.rstrip("kKmMgG")) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):  # `nan`, `inf`
         number = 0
     if number <= 0:
         raise InvalidRequest(f"engine argument {name}={value!r} is no number to plan with", param="engine_arg")

@@ -161,7 +161,10 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
         graph, runtime = 0, measured.fixed_bytes - weights
         activation = 0 if measured.has_peak else activation
     kv = kv_sequence_bytes(facts, options, max_model_len) + spare
-    cache = None if options.cache_bytes is None else max(kv, options.cache_bytes * _n_shares(options))
+    asked = None if options.cache_bytes is None else options.cache_bytes * _n_shares(options)
+    if options.cache_blocks is not None:
+        asked = options.cache_blocks * spare  # vLLM 0.32: v1/core/kv_cache_utils.py, `may_override_num_blocks`
+    cache = None if asked is None else max(kv, asked)
     return MemoryPlan(
         vendor=options.vendor,
         tensor_parallel_size=options.tensor_parallel_size,

@@ -18,7 +18,7 @@ from xinf.scheduler.place import could_fit, place
 from xinf.scheduler.plan import plan, plan_deployment
 from xinf.scheduler.verdict import Binding
 from xinf.scheduler.view import View
-from xinf.scheduler.world import Judge, Measured, Planner, Rules, World
+from xinf.scheduler.world import Judge, Measured, Planner, Rules, World, rules_of
 
 __all__ = [
     "NO_NODES",
@@ -44,4 +44,5 @@ __all__ = [
     "place",
     "plan",
     "plan_deployment",
+    "rules_of",
 ]

@@ -14,7 +14,7 @@ from xinf.scheduler.world import Measured, Rules
 
 
 class Appraisal(msgspec.Struct, frozen=True):
-    """`refusal`: why none of its engines can run it; None: one can. `need`: None: nobody can tell."""
+    """`refusal`: why its engine cannot run it; None: it can. `need`: None: nobody can tell."""
 
     refusal: str | None
     need: MemoryNeed | None
@@ -30,7 +30,10 @@ class Appraiser:
         self._known: dict[tuple[object, ...], Appraisal] = {}
 
     def appraise(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> Appraisal:
-        """Judge and plan; equal kinds of device, whichever node they are on, are asked about once."""
+        """Judge and plan; equal kinds of device, whichever node they are on, are asked about once.
+
+        With the first of the environments: that is the one in which their agent starts it.
+        """
         found = self._known.get(alike.key)
         if found is None:
             refusal = self._judge(alike, environments)
@@ -42,14 +45,12 @@ class Appraiser:
         judge, wish = self._rules.judge, self._deployment
         if judge is None:
             return None
-        reasons = [judge(wish.spec, alike.devices[0], environment, wish.model) for environment in environments]
-        return None if None in reasons else reasons[0]
+        return judge(wish.spec, alike.devices[0], environments[0], wish.model)
 
     def _plan(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> MemoryNeed | None:
         wish = self._deployment
         if wish.model is None:
             return None
-        # Its agent takes the first of them.
         return self._rules.planner(
             wish.spec,
             wish.model,

@@ -11,8 +11,9 @@ Room on an accelerator, F what others than our engines use of it; the need is th
                        fit into memory - F
     anything else      taken
 
-The processor is everybody's: those on it who have a need count, the others do not. Who finds room there is granted his
-cache too: his need is raised by what core/cpu_cache.py gives of what is then free, and held at that.
+The processor is everybody's: those on it who have a need count, the others do not. What engines on accelerators use of
+its memory is in F. Who finds room there is granted his cache too: his need is raised by what core/cpu_cache.py gives of
+what is then free, and held at that.
 """
 
 from __future__ import annotations

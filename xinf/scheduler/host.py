@@ -188,7 +188,9 @@ def _alike(devices: tuple[Device, ...], environments: tuple[EngineEnvironment, .
     for device in devices:
         # Hosts have a few bytes more or less of memory, and nothing of a processor hangs on how much.
         memory_bytes = None if device.vendor is Vendor.CPU else device.memory_bytes
-        key = (device.vendor, device.name, device.arch, memory_bytes, device.driver, device.runtime, engines)
+        # Of two processors of one name one may lack a flag: a hypervisor hides some.
+        isa = device.extra.get("isa")
+        key = (device.vendor, device.name, device.arch, memory_bytes, device.driver, device.runtime, isa, engines)
         found.setdefault(key, []).append(device)
     return tuple(Alike(key, tuple(members)) for key, members in found.items())
 

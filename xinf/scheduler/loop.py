@@ -35,7 +35,7 @@ from xinf.scheduler.actions import Action, Create, Delete, Note, Place, Stop, cr
 from xinf.scheduler.chronicle import Chronicle
 from xinf.scheduler.plan import plan_deployment
 from xinf.scheduler.view import View
-from xinf.scheduler.world import Rules, World
+from xinf.scheduler.world import World, rules_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ class SchedulerLoop:
         self._cordons = Mirror(store, CORDONS, CordonRecord)
         self._measured = Mirror(store, MEASURED, MeasuredRecord)
         self._queue = KeyQueue(clock=self._clock)
-        rules = Rules(headroom_bytes=config.control.share_headroom)
-        self._view = View(World(deployments={}, replicas={}, nodes={}), rules)
+        self._view = View(World(deployments={}, replicas={}, nodes={}), rules_of(config))
         self._chronicle = Chronicle(store, n_kept=config.control.events_kept)
 
     async def run(self) -> None:

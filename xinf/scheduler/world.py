@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from xinf.core.config import Config
 from xinf.core.device import Device
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
 from xinf.core.model import ModelFacts
@@ -65,3 +66,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     headroom_bytes: int = DEFAULT_HEADROOM_BYTES
     judge: Judge | None = refusal_of
     planner: Planner = need_on
+
+
+def rules_of(config: Config) -> Rules:
+    """The rules that a configuration gives."""
+    return Rules(headroom_bytes=config.control.share_headroom)

@@ -37,7 +37,7 @@ from xinf.core.records import (
 )
 from xinf.core.units import format_seconds
 from xinf.meta import Mirror, Store
-from xinf.scheduler import NO_NODES, Measured, Refusal, could_fit
+from xinf.scheduler import NO_NODES, Measured, Refusal, Rules, could_fit
 
 PHASE_NAMES: dict[Phase, str] = {Phase.WARMING: "warming up"}
 _SHOWN = (Phase.PLACED, Phase.STARTING, Phase.LOADING, Phase.WARMING, Phase.READY)
@@ -57,9 +57,17 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 class Progress:
     """What has been seen of a deployment's generation so far."""
 
-    def __init__(self, deployment: DeploymentRecord, replicas: Iterable[ReplicaRecord], since_s: float) -> None:
+    def __init__(
+        self,
+        deployment: DeploymentRecord,
+        replicas: Iterable[ReplicaRecord],
+        since_s: float,
+        *,
+        rules: Rules | None = None,
+    ) -> None:
         """`replicas`: those that are there already; what happened to them before is not told again."""
         self._deployment = deployment
+        self._rules = rules
         self._since_s = since_s
         self._told: set[tuple[str, int, str]] = set()
         self._waiting_for: str | None = None
@@ -140,7 +148,7 @@ class Progress:
             reason = "no worker is connected: start one with `xinf worker`"
         elif pending is not None:
             # The note was written for the nodes of a moment ago; whether anything could ever fit is asked now.
-            found = could_fit(self._deployment, nodes, measured=measured)
+            found = could_fit(self._deployment, nodes, self._rules, measured=measured)
             if isinstance(found, Refusal):
                 raise PlacementFailed(
                     f"{self._deployment.name} cannot be placed: {found.note}",
@@ -183,8 +191,12 @@ def start_failed(replica: ReplicaRecord, failure: ReplicaFailure) -> EngineStart
 class Follower:
     """Watches a deployment in the store. Use as `async with`; belongs to one event loop."""
 
-    def __init__(self, store: Store, deployment: DeploymentRecord, *, since_s: float) -> None:
+    def __init__(
+        self, store: Store, deployment: DeploymentRecord, *, since_s: float, rules: Rules | None = None
+    ) -> None:
+        """`rules`: by which the control process places, as far as is known here."""
         self._deployment = deployment
+        self._rules = rules
         self._since_s = since_s
         self._deployments = Mirror(store, DEPLOYMENTS, DeploymentRecord)
         self._replicas = Mirror(store, REPLICAS, ReplicaRecord)
@@ -197,7 +209,7 @@ class Follower:
         for mirror in self._mirrors:
             mirror.listen(lambda _: self._changed.set())
             await mirror.start()
-        self._progress = Progress(self._deployment, self.replicas, self._since_s)
+        self._progress = Progress(self._deployment, self.replicas, self._since_s, rules=self._rules)
         return self
 
     async def __aexit__(self, *exc: object) -> None:

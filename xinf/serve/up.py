@@ -21,6 +21,7 @@ from xinf.core.errors import PlacementFailed, XinfError
 from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
 from xinf.core.units import format_seconds
 from xinf.meta import MetaClient, Records
+from xinf.scheduler import rules_of
 from xinf.serve.deployment import UP_OWNER, Applied, apply_deployment, names_of
 from xinf.serve.interrupts import Interrupts
 from xinf.serve.process import kill_group
@@ -85,7 +86,8 @@ class Up:
         await self._supervisor.start_agent(self._agent_module)
         applied = await apply_deployment(records, self._wish, time.time())
         self._voice.applied(applied)
-        async with Follower(self._store, applied.record, since_s=since_s) as follower:
+        rules = rules_of(self._supervisor.config)
+        async with Follower(self._store, applied.record, since_s=since_s, rules=rules) as follower:
             self._voice.status("waiting for the agent")
             await self._show_steps(follower, timeout_s)
             model = names_of(applied.record)[0]
