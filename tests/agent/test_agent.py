@@ -363,3 +363,22 @@ async def test_name_of_a_living_agent_is_not_taken(bench: Bench) -> None:
 
 def _start_id(bench: Bench, name: str) -> str:
     return msgspec.json.decode((bench.directory(name).path / "spec.json").read_bytes())["start_id"]
+
+
+async def test_models_that_cannot_be_looked_at_end_no_agent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object) -> tuple[str, ...]:
+        monkeypatch.setattr("xinf.agent.agent.find_models", lambda *_: ("/m",))
+        raise RuntimeError("there is no home directory")
+
+    monkeypatch.setattr("xinf.agent.agent.find_models", find)
+    await bench.start_agent()
+    await bench.place("m-1")
+    await bench.until_phase("m-1", Phase.READY)
+
+    async def is_told() -> bool:
+        found = await bench.records.get(NodeRecord, "here")
+        return found is not None and found[0].models == ("/m",)
+
+    async with asyncio.timeout(WAIT_S):
+        while not await is_told():
+            await asyncio.sleep(0.01)

@@ -241,7 +241,7 @@ def test_install_takes_up_what_changed_and_no_more(site: Site, venv: Path, monke
 def test_install_that_fails_says_what_pip_said_and_is_not_found(site: Site, venv: Path) -> None:
     site.take_venv(venv)
     site.lock.write_text("toyengine==7\n")
-    with pytest.raises(Unavailable, match="toyengine==7"):
+    with pytest.raises(Unavailable, match=r"toy-cpu: -m pip install failed[\s\S]*toyengine==7"):
         site.install()
     assert [found.name for found in find_environments(site.engines_dir)] == ["builtin"]
     # The sources that pip is configured with are asked first, then torch's own.
@@ -260,6 +260,22 @@ def test_install_begins_anew_after_it_was_cut_off(site: Site, venv: Path) -> Non
     site.install()
     assert any("anew" in sentence for sentence in site.said)
     assert not (site.directory / "half-written").exists()
+    assert site.version_there() == "1"
+
+
+def test_install_begins_anew_where_a_venv_was_half_made(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Debian's python3 without python3-venv: there is an interpreter, and then no pip for it.
+    half = tmp_path / "python"
+    half.write_text(f'#!/bin/sh\n"{sys.executable}" -m venv --without-pip "$4"\nexit 1\n')
+    half.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(half))
+        with pytest.raises(Unavailable, match="venv"):
+            site.install()
+    assert (site.directory / "bin" / "python").exists()
+    site.install()
     assert site.version_there() == "1"
 
 

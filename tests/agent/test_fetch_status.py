@@ -50,6 +50,15 @@ def test_progress_is_told_at_once_and_then_every_two_seconds(tmp_path: Path) -> 
     assert told(spec).detail == "waiting for another process that fetches it: 3 MiB of this file are here"
 
 
+def test_clock_that_was_set_back_does_not_silence_it(tmp_path: Path) -> None:
+    spec, now_s = spec_in(tmp_path), 5000.0
+    status = FetchStatus(spec, clock=lambda: now_s)
+    status.show(Progress(10 << 20, 100 << 20, "a"))
+    now_s = 1000.0
+    status.show(Progress(20 << 20, 100 << 20, "a"))
+    assert told(spec).fetched_s == 1000.0
+
+
 def test_shim_goes_on_with_what_its_fetcher_told(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     FetchStatus(spec, clock=lambda: 100.0).show(Progress(1, 2, "a"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -85,3 +86,31 @@ async def test_vendors_do_not_wait_for_each_other() -> None:
             await asyncio.sleep(0.001)
     await lister.close()
     assert listed == [Vendor.AMD, Vendor.NVIDIA]
+
+
+async def test_vendor_that_asks_again_and_again_is_listed_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that flips with each reading is otherwise listed every few seconds, and all other vendors with it."""
+    now_s, listed, is_over = 0.0, [], asyncio.Event()
+
+    async def sleep(delay_s: float) -> None:
+        nonlocal now_s
+        now_s += delay_s
+
+    async def list_vendor(vendor: Vendor) -> bool:
+        nonlocal now_s
+        listed.append(now_s)
+        now_s += 500.0 if len(listed) == 8 else 5.0
+        lister.ask(vendor)
+        if len(listed) == 9:
+            is_over.set()
+            await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr("xinf.agent.lister.asyncio.sleep", sleep)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+    lister = Lister(list_vendor, first_s=5.0)
+    lister.ask(Vendor.NVIDIA)
+    await is_over.wait()
+    await lister.close()
+    waits = [after - before for before, after in itertools.pairwise(listed)]
+    assert waits == [15, 25, 45, 65, 65, 65, 65, 505]

@@ -91,6 +91,15 @@ def test_instances_that_are_gone_are_gone_and_new_ones_have_new_numbers() -> Non
     ]  # fmt: skip
 
 
+def test_card_that_was_divided_is_no_lost_one() -> None:
+    # AMD lists the parts of a card in partition mode, and the card no more; NVIDIA lists both.
+    parts = [card(f"b-p{n}", n + 1, pci="0000:02:00.0", parent="b") for n in range(2)]
+    merged = merge_inventory(DEVICES, Inventory(devices=(A, *parts, CPU)), Vendor.NVIDIA)
+    assert told(merged) == [("a", 0, Health.OK), ("c", 0, Health.OK), ("b-p0", 1, Health.OK), ("b-p1", 2, Health.OK)]
+    whole = merge_inventory(merged, Inventory(devices=(A, B, CPU)), Vendor.NVIDIA)
+    assert told(whole) == [("a", 0, Health.OK), ("c", 0, Health.OK), ("b", 1, Health.OK)]
+
+
 def test_instances_share_the_lot_of_a_card_that_only_the_bus_shows() -> None:
     before = (A, card("m", 1, parent="a", pci=A.pci))
     merged = merge_inventory(before, Inventory(devices=(shown_by_bus(1),)), Vendor.NVIDIA)
@@ -125,3 +134,16 @@ def test_agent_that_starts_takes_new_vendors_in_their_order() -> None:
     amd = Device(vendor=Vendor.AMD, index=0, uuid="d", name="card")
     found = resume(DEVICES, Inventory(devices=(A, B, amd, CPU)))
     assert [device.uuid for device in found] == ["a", "b", "d", "c"]
+
+
+def test_card_that_only_its_device_node_shows_is_the_one_that_was_there() -> None:
+    """In a container without a PCI bus; under the name of its node it would stay as lost for ever."""
+    node = msgspec.structs.replace(card("DEV-nvidia0"), health=Health.NO_DRIVER, reason="run modprobe")
+    merged = merge_inventory((A, CPU), Inventory(devices=(node, CPU)), Vendor.NVIDIA)
+    assert [(device.uuid, device.reason) for device in merged] == [("a", "run modprobe"), ("c", None)]
+    again = merge_inventory(merged, Inventory(devices=(A, CPU)), Vendor.NVIDIA)
+    assert told(again) == [("a", 0, Health.OK), ("c", 0, Health.OK)]
+    # And the other way round: the driver is loaded after the worker has started.
+    assert told(merge_inventory((node, CPU), Inventory(devices=(A, CPU)), Vendor.NVIDIA)) == [
+        ("c", 0, Health.OK), ("a", 0, Health.OK),
+    ]  # fmt: skip

@@ -21,7 +21,8 @@ from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
-from xinf.core.errors import Unavailable
+from xinf.core.errors import StoreFull, Unavailable
+from xinf.core.ids import LeaseId
 from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_record, encode_record
 from xinf.device import Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
@@ -204,30 +205,99 @@ async def test_neither_writer_loses_what_it_wrote(bench: Bench) -> None:
 
 
 class Outage:
-    """A store that cannot be reached while `is_down`."""
+    """A store that fails while there is an `error`: a real one that is away says so only after ten seconds."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.is_down = False
+        self.error: Exception | None = None
+        self.n_failed = 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
     async def get(self, key: str) -> KeyValue | None:
-        if self.is_down:
-            raise Unavailable("the store is away")
+        self._fail()
         return await self._store.get(key)
 
+    async def txn(self, compares: list[Compare], ops: list[Put]) -> object:
+        self._fail()
+        return await self._store.txn(compares, ops)
 
-async def test_what_could_not_be_written_comes_with_a_later_renewal(bench: Bench) -> None:
+    async def keep_alive(self, lease: LeaseId) -> float:
+        if isinstance(self.error, Unavailable):
+            self._fail()
+        return await self._store.keep_alive(lease)
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            self.n_failed += 1
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [Unavailable("the store is away"), StoreFull("the disk is full")])
+async def test_what_could_not_be_written_comes_with_a_later_renewal(error: Exception, bench: Bench) -> None:
     store = Outage(bench.store)
     watch = Watch(bench, store)  # type: ignore[arg-type]
     await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
-    store.is_down = True
+    store.error = error
     await watch.watcher.take(event("xid", Health.FAULTY))
     assert (await watch.stored()).devices[0].health is Health.OK
-    store.is_down = False
+    store.error = None
     await watch.until(lambda record: record.devices[0].health is Health.FAULTY)
+    await watch.close()
+
+
+async def test_store_that_is_away_holds_readings_up_once_and_not_each_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Outage(bench.store)
+    watch = Watch(bench, store)  # type: ignore[arg-type]
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+    watch.running.cancel()  # its renewals ask the store as well
+    store.error = Unavailable("the store is away")
+    for number in range(30):
+        await watch.watcher.take(event("xid", Health.FAULTY, uuid=f"GPU-test-{number % 2}"))
+        await watch.watcher.take(memory("GPU-test-0", number * GIB))
+    assert store.n_failed == 2, "the record, and the first event"
+    store.error = None
+    monkeypatch.setattr("xinf.agent.watcher._AWAY_S", 0.0)
+    monkeypatch.setattr("xinf.agent.watcher._REPEAT_S", 0.0)
+    await watch.watcher.take(memory("GPU-test-0", 0))
+    told = [decode_record(kv.value, EventRecord) for kv in (await bench.store.list(EVENTS)).items]
+    assert sorted((found.kind, found.device_uuid, found.count) for found in told) == [
+        ("device_faulty", "GPU-test-0", 1), ("device_faulty", "GPU-test-1", 1),
+        ("xid", "GPU-test-0", 15), ("xid", "GPU-test-1", 15),
+    ]  # fmt: skip
+    await watch.close()
+
+
+async def test_change_does_not_wait_until_the_node_is_registered(bench: Bench) -> None:
+    other = msgspec.structs.replace(bench.node, devices=(), agent_pid=1)  # of another host: it is waited out
+    await bench.store.txn([], [Put(NODES + other.name, encode_record(other), await bench.store.grant(60))])
+    registration = Registration(bench.store, bench.node, ttl_s=3)
+    running = asyncio.create_task(registration.run())
+    async with asyncio.timeout(WAIT_S):
+        while not registration._writing.locked():
+            await asyncio.sleep(0.01)
+    await registration.update(models=("/m",))
+    assert not running.done(), "it waits for the other's lease to end"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_store_that_takes_nothing_does_not_end_the_agent(bench: Bench) -> None:
+    store = Outage(bench.store)
+    watch = Watch(bench, store)  # type: ignore[arg-type]
+    await asyncio.wait_for(watch.registration.is_registered.wait(), WAIT_S)
+    store.error = StoreFull("the disk is full")
+    await watch.registration.update(models=("/m",))
+    n_failed = store.n_failed
+    async with asyncio.timeout(WAIT_S):
+        while store.n_failed == n_failed:  # the renewal tries again
+            await asyncio.sleep(0.01)
+    assert not watch.running.done()
+    store.error = None
+    await watch.until(lambda record: record.models == ("/m",))
     await watch.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from xinf.core import config
 from xinf.core.errors import ConfigError
 from xinf.registry import read_compatibility
+from xinf.registry.cards import read_cards
 
 
 def test_load_defaults_are_complete_and_in_base_units() -> None:
@@ -89,6 +90,8 @@ def test_every_shipped_config_loads(checkout: Path) -> None:
     for file in files:
         if file.name == "engine_compatibility.toml":
             read_compatibility(file)
+        elif file.name == "cards.toml":
+            assert read_cards(file)
         else:
             config.load(file, environ={})
 

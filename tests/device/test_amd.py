@@ -235,6 +235,20 @@ def test_growing_errors_make_a_card_faulty(two_cards: GpuTree) -> None:
     assert "2 uncorrectable memory errors" in str(ill.reason)
 
 
+def test_errors_of_a_count_that_began_anew_make_a_card_faulty(two_cards: GpuTree) -> None:
+    probe, counts = AmdProbe(), two_cards.root / "sys/bus/pci/devices" / FIRST / "ras/umc_err_count"
+    for errors, health in ((4, Health.OK), (0, Health.OK), (3, Health.FAULTY)):
+        counts.write_text(f"ue: {errors}\nce: 5\n")
+        assert probe.sample(two_cards.root)[0].health is health, errors
+
+
+def test_name_on_a_board_may_hold_anything(two_cards: GpuTree) -> None:
+    (two_cards.root / "sys/bus/pci/devices" / FIRST / "product_name").write_bytes(b"MI300X \xff\xfe\n")
+    first, second = AmdProbe().inventory(two_cards.root)
+    assert (first.health, second.health) == (Health.OK, Health.OK)
+    assert first.name.startswith("MI300X")
+
+
 @pytest.mark.parametrize(
     ("milli", "health", "words"),
     [

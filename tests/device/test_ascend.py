@@ -162,6 +162,21 @@ def test_card_that_is_not_listed_is_recorded(dcmi_root: Answer) -> None:
     assert "lists 2 of the cards but not this one" in str(devices[1].reason)
 
 
+def test_chip_that_does_not_tell_its_address_for_now_gets_no_other_name(dcmi_root: Answer) -> None:
+    root, probe = dcmi_root("resetting"), AscendProbe()
+    left, right = probe.inventory(root)
+    assert (left.uuid, left.health, right.uuid) == (LEFT, Health.OK, "PCI-0000-d9-00.0")
+    assert "not ready" in str(right.reason)
+    assert [sample.uuid for sample in probe.sample(root)] == [LEFT]
+
+
+def test_chips_on_no_bus_are_named_by_their_cards(dcmi_root: Answer) -> None:
+    root = dcmi_root("no_bus")
+    devices = AscendProbe().inventory(root)
+    assert [(device.uuid, device.pci) for device in devices] == [("NPU-card2-0", None), ("NPU-card4-0", None)]
+    assert {sample.uuid for sample in AscendProbe().sample(root)} == {device.uuid for device in devices}
+
+
 @pytest.mark.parametrize("other", ["0x1711", "0xa250"], ids=["display of the management processor", "compression"])
 def test_other_parts_of_the_server_are_no_npu(make_tree: MakeTree, other: str) -> None:
     root = make_tree(("0000:05:00.0", "0x19e5", "0x120000" if other == "0xa250" else "0x030000", 0))

@@ -139,6 +139,20 @@ def test_card_without_uuid_has_its_name_all_the_same(cndev_root: Answer) -> None
     assert [(card.uuid, card.extra) for card in cards] == [(LEFT, {}), (RIGHT, {})]
 
 
+def test_card_that_does_not_tell_its_address_for_now_gets_no_other_name(cndev_root: Answer) -> None:
+    root, probe = cndev_root("placeless"), CambriconProbe()
+    first, second = probe.inventory(root)
+    assert (first.uuid, second.uuid) == ("PCI-0000-39-00.0", "MLU-0000-3d-00.0")
+    assert "1 of 2 cards tell no bus address" in str(first.reason)
+    assert [sample.uuid for sample in probe.sample(root)] == [second.uuid]
+    path = root / "proc/driver/cambricon/mlus/0000:39:00.0/information"
+    path.parent.mkdir(parents=True)
+    path.write_text("Device inode path: /dev/cambricon_dev1\n")
+    names = [device.uuid for device in probe.inventory(root)]
+    assert names == ["MLU-0000-39-00.0", "MLU-0000-3d-00.0"], "the kernel's driver knows it"
+    assert sorted(sample.uuid for sample in probe.sample(root)) == names
+
+
 def test_sick_card_is_faulty_and_says_why(cndev_root: Answer) -> None:
     root = cndev_root("sick")
     good, sick = CambriconProbe().inventory(root)

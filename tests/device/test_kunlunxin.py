@@ -89,6 +89,11 @@ def test_library_samples_the_cards(with_library: WithLibrary) -> None:
     assert library.fake_inits() == 1
 
 
+def test_process_of_no_plausible_size_is_unknown(with_library: WithLibrary) -> None:
+    held = KunlunxinProbe().processes(with_library("shy"))
+    assert [(one.pid, one.memory_bytes) for one in held] == [(4242, 512 << 20), (4243, None)]
+
+
 def test_what_the_library_does_not_answer_is_unknown(with_library: WithLibrary) -> None:
     root = with_library("mute")
     first, _ = KunlunxinProbe().inventory(root)

@@ -15,11 +15,13 @@ import pytest
 
 from tests.device.fake_tool import FakeTools
 from tests.device.mutations import FAILURES, RESPACINGS, Damage, Failure, damages, reorder_json, truncate_json
+from xinf.agent.condition import Condition
 from xinf.core.device import Distance, Health, Vendor
 from xinf.device import read_inventory
 from xinf.device.mthreads import MthreadsProbe
 from xinf.device.mthreads_library import LinkLayout, PciInfo, Property
 from xinf.device.mthreads_tool import parse_json, parse_table
+from xinf.device.reading import Reading
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError, ToolError
 
@@ -103,7 +105,7 @@ def test_sample_reads_the_units_of_each_call(with_library: WithLibrary) -> None:
         (81920 - 1428) << 20,
     )
     assert (first.util_pct, first.temp_c, first.power_w, first.ecc_uncorrected) == (75.0, 48.0, 96.66, 3)
-    assert (second.power_w, second.health) == (None, None)
+    assert (second.power_w, second.health) == (None, Health.OK)
 
 
 def test_library_is_started_once_and_handles_are_kept(with_library: WithLibrary) -> None:
@@ -121,6 +123,17 @@ def test_card_of_which_nothing_is_answered_is_faulty(with_library: WithLibrary) 
     assert {sample.health for sample in samples} == {Health.FAULTY}
     assert "the driver cannot be reached" in str(samples[0].reason)
     assert (samples[0].util_pct, samples[0].memory_used_bytes, samples[0].memory_free_bytes) == (None, None, None)
+
+
+def test_card_that_answers_again_is_well(with_library: WithLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, probe = with_library("lost"), MthreadsProbe()
+    condition = Condition(probe.inventory(root))
+    seen: list[set[Health]] = []
+    for scenario in ("lost", "s5000", "s5000"):  # what is better counts after a calm time
+        monkeypatch.setenv("FAKE_MTML", scenario)
+        condition.take(Reading(vendor=Vendor.MTHREADS, samples=probe.sample(root)))
+        seen.append({device.health for device in condition.mark(3600.0 * len(seen))})
+    assert (seen[0], seen[2]) == ({Health.FAULTY}, {Health.OK})
 
 
 def test_unopened_card_does_not_hide_the_other(with_library: WithLibrary) -> None:

@@ -223,7 +223,7 @@ async def test_sample_reads_what_the_card_does(make_tree: Callable[..., Path], n
 
 async def test_unknown_metric_is_none_not_zero(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     (card,) = (await read_once(make_tree(CARD), nvml_environ("gb10"))).samples
-    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, None)
+    assert (card.util_pct, card.power_w, card.ecc_uncorrected, card.health) == (None, None, None, Health.OK)
 
 
 async def test_state_of_a_card_is_read_with_its_remedy(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -261,7 +261,7 @@ async def test_card_that_waits_for_a_repair_takes_no_work(
         ("5090", {"TEMP": "99", "LIMITS": "0,92"}, Health.DEGRADED, "too hot"),
         ("5090", {"TEMP": "99", "LIMITS": "95,0"}, Health.FAULTY, "turns itself off"),
         ("5090", {"TEMP": "99"}, Health.OK, None),  # no limits are known: its clocks say nothing of heat
-        ("gb10", {"TEMP": "99"}, None, None),  # nor does it tell of its clocks
+        ("gb10", {"TEMP": "99"}, Health.OK, None),  # nor does it tell of its clocks: it answers, that is all
         ("gb10", {"TEMP": "60", "LIMITS": "95,92"}, Health.OK, None),
         ("reset", {"TEMP": "99", "LIMITS": "95,92", "ECC": "1"}, Health.FAULTY, "--gpu-reset"),
         ("remap_failed", {"ECC": "1"}, Health.FAULTY, "row remapping failed"),
@@ -302,6 +302,37 @@ async def test_library_may_print_what_it_likes(make_tree: Callable[..., Path], n
 async def test_instances_are_sampled_for_their_memory(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     _, *instances = (await read_once(make_tree(CARD), nvml_environ("mig"))).samples
     assert [(found.uuid[:4], found.memory_used_bytes) for found in instances] == [("MIG-", 512 << 20)] * 2
+
+
+async def test_instance_that_is_just_taken_apart_is_no_fault_of_its_card(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root, environ = make_tree(CARD), nvml_environ("mig_race")
+    listed = await nvidia(root, environ)
+    assert [(device.uuid[:4], device.health) for device in listed] == [("GPU-", Health.OK), ("MIG-", Health.OK)]
+    card, *instances = (await read_once(root, environ)).samples
+    assert card.health is not Health.FAULTY
+    assert [found.uuid for found in instances] == [listed[1].uuid]
+
+
+@pytest.mark.parametrize(("n_nodes", "words"), [(1, "a container shows the cards that it was given"), (2, "`dmesg`")])
+async def test_card_that_a_container_was_not_given_is_told_from_one_that_the_driver_lacks(
+    n_nodes: int, words: str, make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root = make_tree(CARD, ("0000:3d:00.0", "0x10de", "0x030200", 1))
+    (root / "dev").mkdir()
+    for number in range(n_nodes):
+        (root / f"dev/nvidia{number}").touch()
+    listed, other = await nvidia(root, nvml_environ("5090"))
+    assert (listed.health, other.health) == (Health.OK, Health.NO_DRIVER)
+    assert words in str(other.reason)
+
+
+async def test_answer_counts_whatever_the_library_does_as_its_process_ends(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    (card,) = await nvidia(make_tree(CARD), nvml_environ("crash_at_exit"))
+    assert (card.arch, card.health) == ("sm_120", Health.OK), card.reason
 
 
 async def test_library_that_refuses_says_why(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:

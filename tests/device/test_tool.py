@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.device.fake_tool import FakeTools
@@ -33,3 +38,25 @@ def test_time_is_over_with_its_block_whatever_happened_in_it(fake_tool: FakeTool
     with pytest.raises(KeyError), time_for_tools(0):
         raise KeyError
     assert run_tool([quick]) == "answer\n"
+
+
+def write_tool(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_a_tool_leaves_running_is_not_waited_for(tmp_path: Path) -> None:
+    tool = write_tool(tmp_path / "lazy-smi", "sleep 120 >/dev/null & echo $! answer")
+    pid, answer = run_tool([tool], timeout_s=30).split()
+    os.kill(int(pid), signal.SIGKILL)  # it was still there
+    assert answer == "answer"
+
+
+def test_script_gets_the_systems_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(sys.prefix, "bin")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setenv("PATH", f"{own}:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    tool = write_tool(tmp_path / "script-smi", 'echo "$PATH ${PYTHONPATH-unset}"')
+    assert run_tool([tool]) == "/usr/bin:/bin unset\n"

@@ -44,6 +44,7 @@ class Hub(msgspec.Struct):
     hold_at: dict[str, int] = {}  # bytes of a body after which the hub waits until it is told to go on
     go_on: threading.Event = msgspec.field(default_factory=threading.Event)
     wrong_bytes: bool = False
+    sizes: dict[str, object] = {}  # as it lists them, where that is wrong
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
@@ -120,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [
-            {"rfilename": name, "size": len(content), "blobId": _git_blob(content)}
+            {"rfilename": name, "size": self.hub.sizes.get(name, len(content)), "blobId": _git_blob(content)}
             | (
                 {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
                 if _is_lfs(content)

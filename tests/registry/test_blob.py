@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -147,6 +148,64 @@ def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
     assert len(server.asked) == 1
 
 
+def test_what_an_earlier_try_left_is_told_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.registry.blob._CHUNK_BYTES", 1000)
+    (tmp_path / "b.partial").write_bytes(CONTENT[:3500])
+    told: list[int] = []
+
+    def stop(n_bytes: int) -> None:
+        told.append(n_bytes)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(
+            Server(100_000).ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=stop,
+            pause=lambda _: None,
+        )  # fmt: skip
+    assert told == [1000, 1000]
+    assert (tmp_path / "b.partial").read_bytes() == CONTENT[:3500]
+
+
+def test_server_that_only_trickles_is_given_up(tmp_path: Path) -> None:
+    now_s, asked = 0.0, []
+
+    def drip(begin: int) -> Iterator[bytes]:
+        nonlocal now_s
+        for place in range(begin, len(CONTENT)):
+            now_s += 5.0
+            yield CONTENT[place : place + 1]
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        asked.append(ranges)
+        begin = int(ranges.removeprefix("bytes=").removesuffix("-")) if ranges else 0
+        yield Answer(is_partial=ranges is not None, chunks=drip(begin))
+
+    with pytest.raises(Unavailable, match="almost nothing"):
+        fetch(
+            ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None,
+            pause=lambda _: None, clock=lambda: now_s,
+        )  # fmt: skip
+    assert asked == [None, *(f"bytes={7 * n}-" for n in range(1, 5))]
+    assert (tmp_path / "b.partial").stat().st_size == 35
+
+
+def test_slow_line_is_no_trickle(tmp_path: Path) -> None:
+    now_s = 0.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 20.0  # for 100,000 bytes
+        return now_s
+
+    fetch(
+        Server(100_000).ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None,
+        clock=clock,
+    )  # fmt: skip
+    assert (tmp_path / "b").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
 def test_leftover_of_something_else_is_thrown_away(left: bytes, tmp_path: Path) -> None:
     (tmp_path / "b.partial").write_bytes(left)
@@ -161,6 +220,34 @@ def test_only_one_process_fetches_a_file(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="another process") as caught:
             run(Server(100), tmp_path / "b")
         assert caught.value.fields["path"] == str(tmp_path / "b.partial")
+        with pytest.raises(Conflict, match=r"is fetching model\.safetensors"):
+            fetch(
+                Server(100).ask, tmp_path / "b", size=1, checksum=None, on_bytes=lambda _: None,
+                name="model.safetensors",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("becomes", ["b", None])
+def test_lock_on_what_another_process_moved_or_threw_away_is_not_taken(
+    becomes: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held the lock when this one opened the file, and was done with it before this one asked."""
+    partial, lock = tmp_path / "b.partial", fcntl.flock
+    partial.write_bytes(CONTENT)
+
+    def late(file: IO[bytes], how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        if becomes is None:
+            partial.unlink()
+        else:
+            partial.rename(tmp_path / becomes)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    server = Server(100_000)
+    assert run(server, tmp_path / "b") == len(CONTENT)
+    assert server.asked == ([None] if becomes is None else [])
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_take_reads_no_more_than_it_needs() -> None:
@@ -184,3 +271,6 @@ def test_take_gives_up_a_server_that_trickles() -> None:
 
     with pytest.raises(Unavailable, match="too slow"):
         take(Answer(is_partial=True, chunks=iter([b"x"] * 1000)), 1000, clock=clock)
+    now_s = 0.0
+    with pytest.raises(Unavailable, match="hub sent 4 bytes"):  # however much it may send
+        take(Answer(is_partial=True, chunks=iter([b"x"] * 1000)), 256 << 20, clock=clock)

@@ -45,7 +45,9 @@ def test_hosts_are_read_with_counts_and_other_names() -> None:
     assert len({device.uuid for host in hosts for device in host.devices}) == 11
 
 
-@pytest.mark.parametrize("text", ["", "h100,", "voodoo", "0x h100", "65x h100", "h100 x2", "x h100", "../h100"])
+@pytest.mark.parametrize(
+    "text", ["", "h100,", "voodoo", "0x h100", "65x h100", "h100 x2", "x h100", "../h100", f"{'9' * 5000}x h100"]
+)
 def test_what_is_no_card_is_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidRequest):
         imagine_hosts(text)

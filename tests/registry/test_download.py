@@ -6,7 +6,9 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -16,8 +18,8 @@ from tests.registry.hub import COMMIT, OLD_COMMIT, serve
 from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
-from xinf.registry import Progress, download_model, resolve_model
-from xinf.registry.download import _SPARE_BYTES, Meter, fetch_all
+from xinf.registry import Hub, Progress, Shelf, download_model, resolve_model
+from xinf.registry.download import _MAX_FILES, _SPARE_BYTES, Meter, fetch_all
 from xinf.registry.sources import find_sources
 
 WEIGHTS = random.Random(5).randbytes(3 << 20)
@@ -133,6 +135,30 @@ def test_repository_of_something_else_is_refused_before_a_byte(tmp_path: Path) -
         assert hub.gets("model.gguf") == []
 
 
+def test_download_that_ends_early_makes_no_part_of_what_others_fetched_whole(tmp_path: Path) -> None:
+    with serve(FILES, gated=True) as hub:
+        env = environ(hub, tmp_path)
+        snapshot = tmp_path / "cache" / "models--org--name" / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):  # as vLLM's own download does, without the README
+            (snapshot / name).write_bytes(FILES[name])
+        with pytest.raises(PermissionDenied):
+            download_model("org/name", environ=env)
+        offline = {**env, "HF_HUB_OFFLINE": "1"}
+        assert resolve_model(f"org/name@{COMMIT}", models_dir=tmp_path, environ=offline).directory == snapshot
+        hub.gated = False
+        download_model("org/name", environ=env)
+    assert {path.name for path in snapshot.iterdir()} == WANTED
+    assert Shelf(tmp_path / "cache" / "models--org--name", Hub.HUGGINGFACE).listing(COMMIT) is not None
+
+
+def test_repository_of_countless_files_is_refused(tmp_path: Path) -> None:
+    with serve({"config.json": b"{}"} | {f"{n}.json": b"" for n in range(_MAX_FILES)}) as hub:
+        with pytest.raises(InvalidRequest, match="20001 files to fetch"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert not (tmp_path / "cache").exists()
+
+
 def test_hub_that_lies_writes_nowhere_else(tmp_path: Path) -> None:
     with serve({**FILES, "../evil.json": b"x", "/etc/evil.json": b"x", "a/../../evil": b"x"}) as hub:
         done = download_model("org/name", environ=environ(hub, tmp_path))
@@ -157,6 +183,41 @@ def test_model_that_does_not_fit_is_refused_before_a_byte(tmp_path: Path, monkey
         blob.parent.mkdir(parents=True)
         blob.write_bytes(WEIGHTS[: 2 << 20])
         download_model("org/name", environ=environ(hub, tmp_path))
+
+
+def test_disk_that_fills_up_meanwhile_is_left_with_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last byte, why it failed could not be told, and the store and every log beside it would fail too."""
+    usage, looks = shutil.disk_usage(tmp_path), iter([1 << 40, _SPARE_BYTES, _SPARE_BYTES - 1])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=next(looks)))
+    monkeypatch.setattr(sys.modules["xinf.registry.download"], "_LOOK_BYTES", 1 << 20)
+    with serve(FILES) as hub:
+        with pytest.raises(Unavailable, match=r"cannot be stored: .*only 64\.0 MiB are left") as caught:
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert "make room" in str(caught.value.remedy)
+    (partial,) = tmp_path.rglob(f"{hashlib.sha256(WEIGHTS).hexdigest()}.partial")  # others may be under way as well
+    assert 1 << 20 < partial.stat().st_size < len(WEIGHTS), "kept for the next time"
+
+
+def test_file_that_gets_its_name_meanwhile_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process fetches the same: what it wrote is there when files are listed, and gone a moment later."""
+    walk = Path.rglob
+
+    def late(path: Path, pattern: str) -> Iterator[Path]:
+        yield from walk(path, pattern)
+        yield path / "blobs" / "gone.partial"
+
+    monkeypatch.setattr(Path, "rglob", late)
+    with serve(FILES) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert done.n_files == len(WANTED)
+
+
+@pytest.mark.parametrize("size", [10**30, 2.5, -1, True, "7"])
+def test_size_that_no_file_has_is_refused(size: object, tmp_path: Path) -> None:
+    with serve(FILES, sizes={"model.safetensors": size}) as hub:
+        with pytest.raises(Unavailable, match="does not say how large"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        assert hub.gets("config.json") == []
 
 
 def test_same_content_under_two_names_is_fetched_once(tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def test_listing_that_cannot_be_read_is_none(shelf: Shelf) -> None:
     assert shelf.is_whole(COMMIT)
 
 
+def test_name_that_no_file_can_have_is_not_there(shelf: Shelf) -> None:
+    put(shelf, "config.json")
+    shelf.write_listing(COMMIT, {"config.json": 3, "a\0b": 3})
+    assert not shelf.is_whole(COMMIT)
+
+
 def test_client_of_the_hub_leaves_our_listing_alone(shelf: Shelf, tmp_path: Path) -> None:
     import huggingface_hub
 

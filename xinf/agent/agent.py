@@ -270,9 +270,12 @@ class Agent:
         """Tell which models' files are here as they come and go: after a start, and every now and then."""
         while True:
             self._models_moved.clear()
-            found = await asyncio.to_thread(find_models, self._config.paths.models_dir, os.environ)
-            if found != self._node.models:
-                await self._registration.update(models=found)
+            try:
+                found = await asyncio.to_thread(find_models, self._config.paths.models_dir, os.environ)
+                if found != self._node.models:
+                    await self._registration.update(models=found)
+            except Exception:  # what somebody else put into a cache ends no agent
+                logger.exception("which models are on this disk is not known")
             try:
                 async with asyncio.timeout(_MODELS_S):
                     await self._models_moved.wait()

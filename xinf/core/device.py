@@ -115,7 +115,7 @@ VISIBLE_ENV: dict[Vendor, tuple[str, ...]] = {
     Vendor.HYGON: ("HIP_VISIBLE_DEVICES",),
     Vendor.KUNLUNXIN: ("XPU_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
 }
-_SELECTOR = re.compile(rf"({'|'.join(DEVICE_KINDS)})(?::([0-9]+))?")
+_SELECTOR = re.compile(rf"({'|'.join(DEVICE_KINDS)})(?::([0-9]{{1,4}}))?")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,10 +17,11 @@ from pathlib import Path
 def main(arguments: list[str]) -> None:
     match arguments:
         case ["inventory", vendor, *rest] if len(rest) < 3:
-            from xinf.device.child import print_inventory
+            from xinf.device.child import end_at_once, print_inventory
 
             root, tools_s = _where_and_how_long(rest)
             print_inventory(vendor, root, tools_s)
+            end_at_once()  # what was said counts, however the library takes its leave
         case ["read", vendor, interval_s, *rest] if len(rest) < 3:
             from xinf.device.child import print_readings
 

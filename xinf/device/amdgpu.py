@@ -150,7 +150,8 @@ def _read_uncorrected(directory: Path) -> int | None:
 
 def _read_text(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        # A board's own memory may hold anything for a name.
+        return path.read_text(errors="replace").strip()
     except OSError:
         return None
 

@@ -46,13 +46,13 @@ class AscendProbe(RosterProbe):
 
     def inventory_ways(self, root: Path) -> Sequence[Way]:
         return [
-            Way("DCMI", lambda: Listing(self._library.start(root).inventory())),
+            Way("DCMI", lambda: self._library.start(root).inventory()),
             Way("npu-smi", lambda: Listing(ascend_tool.read_cards(root))),
         ]
 
     def sample_ways(self, root: Path) -> Sequence[Way]:
         return [
-            Way("DCMI", lambda: Listing(self._library.start(root).states())),
+            Way("DCMI", lambda: self._library.start(root).states()),
             Way("npu-smi", lambda: Listing(ascend_tool.read_states(root))),
         ]
 

@@ -18,7 +18,7 @@ from xinf.core.device import Distance, Health
 from xinf.device.ascend_chip import Condition, Numbers, architecture_of, describe, identify, judge, uuid_of_die
 from xinf.device.ascend_structs import ChipInfo, DieId, EccInfo, HbmInfo, MemoryInfo, PcieInfo
 from xinf.device.library import LibraryError, find_function, load_library
-from xinf.device.roster import Card
+from xinf.device.roster import Card, Listing, list_readable
 
 T = TypeVar("T", bound="ctypes.Structure | ctypes._SimpleCData[int]")
 Address = tuple[int, ...]  # (card, chip on it), or (logic id,) of the second interface
@@ -52,6 +52,8 @@ _CODES = {
     -8020: "in use by another",
     -8255: "not supported",
 }
+# What is on the processor's own bus, as of an Atlas 200, has no address on PCI; in some containers nothing tells one.
+_TELLS_NONE = (-8013, -8255)
 # The same question to the first and to the second interface.
 _FUNCTIONS = {
     "type": ("dcmi_get_device_type", "dcmiv2_get_device_type"),
@@ -77,14 +79,14 @@ class Dcmi:
         self._interface = self._start()
         self._places: dict[Address, str] = {}  # told once: a chip does not move, and a call may fail the next time
 
-    def inventory(self) -> tuple[Card, ...]:
-        """List the chips, without the controllers on their cards; no metric is read."""
+    def inventory(self) -> Listing:
+        """List the chips, without the controllers on their cards; no metric is read. Raises: LibraryError."""
         driver = self._driver()
-        return tuple(self._describe(address, driver) for address in self._addresses())
+        return list_readable(enumerate(self._addresses()), lambda address: self._describe(address, driver))
 
-    def states(self) -> tuple[Card, ...]:
-        """Read what each chip is doing."""
-        return tuple(self._measure(address) for address in self._addresses())
+    def states(self) -> Listing:
+        """Read what each chip is doing, but for those that cannot be named. Raises: LibraryError if none can."""
+        return list_readable(enumerate(self._addresses()), self._measure)
 
     def distances(self) -> tuple[tuple[str, str, Distance], ...]:
         """Ask how far each two chips are apart; the second interface has no such question."""
@@ -246,10 +248,14 @@ class Dcmi:
         return number.value if ask(ctypes.c_uint(logic_id), ctypes.byref(number)) == 0 else None
 
     def _pci(self, address: Address) -> str | None:
+        """Ask for the bus address. Raises: LibraryError where it cannot be told now: a chip is named by it."""
         if address not in self._places:
-            info = self._read("pcie", address, PcieInfo())
-            if info is None:
-                return None  # a part on the processor's own bus, as of an Atlas 200
+            info = PcieInfo()
+            code = self._ask("pcie", address, info)
+            if code is None or code in _TELLS_NONE:
+                return None
+            if code != 0:
+                raise LibraryError(f"{_FUNCTIONS['pcie'][self._interface - 1]}: {_words(code)}")
             place = f"{info.domain & 0xFFFF:04x}:{info.bdf_busid:02x}:{info.bdf_deviceid:02x}.{info.bdf_funcid:x}"
             self._places[address] = place
         return self._places[address]
@@ -267,12 +273,15 @@ class Dcmi:
 
     def _read(self, question: str, address: Address, answer: T, *inputs: int) -> T | None:
         """Ask a question of a chip; None when it, or this library, has no answer."""
-        name = _FUNCTIONS[question][self._interface - 1]
+        return answer if self._ask(question, address, answer, *inputs) == 0 else None
+
+    def _ask(self, question: str, address: Address, answer: T, *inputs: int) -> int | None:
+        """Ask a question of a chip and give what the call returned; None when this library has no such question."""
         try:
-            ask = find_function(self._library, name)
+            ask = find_function(self._library, _FUNCTIONS[question][self._interface - 1])
         except LibraryError:
             return None
-        return answer if ask(*address, *inputs, ctypes.byref(answer)) == 0 else None
+        return int(ask(*address, *inputs, ctypes.byref(answer)))
 
     def _demand(self, name: str, *arguments: object) -> None:
         code = find_function(self._library, name)(*arguments)

@@ -157,6 +157,7 @@ class Cndev:
         pci = self._pci(handle)
         return Card(
             pci=pci,
+            number=number,  # by which the kernel's driver tells the address, where cndev does not
             uuid=identify(number, pci),
             memory_bytes=memory.physicalMemoryTotal << 20 if memory is not None else None,
             used_bytes=memory.physicalMemoryUsed << 20 if memory is not None else None,

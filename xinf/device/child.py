@@ -35,9 +35,9 @@ class LineWriter:
                 self._file.write(msgspec.json.encode(content) + b"\n")
                 self._file.flush()
         except BrokenPipeError:
-            _end()
+            end_at_once()
         if isinstance(content, Reading) and content.fault is not None:
-            _end()
+            end_at_once()
 
 
 def print_inventory(vendor: str, root: Path, tools_s: float) -> None:
@@ -70,7 +70,7 @@ def print_readings(vendor: str, interval_s: float, root: Path, tools_s: float) -
         threading.Thread(target=_tell_events, args=(name, probe, root, writer, is_over), daemon=True).start()
     while not is_over.wait(interval_s):
         writer.write(_read(name, root, tools_s))
-    _end()
+    end_at_once()
 
 
 def _read(vendor: Vendor, root: Path, tools_s: float) -> Reading:
@@ -90,6 +90,6 @@ def _tell_events(vendor: Vendor, probe: EventProbe, root: Path, writer: LineWrit
         is_over.set()  # the samples say what is wrong, if anything is: a child that ends so is one miss
 
 
-def _end() -> None:
-    """End without the interpreter's farewell: a library's threads may hang, and its last flush would complain."""
+def end_at_once() -> None:
+    """End without the interpreter's farewell: a library may hang or crash in it, and its last flush would complain."""
     os._exit(0)

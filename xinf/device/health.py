@@ -9,8 +9,13 @@ from __future__ import annotations
 from xinf.core.device import Health
 
 
+def or_well(health: Health | None, *measured: float | None) -> Health | None:
+    """Say OK of a card that has no word on its health but answers: what was said while it did not is over then."""
+    return Health.OK if health is None and any(value is not None for value in measured) else health
+
+
 class HealthWatch:
-    """Remembers the first error count of each device. One per probe, in the resident child."""
+    """Remembers the lowest error count of each device. One per probe, in the resident child."""
 
     def __init__(self) -> None:
         self._first: dict[str, int] = {}
@@ -29,7 +34,9 @@ class HealthWatch:
         `temp_limit_c`: where the card slows itself down. `temp_shutdown_c`: where it turns itself off.
         """
         if ecc_uncorrected is not None:
-            new = ecc_uncorrected - self._first.setdefault(uuid, ecc_uncorrected)
+            # A count that fell began anew: the driver was loaded again, or the card is another.
+            first = self._first[uuid] = min(ecc_uncorrected, self._first.get(uuid, ecc_uncorrected))
+            new = ecc_uncorrected - first
             if new > 0:
                 return Health.FAULTY, (
                     f"{new} uncorrectable memory errors since the agent started: reset the card and restart the agent"

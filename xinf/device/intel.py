@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from xinf.core.device import Device, Distance, Health, Sample, Topology, Vendor
-from xinf.device.health import HealthWatch
+from xinf.device.health import HealthWatch, or_well
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
 from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
 from xinf.device.library import LibraryError
@@ -131,7 +131,7 @@ class IntelProbe:
             temp_c=reading.temp_c,
             power_w=reading.power_w,
             ecc_uncorrected=reading.ecc_uncorrected,
-            health=health,
+            health=or_well(health, reading.memory_used_bytes, reading.util_pct, reading.power_w),
             reason=reason,
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from xinf.core.device import Health, Vendor
 from xinf.device.c_calls import CCalls
+from xinf.device.health import or_well
 from xinf.device.library import LibraryError, load_library
 from xinf.device.reading import DeviceProcess
 from xinf.device.roster import Card, Listing, list_readable, name_by_place
@@ -28,6 +29,7 @@ _KNOWN_MAJORS = ("4", "5")
 _TEXT_BYTES = 96
 _MAX_PROCESSES = 100  # XPUML_DEVICE_MAX_PROCESS_COUNT
 _DIE_SENSOR = 0
+_TOO_MANY_BYTES = 1 << 44  # for any card; the shape that it has from NVML says all ones for "not available"
 _LOST, _RESET_REQUIRED = 15, 16
 _ERRORS = {
     1: "the library is not started",
@@ -121,7 +123,7 @@ class Xpuml:
                 continue
             uuid = name_by_place(Vendor.KUNLUNXIN, self._address(handle))
             found += [
-                DeviceProcess(uuid=uuid, pid=info.pid, memory_bytes=info.usedGlobalMemory)
+                DeviceProcess(uuid=uuid, pid=info.pid, memory_bytes=_believed(info.usedGlobalMemory))
                 for info in infos[: count.value]
             ]
         return tuple(found)
@@ -185,7 +187,7 @@ class Xpuml:
             util_pct=float(load.xpu) if codes[0] == 0 and load.xpu <= 100 else None,
             temp_c=float(heat.value) if codes[1] == 0 else None,
             power_w=power.value / 1000 if codes[2] == 0 else None,
-            health=health,
+            health=or_well(health, free, *(0 for code in codes if code == 0)),
             reason=reason,
         )
 
@@ -207,7 +209,7 @@ class Xpuml:
         if self._calls.code("xpumlDeviceGetMemoryInfo", handle.pointer, ctypes.byref(memory)) != 0:
             return None, None
         total, free = memory.totalGlobalMemory, memory.freeGlobalMemory
-        is_whole = 0 < total < 1 << 44 and free <= total and memory.usedGlobalMemory <= total
+        is_whole = 0 < total < _TOO_MANY_BYTES and free <= total and memory.usedGlobalMemory <= total
         return (total, free) if is_whole else (None, None)
 
     def _minor(self, handle: _Handle) -> int | None:
@@ -224,6 +226,10 @@ class Xpuml:
         if text != f"{place.domain:08x}:{place.bus:02x}:{place.device:02x}.{place.function:x}":
             raise LibraryError(f"xpumlDeviceGetPciInfo gives the address {text!r}, so its layout is not known")
         return f"{place.domain:04x}:{place.bus:02x}:{place.device:02x}.{place.function:x}"
+
+
+def _believed(size_bytes: int) -> int | None:
+    return size_bytes if size_bytes < _TOO_MANY_BYTES else None
 
 
 def name_arch(name: str | None) -> str | None:

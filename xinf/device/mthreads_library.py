@@ -20,6 +20,7 @@ from pathlib import Path
 
 from xinf.core.device import Distance, Health, Vendor
 from xinf.device.c_calls import CCalls
+from xinf.device.health import or_well
 from xinf.device.library import LibraryError, load_library
 from xinf.device.pci import normalise_address
 from xinf.device.roster import Card, Listing, list_readable, name_by_place
@@ -207,7 +208,7 @@ class Mtml:
             temp_c=float(heat.value) if has_heat else None,
             power_w=power.value / 1000 if has_power else None,
             ecc_uncorrected=errors.value if has_errors else None,
-            health=Health.FAULTY if is_lost else None,
+            health=Health.FAULTY if is_lost else or_well(None, *(0 for code in codes if code == _SUCCESS)),
             reason=f"MTML: {_ERRORS[_DRIVER_FAILURE]}" if is_lost else None,
         )
 

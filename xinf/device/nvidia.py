@@ -59,7 +59,7 @@ class NvidiaProbe:
             others = [_unread(function, reason, Health.NO_DRIVER) for function in functions]
             others = others or _by_nodes(root, reason)
         else:
-            others = _unlisted(functions, complaints)
+            others = _unlisted(functions, complaints, _why_unlisted(devices, root))
         return _in_bus_order(devices, others)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
@@ -104,15 +104,25 @@ class NvidiaProbe:
         yield from nvidia_events.watch(root)
 
 
-def _unlisted(functions: Sequence[PciFunction], complaints: Sequence[str]) -> list[Device]:
-    """Describe the cards that could not be read; where the bus shows no more of them, without an address."""
+def _why_unlisted(listed: Sequence[Device], root: Path) -> str:
+    n_cards = sum(1 for device in listed if device.parent is None)
+    if 0 < sum(1 for _ in (root / "dev").glob("nvidia[0-9]*")) <= n_cards:
+        return "it has no node /dev/nvidiaN here: a container shows the cards that it was given"
+    return "the driver does not list it: look at `dmesg`"
+
+
+def _unlisted(functions: Sequence[PciFunction], complaints: Sequence[str], otherwise: str) -> list[Device]:
+    """Describe the cards that could not be read; where the bus shows no more of them, without an address.
+
+    `otherwise`: why a card is not listed of which nobody complains.
+    """
     found: list[Device] = []
     left = list(complaints)
     for function in functions:
         if left and function.driver in _KERNEL_DRIVERS:
             found.append(_unread(function, left.pop(0), Health.FAULTY))
         else:
-            found.append(_unread(function, "the driver does not list it: look at `dmesg`", Health.NO_DRIVER))
+            found.append(_unread(function, otherwise, Health.NO_DRIVER))
     for number, reason in enumerate(left):
         found.append(
             Device(

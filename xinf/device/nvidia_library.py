@@ -79,8 +79,7 @@ def read_devices(root: Path) -> tuple[list[Device], list[str]]:
     for number in range(_count()):
         try:
             card = _read_card(pynvml.nvmlDeviceGetHandleByIndex(number), root)
-            found.append(card)
-            found.extend(_read_instances(card))
+            found += [card, *_read_instances(card)]  # all of them or none: half a card has a complaint of its own
         except pynvml.NVMLError as error:
             complaints.append(f"NVML cannot read a device: {error}; {LOST_REMEDY}")
     return found, complaints
@@ -108,7 +107,7 @@ def handles() -> Iterator[Any]:
 
 
 def read_uuid(handle: Any) -> str | None:
-    """Read the name of a card; None of one that is lost and never told it."""
+    """Read the name of a card or an instance; None of one that is lost and never told it, or just taken apart."""
     try:
         return text(pynvml.nvmlDeviceGetUUID(handle))
     except pynvml.NVMLError:
@@ -218,8 +217,9 @@ def _read_instances(card: Device) -> list[Device]:
         return []
     found: list[Device] = []
     for slot, instance in instances(pynvml.nvmlDeviceGetHandleByUUID(card.uuid)):
-        memory = known(pynvml.nvmlDeviceGetMemoryInfo, instance)
-        uuid = text(pynvml.nvmlDeviceGetUUID(instance))
+        memory, uuid = known(pynvml.nvmlDeviceGetMemoryInfo, instance), read_uuid(instance)
+        if uuid is None:
+            continue  # it is being taken apart
         found.append(
             Device(
                 vendor=Vendor.NVIDIA,

@@ -23,9 +23,10 @@ from typing import Any
 import pynvml
 
 from xinf.core.device import Health, Sample
+from xinf.device.health import or_well
 from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
-from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start, text
+from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start
 from xinf.device.reading import DeviceProcess
 
 # Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
@@ -123,7 +124,7 @@ def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
         temp_c=None if temperature is None else float(temperature),
         power_w=None if milliwatts is None else milliwatts / 1000,
         ecc_uncorrected=uncorrected,
-        health=health,
+        health=or_well(health, used, temperature, milliwatts, None if rates is None else rates.gpu),
         reason=reason,
     )
 
@@ -182,9 +183,11 @@ def _read_heat(handle: Any, temperature: int | None) -> tuple[Health, str | None
 def _read_instances(handle: Any) -> Iterator[Sample]:
     """Read the memory of MIG instances; the rest is told of their card only."""
     for _, instance in instances(handle):
-        memory = known(pynvml.nvmlDeviceGetMemoryInfo, instance)
+        memory, uuid = known(pynvml.nvmlDeviceGetMemoryInfo, instance), read_uuid(instance)
+        if uuid is None:
+            continue  # it is being taken apart, which is no fault of its card
         yield Sample(
-            uuid=text(pynvml.nvmlDeviceGetUUID(instance)),
+            uuid=uuid,
             t_ns=time.time_ns(),
             memory_used_bytes=None if memory is None else memory.used,
             memory_free_bytes=None if memory is None else memory.free,
@@ -193,6 +196,8 @@ def _read_instances(handle: Any) -> Iterator[Sample]:
 
 def _read_processes(handle: Any) -> Iterator[DeviceProcess]:
     """List those of a card or an instance; several contexts of one process are several entries."""
-    uuid = text(pynvml.nvmlDeviceGetUUID(handle))
+    uuid = read_uuid(handle)
+    if uuid is None:
+        return  # an instance that is being taken apart
     for process in known(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle) or ():
         yield DeviceProcess(uuid=uuid, pid=process.pid, memory_bytes=process.usedGpuMemory)

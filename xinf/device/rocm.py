@@ -15,7 +15,7 @@ import msgspec
 
 from xinf.core.device import Device, Distance, Health, Sample, Vendor
 from xinf.device.amdgpu import CardFacts, CardReading, is_lost, read_facts
-from xinf.device.health import HealthWatch
+from xinf.device.health import HealthWatch, or_well
 from xinf.device.host_memory import read_host_memory
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address
@@ -227,7 +227,7 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
         temp_c=reading.temp_c,
         power_w=reading.power_w,
         ecc_uncorrected=reading.ecc_uncorrected,
-        health=health,
+        health=or_well(health, used, reading.util_pct, reading.power_w),
         reason=reason,
     )
 

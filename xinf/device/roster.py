@@ -74,6 +74,23 @@ def list_readable(
     return Listing(tuple(found), tuple(said))
 
 
+def leave_out_placeless(
+    cards: Sequence[Card], functions: Callable[[], Sequence[PciFunction]], said: list[str]
+) -> Sequence[Card]:
+    """Leave out the cards that tell no address while others do and the bus shows more; `said` gets how many.
+
+    It is a question that failed: under the name of a card on no bus they would be other devices than they were.
+    """
+    placed = [card for card in cards if card.pci is not None]
+    if not placed or len(placed) == len(cards):
+        return cards
+    taken = {card.pci for card in placed}
+    if all(function.address in taken or function.driver in PASSED_ON for function in functions()):
+        return cards  # on no PCI bus, as an Ascend 950 may be
+    said.append(f"{len(cards) - len(placed)} of {len(cards)} cards tell no bus address")
+    return placed
+
+
 def name_by_place(vendor: Vendor, pci: str, part: int | str | None = None) -> str:
     """Name a card by its bus address, and by its number there if several may be at one: `NPU-0000-c1-00.0-0`."""
     place = name_by_address(pci, KIND_OF_VENDOR[vendor].upper())

@@ -10,7 +10,7 @@ import msgspec
 
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, make_devices, make_samples
+from xinf.device.roster import Card, leave_out_placeless, make_devices, make_samples
 from xinf.device.tool import ToolError
 from xinf.device.way import Way, ask_in_turn
 
@@ -46,7 +46,7 @@ class RosterProbe:
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
         said: list[str] = []
-        cards = self.place(ask_in_turn(self.inventory_ways(root), said), root)
+        cards = self._ask(self.inventory_ways(root), said, root)
         runtime = self.runtime(root)
         if runtime is not None:
             cards = [msgspec.structs.replace(card, runtime=runtime) for card in cards]
@@ -62,7 +62,11 @@ class RosterProbe:
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError with what was tried."""
         said: list[str] = []
-        cards = self.place(ask_in_turn(self.sample_ways(root), said), root)
+        cards = self._ask(self.sample_ways(root), said, root)
         if not cards:
             raise ToolError("; ".join(said))
         return make_samples(cards)
+
+    def _ask(self, ways: Sequence[Way], said: list[str], root: Path) -> Sequence[Card]:
+        cards = self.place(ask_in_turn(ways, said), root)
+        return leave_out_placeless(cards, lambda: self.functions(root), said)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from xinf.device.parent_death import die_with_parent
 
 TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
 _MAX_OUTPUT_BYTES = 8 << 20
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 # When the time that all tools have together is over, as time.monotonic() counts; None: nobody waits for them.
 _END_S: ContextVar[float | None] = ContextVar("end of the tools' time", default=None)
 
@@ -72,15 +74,19 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
         timeout_s = min(timeout_s, end_s - time.monotonic())
         if timeout_s <= 0:
             raise ToolError(f"{name} was not asked: what was asked before it took all the time")
-    with tempfile.TemporaryDirectory(prefix="xinf-probe-") as directory, tempfile.TemporaryFile() as printed:
+    with (
+        tempfile.TemporaryDirectory(prefix="xinf-probe-") as directory,
+        tempfile.TemporaryFile() as printed,
+        tempfile.TemporaryFile() as complaint,  # no pipe: what the tool leaves running would hold its other end
+    ):
         try:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
-                stderr=subprocess.PIPE,
+                stderr=complaint,
                 cwd=directory,
-                env={**os.environ, "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
+                env={**_environ(), "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
                 start_new_session=True,
                 # A child that is killed at its deadline cannot end its tool any more, and each successor runs one more.
                 preexec_fn=die_with_parent,
@@ -88,15 +94,25 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
         except OSError as error:
             raise ToolError(f"{name} cannot be run: {error.strerror}") from error
         try:
-            _, complaint = process.communicate(timeout=timeout_s)
+            status = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             _end(process)
             raise ToolError(f"{name} did not end within {timeout_s:.3g} s: look at `dmesg` for the driver") from error
-        if process.returncode != 0:
-            said = complaint.decode(errors="replace").strip() or _read(printed.fileno()).strip()
+        if status != 0:
+            said = _read(complaint.fileno()).strip() or _read(printed.fileno()).strip()
             last = "".join(said.splitlines()[-1:])[:300]
-            raise ToolError(f"{name} ended with status {process.returncode}: {last or 'it said nothing'}")
+            raise ToolError(f"{name} ended with status {status}: {last or 'it said nothing'}")
         return _read(printed.fileno()) if output is None else _read_file(Path(directory) / output, name)
+
+
+def _environ() -> dict[str, str]:
+    """The environment without our Python: amd-smi and hy-smi are scripts that want the system's, and its modules."""
+    environ = {name: value for name, value in os.environ.items() if name not in _OURS}
+    if sys.prefix != sys.base_prefix:
+        places = environ.get("PATH", os.defpath).split(os.pathsep)
+        own = Path(sys.prefix, "bin")
+        environ["PATH"] = os.pathsep.join(place for place in places if Path(place) != own)
+    return environ
 
 
 def _read(descriptor: int) -> str:
@@ -120,6 +136,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     try:
-        process.communicate(timeout=1.0)
+        process.wait(1.0)
     except subprocess.TimeoutExpired:
         pass

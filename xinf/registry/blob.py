@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +32,7 @@ _MAX_SKIP_BYTES = 4 << 20
 # A server that sends a byte now and then never runs into the timeout of a read.
 _PATIENCE_S = 30.0
 _SLOWEST_BYTES_PER_S = 16 << 10
+_TRICKLE_BYTES_PER_S = 1 << 10  # of a whole file, which may share a slow line with others
 
 
 class Answer(msgspec.Struct):
@@ -58,10 +60,11 @@ def take(answer: Answer, length: int, *, skip: int = 0, clock: Callable[[], floa
     if skip > _MAX_SKIP_BYTES:
         raise Unavailable("the hub ignores ranges of bytes", remedy="use another mirror, or fetch the model first")
     found = bytearray()
-    late_s = clock() + _PATIENCE_S + (skip + length) / _SLOWEST_BYTES_PER_S
+    late_s = clock() + _PATIENCE_S
     for chunk in answer.chunks:
         found += chunk
-        if clock() > late_s:
+        # By what came, not by what may come: of an index that is read whole, whatever its size, that would be hours.
+        if clock() > late_s + len(found) / _SLOWEST_BYTES_PER_S:
             raise Unavailable(f"the hub sent {len(found)} bytes and is too slow", remedy="use another mirror")
         if len(found) >= skip + length:
             break
@@ -75,25 +78,29 @@ def fetch(
     size: int,
     checksum: Checksum | None,
     on_bytes: Callable[[int], None],
+    name: str | None = None,
     piece_bytes: int | None = None,
     pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Bring a file of `size` bytes to `destination`; what is there already is not asked for again.
 
     `ask`: takes the value of a Range header, None for the whole file. `on_bytes`: told how many more bytes are here,
     those of earlier tries too; a negative number takes some back.
     `checksum`: None where the hub does not say; then the length alone is compared.
-    `piece_bytes`: the most to ask for at once.
-    Raises: what `ask` raises, after five tries in a row that brought nothing; Unavailable for a wrong checksum;
-    Conflict, with the `path` that is locked, if another process fetches the same; OSError.
+    `name`: as people know it; None: as `destination` is called. `piece_bytes`: the most to ask for at once.
+    Raises: what `ask` raises, after five tries in a row that brought nothing or only trickled; Unavailable for a wrong
+    checksum; Conflict, with the `path` that is locked, if another process fetches the same; OSError.
     """
     if _is_there(destination, size):
         on_bytes(size)
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(destination.name + PARTIAL)
-    with _locked(partial) as file:
+    called = name or destination.name
+    with _locked(partial, called) as file:
         if _is_there(destination, size):
+            partial.unlink(missing_ok=True)  # another process has brought it this moment
             on_bytes(size)
             return
         body = _Body(file, size, checksum, on_bytes)
@@ -101,10 +108,10 @@ def fetch(
         n_fruitless, n_poor = 0, 0
         while (done := file.tell()) < size:
             try:
-                _append(ask, body, piece_bytes)
+                _append(ask, body, piece_bytes, clock)
             except Unavailable:
                 n_came = file.tell() - done
-                n_fruitless = n_fruitless + 1 if n_came <= 0 else 0
+                n_fruitless = n_fruitless + 1 if n_came <= 0 or body.is_trickle else 0
                 n_poor = n_poor + 1 if n_came < _RICH_BYTES else 0
                 if n_fruitless >= _FRUITLESS_TRIES:
                     raise
@@ -115,7 +122,7 @@ def fetch(
             on_bytes(-file.tell())
             partial.unlink(missing_ok=True)
             raise Unavailable(
-                f"{destination.name} came with another checksum than the hub says",
+                f"{called} came with another checksum than the hub says",
                 remedy="try again; use another mirror",
             )
         partial.replace(destination)
@@ -128,6 +135,7 @@ class _Body:
         self.file = file
         self.size = size
         self.on_bytes = on_bytes
+        self.is_trickle = False  # the last answer was given up: at its pace a model would take weeks
         self._checksum = checksum
         self._digest = self._start()
 
@@ -136,7 +144,7 @@ class _Body:
         self.file.seek(0)
         while chunk := self.file.read(_CHUNK_BYTES):
             self._digest.update(chunk)
-        self.on_bytes(self.file.tell())
+            self.on_bytes(len(chunk))  # tens of gigabytes take minutes: whoever waits is told, and may end it
 
     def begin_again(self) -> None:
         self.on_bytes(-self.file.tell())
@@ -159,16 +167,22 @@ class _Body:
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
-def _append(ask: Ask, body: _Body, piece_bytes: int | None) -> None:
-    """Append what one answer brings. Raises: Unavailable also if it ends early."""
-    done = body.file.tell()
+def _append(ask: Ask, body: _Body, piece_bytes: int | None, clock: Callable[[], float]) -> None:
+    """Append what one answer brings. Raises: Unavailable also if it ends early, or only trickles."""
+    done, body.is_trickle = body.file.tell(), False
     end = body.size if piece_bytes is None else min(body.size, done + piece_bytes)
     ranges = f"bytes={done}-" if piece_bytes is None else f"bytes={done}-{end - 1}"
     with ask(None if ranges == "bytes=0-" else ranges) as answer:
         if done and not answer.is_partial:
             body.begin_again()  # a server without ranges sends all of it again
+        looked_s, n_then = clock(), body.file.tell()
         for chunk in answer.chunks:
             body.add(chunk)
+            if (now_s := clock()) - looked_s > _PATIENCE_S:
+                if body.file.tell() - n_then < (now_s - looked_s) * _TRICKLE_BYTES_PER_S:
+                    body.is_trickle = True
+                    raise Unavailable("the hub sends almost nothing", remedy="use another mirror")
+                looked_s, n_then = now_s, body.file.tell()
             if body.file.tell() > body.size:
                 break
     if body.file.tell() < end:
@@ -186,14 +200,23 @@ def _is_there(destination: Path, size: int) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"another process is fetching {path.name.removesuffix(PARTIAL)}",
-                remedy="wait until it is done",
-                path=str(path),
-            ) from None
-        yield file
+def _locked(path: Path, name: str) -> Iterator[IO[bytes]]:
+    while True:
+        with path.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f"another process is fetching {name}", remedy="wait until it is done", path=str(path)
+                ) from None
+            if _is_same(file, path):
+                yield file
+                return
+
+
+def _is_same(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has its name: whoever held the lock before may have moved or removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

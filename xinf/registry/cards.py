@@ -22,7 +22,7 @@ from xinf.core.records import NodeRecord
 
 FILE = "cards.toml"
 MAX_CARDS = 64  # of one host
-_PART = re.compile(r"(?:([0-9]+)\s*[xX*]\s*)?([a-z0-9][a-z0-9.-]*)", re.IGNORECASE)
+_PART = re.compile(r"(?:([0-9]{1,9})\s*[xX*]\s*)?([a-z0-9][a-z0-9.-]*)", re.IGNORECASE)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

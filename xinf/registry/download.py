@@ -7,6 +7,7 @@ nobody takes a part for the whole (shelf.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -30,7 +31,9 @@ from xinf.registry.wanted import wanted_files
 # `constants.MAX_HTTP_DOWNLOAD_SIZE`; pull request 2991.
 _WHOLE_LIMIT_BYTES = 50_000_000_000
 _PIECE_BYTES = 10_000_000_000
-_SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk
+_MAX_FILES = 20_000  # the largest models have some hundreds; a disk has only so many inodes
+_SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk: logs, our own state, why a replica failed
+_LOOK_BYTES = 16 << 20  # that come between two looks at how much is free
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -84,15 +87,25 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
         raise InvalidRequest(
             f"{files.where} has no config.json", remedy="choose a repository of a model for transformers", param="model"
         )
+    if len(names) > _MAX_FILES:
+        raise InvalidRequest(
+            f"{files.where} has {len(names)} files to fetch, and no model has more than {_MAX_FILES}",
+            remedy="check where it is from",
+            param="model",
+        )
     if (unsized := next((name for name in names if files.sizes[name] is None), None)) is not None:
         raise Unavailable(f"{files.where} does not say how large {unsized} is", remedy="try again; use another mirror")
     shelf = shelf_of(reference, sources)
-    meter = Meter(on_progress)
+    meter = Meter(on_progress, lambda: _check_spare(shelf))
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
+    listing = {name: files.sizes[name] for name in names}
     try:
-        shelf.write_listing(files.revision, {name: files.sizes[name] for name in names})
+        # What others fetched may be whole without a README: then it must stay so, wherever this ends.
+        if not shelf.is_whole(files.revision):
+            shelf.write_listing(files.revision, listing)
         _check_room(reference, shelf, files, names)
         fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
+        shelf.write_listing(files.revision, listing)
         shelf.remember(reference.revision, files.revision)
         directory = shelf.snapshot(files.revision)
         sizes = [(directory / name).stat().st_size for name in names]
@@ -153,6 +166,7 @@ def _bring(files: HubFiles, name: str, destination: Path, meter: Meter) -> None:
     fetch(
         lambda ranges: files.ask(name, ranges),
         destination,
+        name=name,
         size=file.size,
         checksum=_checksum(file),
         on_bytes=meter.of(name),
@@ -171,8 +185,7 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
     """Raises: Unavailable before a byte is asked for, if the disk cannot hold what is missing; OSError."""
     total_bytes = sum(files.sizes[name] or 0 for name in names)
     # Those of other commits count as well: then too little is refused, and the disk says the rest.
-    found = (path.lstat() for path in shelf.directory.rglob("*"))
-    here_bytes = sum(stats.st_size for stats in found if stat.S_ISREG(stats.st_mode))
+    here_bytes = sum(_size(path) for path in shelf.directory.rglob("*"))
     free_bytes = shutil.disk_usage(shelf.directory).free
     missing_bytes = total_bytes - here_bytes
     if missing_bytes > max(0, free_bytes - _SPARE_BYTES):
@@ -183,15 +196,36 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
         )
 
 
+def _check_spare(shelf: Shelf) -> None:
+    """Raises: OSError if somebody else has filled the disk meanwhile."""
+    free_bytes = shutil.disk_usage(shelf.directory).free
+    if free_bytes < _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, f"only {format_bytes(free_bytes)} are left", str(shelf.directory.parent))
+
+
+def _size(path: Path) -> int:
+    """How large a file is; 0 for a link, and for what another process took away or gave its name this moment."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 class _Stopped(Exception):
     """Ends a thread whose file is not wanted any more; nobody waits for its result."""
 
 
 class Meter:
-    """Adds up what all threads report, and ends them once it is stopped."""
+    """Adds up what all threads report, and ends them once it is stopped.
 
-    def __init__(self, on_progress: OnProgress | None) -> None:
+    `look`: asked now and then whether to go on; it raises if not.
+    """
+
+    def __init__(self, on_progress: OnProgress | None, look: Callable[[], None] = lambda: None) -> None:
         self._on_progress = on_progress
+        self._look = look
+        self._unseen_bytes = 0  # that came since the last look
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = 0
@@ -211,6 +245,10 @@ class Meter:
             raise _Stopped
         with self._lock:
             self._done_bytes += n_bytes
+            self._unseen_bytes += max(0, n_bytes)
+            if self._unseen_bytes >= _LOOK_BYTES:
+                self._unseen_bytes = 0
+                self._look()
             if self._on_progress is not None and n_bytes:
                 self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
 

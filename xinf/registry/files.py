@@ -24,7 +24,7 @@ def is_inside(name: str) -> bool:
 
 def as_size(value: object) -> int | None:
     """A size that a hub gave; None for what can be none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
 
 
 class ModelFiles(Protocol):

@@ -196,5 +196,5 @@ def _within(timeout_s: float, ask: Callable[[], T], says: HubSays) -> T:
         return answer.result(timeout_s)
     except TimeoutError as error:
         if answer.done():
-            raise  # the client's own
+            return answer.result()  # it came this moment, or it is the client's own error
         raise says.unreachable(f"it did not answer within {format_seconds(timeout_s)}") from error

@@ -132,7 +132,7 @@ def _has(path: Path, size: int | None) -> bool:
     """Whether there is such a file, of that size if it is given; one that may not be looked at is not there."""
     try:
         found = path.stat()  # of what a link leads to; of one whose blob is gone there is none
-    except OSError:
+    except (OSError, ValueError):  # no file can have the name that a damaged list gives
         return False
     return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
 

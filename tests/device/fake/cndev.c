@@ -8,8 +8,8 @@
  * Scenarios: mlu590 (two cards, numbered against the order of the bus, linked), mlu370 (four cards without links: two on
  * a board, the third behind the same host bridge, the fourth across), old (driver 5: no handles, no V2 structs, version
  * 5), lost (mlu590 whose second card gives no handle), nameless (no uuid), unplugged (mlu590, the link is down but
- * remembers its peer), sick (mlu590, the first card has a problem), mute (no metric), no_driver, empty (no card), hang,
- * crash.
+ * remembers its peer), sick (mlu590, the first card has a problem), placeless (mlu590, the second card does not tell its
+ * address), mute (no metric), no_driver, empty (no card), hang, crash.
  */
 #include <signal.h>
 #include <stddef.h>
@@ -169,6 +169,7 @@ static unsigned bus_of(cndevDevice_t device) { return 0x39 + (is("mlu370") ? 4 *
 cndevRet_t cndevGetPCIeInfoV2(cndevPCIeInfoV2_t *info, cndevDevice_t device) {
     BEGIN(device);
     V2;
+    if (is("placeless") && number_of(device) == 1) return 18;
     memset(info, 0, sizeof *info);
     info->bus = bus_of(device);
     return OK;
@@ -176,6 +177,7 @@ cndevRet_t cndevGetPCIeInfoV2(cndevPCIeInfoV2_t *info, cndevDevice_t device) {
 cndevRet_t cndevGetPCIeInfo(cndevPCIeInfo_t *info, cndevDevice_t device) {
     BEGIN(device);
     CHECK_VERSION(info);
+    if (is("placeless") && number_of(device) == 1) return 18;
     info->domain = info->device = info->function = 0;
     info->bus = bus_of(device);
     return OK;

@@ -7,7 +7,8 @@
  * Scenarios: 910b (two cards of a chip and a controller, listed against the order of the bus), a3 (a card of two dies),
  * 310p (a card of two chips at one bus address, DDR), 950 (the second interface only), lost (910b, the second card's
  * physical id cannot be read), split (910b that answers no die, no metric it could be believed in), alarm (910b),
- * old_topo (910b of a driver to which 6 is an unknown relation), upgrading, empty (no card), hang, crash.
+ * old_topo (910b of a driver to which 6 is an unknown relation), resetting (910b whose first card does not tell its
+ * address for now), no_bus (910b on no PCI bus), upgrading, empty (no card), hang, crash.
  */
 #include <signal.h>
 #include <stddef.h>
@@ -16,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OK = 0, NO_DEVICE = -8008, UPGRADING = -8017, NOT_SUPPORTED = -8255 };
+enum { OK = 0, NO_DEVICE = -8008, NOT_READY = -8012, UPGRADING = -8017, NOT_SUPPORTED = -8255 };
 
 struct dcmi_chip_info_v2 {
     unsigned char chip_type[32], chip_name[32], chip_ver[32];
@@ -128,6 +129,7 @@ static int place(struct dcmi_pcie_info_all *info, unsigned int bus) {
 }
 int dcmi_get_device_pcie_info_v2(int card, int device, struct dcmi_pcie_info_all *info) {
     NOTE;
+    if (is("no_bus") || (is("resetting") && card == 4)) return is("no_bus") ? NOT_SUPPORTED : NOT_READY;
     return place(info, is("a3") ? 0x9d + 2 * device : is("310p") ? 0x01 : card == 4 ? 0xd9 : 0xc1);
 }
 static int die(struct dcmi_die_id *id, unsigned int chip_number) {

@@ -8,7 +8,8 @@
  * fell off the bus), gb10 (unified memory: not supported), wsl (0 bytes), orin (on no bus, knows little of itself),
  * unread (its memory is an unknown error), vgpu (a guest's), vgpu_host (its card is for guests), sick (ECC, hot, a row to be remapped, two processes), reset (the
  * driver asks for a reset), not_loaded, mismatch, hang, hang_once (in the first process, the next makes a 5090),
- * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output).
+ * remap_failed, hang_sample (in every metric), crash, chatty (a 5090 whose library prints to standard output),
+ * crash_at_exit (a 5090 whose library crashes as its process ends), mig_race (one instance is just taken apart).
  *
  * FAKE_NVML=crash_marked: a 5090 that crashes whoever asks it while FAKE_NVML_MARK is there.
  * FAKE_NVML=upgrade: a 5090 whose kernel driver is older than the library while FAKE_NVML_MARK is there. Of any scenario:
@@ -99,7 +100,8 @@ static int is(const char *name) {
     const char *scenario = getenv("FAKE_NVML");
     return scenario && !strcmp(scenario, name);
 }
-static int is_b200(void) { return is("2xb200") || is("mig") || is("2xlost") || is("2xlate") || is("2xstuck"); }
+static int is_mig(void) { return is("mig") || is("mig_race"); }
+static int is_b200(void) { return is("2xb200") || is_mig() || is("2xlost") || is("2xlate") || is("2xstuck"); }
 static int is_marked(void) { return getenv("FAKE_NVML_MARK") && !access(getenv("FAKE_NVML_MARK"), F_OK); }
 static int is_lost(nvmlDevice_t device) { return (is("2xlost") || is("2xlate")) && device->minor == 1 && is_marked(); }
 
@@ -131,6 +133,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     }
     return OK;
 }
+__attribute__((destructor)) static void leave(void) { if (is("crash_at_exit")) raise(SIGSEGV); }
 nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 nvmlReturn_t nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(nvmlReturn_t result) {
@@ -147,6 +150,7 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
     return is_lost(*device) && !is("2xlate") ? LOST : OK; /* 2xlate: lost after it was opened */
 }
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int length) {
+    if (is("mig_race") && device->slot == 2) return NOT_FOUND;
     if (is("orin")) snprintf(text, length, "a9485f58-0000-5a97-b73d-000000000000");
     else if (device->slot >= 0) snprintf(text, length, "MIG-00000000-0000-0000-0000-00000000000%d", device->slot);
     else snprintf(text, length, "GPU-00000000-0000-0000-0000-00000000000%d", device->minor);
@@ -235,7 +239,7 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGet
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
     if (is_lost(device)) return LOST;
     if (!is_b200()) return NOT_SUPPORTED;
-    *current = *pending = is("mig");
+    *current = *pending = is_mig();
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count) {

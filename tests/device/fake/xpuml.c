@@ -7,7 +7,7 @@
  * Scenarios: p800 (two, listed against the bus, the first in use), k200 (two chips at one address), sick (the second is in
  * an exception), lost (every metric of the first says that it is gone), half (the second gives no handle), renumbered (the
  * nodes are not numbered as the library counts), starting (no memory yet), drift (a struct that begins otherwise),
- * version9, not_loaded, mute (only identity is answered).
+ * version9, not_loaded, mute (only identity is answered), shy (p800 that does not know what the second process holds).
  */
 #include <stddef.h>
 #include <stdio.h>
@@ -152,7 +152,7 @@ int xpumlDeviceGetComputeRunningProcesses(const char *handle, unsigned int *coun
     *count = at == 0 ? 2 : 0;
     for (int which = 0; which < 2; which++) {
         infos[which].pid = 4242 + which;
-        infos[which].usedGlobalMemory = 512ull << 20;
+        infos[which].usedGlobalMemory = is("shy") && which == 1 ? ~0ull : 512ull << 20;
     }
     return metric(handle);
 }
