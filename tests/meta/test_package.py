@@ -11,7 +11,7 @@ import xinf.meta
 def test_every_name_of_the_front_exists() -> None:
     for name in xinf.meta.__all__:
         assert getattr(xinf.meta, name) is not None
-    assert set(xinf.meta.__all__) == set(xinf.meta._HOME)
+    assert set(xinf.meta.__all__) == {name for names in xinf.meta._MODULES.values() for name in names}
 
 
 def test_contract_and_queue_load_neither_lmdb_nor_grpc() -> None:
