@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import pytest
 
 from tests.device.fake_tool import FakeTools
 from tests.device.mutations import Failure
+from tests.device.test_offspring import is_running, linux_only
+from tests.engine_fixtures import wait_until
+from xinf.device.parent_death import find_tether
 from xinf.device.tool import ToolError, run_tool, time_for_tools
 
 
@@ -60,3 +65,33 @@ def test_script_gets_the_systems_python(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     tool = write_tool(tmp_path / "script-smi", 'echo "$PATH ${PYTHONPATH-unset}"')
     assert run_tool([tool]) == "/usr/bin:/bin unset\n"
+
+
+@linux_only
+@pytest.mark.parametrize("is_tethered", [True, False])
+def test_tool_ends_with_who_runs_it(is_tethered: bool, tmp_path: Path) -> None:
+    """With setpriv where there is one, and by our own Python between fork and exec where there is none."""
+    tool, told = tmp_path / "slow", tmp_path / "pid"
+    tool.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}; sleep 60\n")
+    tool.chmod(0o755)
+    code = "import sys; from xinf.device import tool; "
+    code += "" if is_tethered else "tool.find_tether = lambda: (); "
+    code += "tool.run_tool([sys.argv[1]], timeout_s=60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tool)], cwd=Path(__file__).parents[2]) as runner:
+        wait_until(told.exists, "the tool runs", 30)
+        pid = int(told.read_text())
+        runner.kill()
+    wait_until(lambda: not is_running(pid), "the tool has ended", 30)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no util-linux here")
+def test_tether_is_found_where_util_linux_is() -> None:
+    assert find_tether()[1:] == ("--pdeathsig", "KILL", "--")
+
+
+def test_tool_that_may_not_be_run_is_told_of_in_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "shut").write_text("#!/bin/sh\n")
+    with pytest.raises(ToolError, match=r"^shut cannot be run: Permission denied$"):
+        run_tool([str(tmp_path / "shut")])
+    with pytest.raises(ToolError, match=r"^gone cannot be run: No such file or directory$"):
+        run_tool([str(tmp_path / "gone")])

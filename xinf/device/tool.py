@@ -6,6 +6,7 @@ somebody else: bounded in size, decoded leniently, and refused by the parsers wh
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from xinf.device.parent_death import die_with_parent
+from xinf.device.parent_death import die_with_parent, find_tether
 
 TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
 _MAX_OUTPUT_BYTES = 8 << 20
@@ -79,17 +80,22 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
         tempfile.TemporaryFile() as printed,
         tempfile.TemporaryFile() as complaint,  # no pipe: what the tool leaves running would hold its other end
     ):
+        tether, environ = find_tether(), _environ()
         try:
+            if tether and shutil.which(argv[0], path=environ.get("PATH")) is None:
+                # The tether would tell of it in its own name.
+                why = errno.EACCES if Path(argv[0]).exists() else errno.ENOENT
+                raise OSError(why, os.strerror(why))
             process = subprocess.Popen(
-                argv,
+                [*tether, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=complaint,
                 cwd=directory,
-                env={**_environ(), "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
+                env={**environ, "LC_ALL": "C", "LANG": "C", "NO_COLOR": "1", "COLUMNS": "400"},
                 start_new_session=True,
                 # A child that is killed at its deadline cannot end its tool any more, and each successor runs one more.
-                preexec_fn=die_with_parent,
+                preexec_fn=None if tether else die_with_parent,
             )
         except OSError as error:
             raise ToolError(f"{name} cannot be run: {error.strerror}") from error
