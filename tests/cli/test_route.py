@@ -103,6 +103,7 @@ def test_a_server_that_is_there_needs_a_rate_and_has_its_policy(xinf: Type) -> N
 def test_real_run_through_a_gateway_of_its_own(xinf: Type, tmp_path: Path) -> None:
     """End to end: real processes, two engines, some three seconds of chat; nothing is left behind."""
     file = tmp_path / "route.json"
+    before = living_children(os.getpid(), recursive=True)  # a stack of other tests may run beside it
     done = xinf("bench", "route", "--replicas", "2", "--rate", "20", "--requests", "40", "--seed", "3", "--pool", "100",
                 "--policy", "auto", "--engine-arg", "step_ms=2", "--json", str(file), "--records")  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -117,7 +118,8 @@ def test_real_run_through_a_gateway_of_its_own(xinf: Type, tmp_path: Path) -> No
     assert summary["gateway_cpu_us_per_request"] > 0
     assert summary["prediction"]["n"] == summary["n_good"]
     assert summary["cached_tokens"] == sum(record["cached_tokens"] for record in written["records"])
-    commands = [" ".join(command_of(child)) for child in living_children(os.getpid(), recursive=True)]
+    after = living_children(os.getpid(), recursive=True)
+    commands = [" ".join(command_of(child)) for child in after if child not in before]
     left = [command for command in commands if "xinf" in command]
     assert left == []
 
