@@ -36,8 +36,8 @@ def fill(control: Control) -> None:
 
 
 def test_line_says_when_what_to_whom_where_and_how_often() -> None:
-    assert event_line(XID).endswith("xid          cuda:0 on b: Xid 79 (3 times)")
-    assert event_line(AWAY).endswith("node_away    host: silent")
+    assert event_line(XID).endswith("xid              cuda:0 on b: Xid 79 (3 times)")
+    assert event_line(AWAY).endswith("node_away        host: silent")
 
 
 def test_name_is_of_a_deployment_a_replica_a_node_or_a_device() -> None:
@@ -69,7 +69,9 @@ def test_events_are_shown_the_latest_at_the_end(control: Control, xinf: Callable
     assert [line.split()[2] for line in lines] == ["placed", "xid", "node_away"]
     assert [line.split()[2] for line in xinf("events", "-n", "1").stdout.splitlines()] == ["node_away"]
     assert [line.split()[2] for line in xinf("events", "host").stdout.splitlines()] == ["placed", "node_away"]
-    assert xinf("events", "nobody").stdout == ""
+    nobody = xinf("events", "nobody")
+    assert (nobody.exit_code, nobody.stdout) == (0, "")
+    assert "no events of 'nobody'" in nobody.stderr
 
 
 def test_events_as_json(control: Control, xinf_json: Callable[..., Any]) -> None:

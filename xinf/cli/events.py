@@ -47,6 +47,9 @@ def events(
         return
     for event in chosen:
         show(event)
+    if not chosen and last and not json:
+        # The name may be that of something which is gone, and its events with it.
+        sys.stderr.write("no events\n" if name is None else f"no events of {name!r}; `xinf events` shows all\n")
     if follow:
         run(_follow(session, revision, lambda event: show(event) if name is None or concerns(event, name) else None))
 
@@ -72,7 +75,7 @@ def event_line(event: EventRecord) -> str:
     at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at_s))
     where = "" if event.node in (None, event.object) else f" on {event.node}"
     often = f" ({event.count} times)" if event.count > 1 else ""
-    return f"{at}  {event.kind:<11}  {event.object}{where}: {event.message}{often}"
+    return f"{at}  {event.kind:<15}  {event.object}{where}: {event.message}{often}"
 
 
 def _show_line(event: EventRecord) -> None:
