@@ -20,7 +20,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def spec(model: str, *engine_args: str, engine: str = "vllm") -> EngineSpec:
+def spec(model: str, *engine_args: str, engine: str = "vllm", dtype: str = "auto") -> EngineSpec:
     return make_spec(
         load(environ={}),
         model=model,
@@ -28,7 +28,7 @@ def spec(model: str, *engine_args: str, engine: str = "vllm") -> EngineSpec:
         name=choose_name("m", model),
         served_names=(),
         device="auto",
-        dtype="auto",
+        dtype=dtype,
         quantization=None,
         tensor_parallel_size=1,
         max_model_len=None,
@@ -69,3 +69,14 @@ def test_number_of_devices_that_the_engine_would_take_is_what_is_looked_for() ->
 def test_simulated_engine_takes_any_name() -> None:
     made = spec("whatever you like", engine="sim")
     assert (made.model, made.revision, made.files) == ("whatever you like", None, "whatever you like")
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "zork", "", "int8"])
+def test_type_that_nothing_is_computed_in_is_refused(dtype: str) -> None:
+    with pytest.raises(InvalidRequest, match="no type that an engine computes in"):
+        spec("Org/Name", dtype=dtype)
+    assert spec("anything", engine="sim", dtype=dtype).dtype == dtype
+
+
+def test_type_may_be_written_in_capitals() -> None:
+    assert spec("Org/Name", dtype="BF16").dtype == "bf16"

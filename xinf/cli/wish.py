@@ -15,6 +15,7 @@ from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementP
 
 ENGINES = ("vllm", "sim")
 # With one of these an engine takes what it is told, whatever its share of a device is.
+_COMPUTED_IN = ("auto", "bfloat16", "bf16", "float16", "fp16", "half", "float32", "fp32", "float")
 _OWN_SIZE = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 
 
@@ -58,6 +59,13 @@ def make_spec(
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
     if engine not in ENGINES:
         raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
+    dtype = dtype.lower()
+    if engine != "sim" and dtype not in _COMPUTED_IN:
+        raise InvalidRequest(
+            f"--dtype {dtype[:100]!r} is no type that an engine computes in: use auto, bfloat16, float16 or float32",
+            remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
+            param="dtype",
+        )
     found = find_model(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
