@@ -229,6 +229,21 @@ def test_composite_hierarchy_leaves_cards_whole(two_max: GpuTree, monkeypatch: p
     assert probe.topology(two_max.root).pairs == ((*MAX.values(), Distance.LINK),)
 
 
+def test_driver_that_lists_cards_by_default_leaves_them_whole(
+    two_max: GpuTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max_early")
+    probe = IntelProbe()
+    assert [(d.uuid, d.memory_bytes) for d in probe.inventory(two_max.root)] == [
+        (uuid, 128 * GIB) for uuid in MAX.values()
+    ]
+    assert [(s.uuid, s.memory_used_bytes) for s in probe.sample(two_max.root)] == [
+        (uuid, 3 * GIB) for uuid in MAX.values()
+    ]
+    monkeypatch.setenv("ZE_FLAT_DEVICE_HIERARCHY", "FLAT")
+    assert [device.uuid for device in IntelProbe().inventory(two_max.root)] == TILES
+
+
 def test_tool_tells_tiles_by_the_same_names(two_max: GpuTree, fake_tool: FakeTools, device_fixture: Read) -> None:
     shutil.rmtree(two_max.root / "usr")
     add_xpu_smi_of_max(fake_tool, device_fixture)

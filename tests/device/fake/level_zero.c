@@ -8,6 +8,7 @@
  *          max    two Max 1550 with two tiles each; an Xe Link from tile to tile
  *          max_down the same with the links down      max_old  the same without Sysman
  *          max_blind  the same with nothing told by tile      max_wedged  the same, in need of a reset
+ *          max_early  the same with a driver that lists cards by default
  *          none   no driver        denied  no permission
  *          old    no Sysman init   two_drivers  the same card under a second driver
  *          lost   the card is lost wedged  it needs a reset      bad_memory  it should be replaced
@@ -117,7 +118,7 @@ static const card_t *cards(void) {
 }
 static int is_composite(void) {
   const char *hierarchy = getenv("ZE_FLAT_DEVICE_HIERARCHY");
-  return hierarchy != NULL && strcmp(hierarchy, "COMPOSITE") == 0;
+  return hierarchy == NULL ? is("max_early") : strcmp(hierarchy, "COMPOSITE") == 0;
 }
 enum { N_CARDS = 2 };
 
