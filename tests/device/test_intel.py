@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,9 @@ FLEX, GRAPHICS, NPU = "0000:4d:00.0", "0000:00:02.0", "0000:00:0b.0"
 DISCOVERY, DETAIL = "xpu-smi-1.2.39-discovery-flex170.json", "xpu-smi-1.2.39-discovery-d-flex170.json"
 STATS, STATS_OF_TILES = "xpu-smi-1.2.39-stats-flex170.json", "xpu-smi-1.3.1-stats-max1550.json"
 UUID = "00000000-0000-0000-0000-151413121110"
+MAX = {"0000:29:00.0": UUID, "0000:9a:00.0": "00000000-0000-0000-0000-252423222120"}
+TILES = [f"{uuid}-t{tile}" for uuid in MAX.values() for tile in (0, 1)]
+GIB = 1 << 30
 KUNLUN = "| XPU-SMI               Driver Version: 5.0.21.26    XPU-RT Version: 5.0.21   |\n"
 # sizeof and offsetof of the C compiler, by the names that fake/level_zero.c gives them.
 LAYOUT: list[tuple[str, type[ctypes.Structure], dict[str, str]]] = [
@@ -82,7 +87,8 @@ def two_max(level_zero: GpuTree, monkeypatch: pytest.MonkeyPatch) -> GpuTree:
     """A host with two Max 1550 that an Xe Link joins."""
     monkeypatch.setenv("FAKE_ZE", "max")
     shutil.rmtree(level_zero.root / "sys/bus/pci/devices" / FLEX)
-    for address in ("0000:29:00.0", "0000:9a:00.0"):
+    monkeypatch.delenv("ZE_FLAT_DEVICE_HIERARCHY", raising=False)
+    for address in MAX:
         level_zero.add_card(address, vendor=0x8086, device=0x0BD5, driver="xe", pci_class=0x038000)
     return level_zero
 
@@ -92,6 +98,20 @@ def add_xpu_smi(fake_tool: FakeTools, read: Read, stats: str = STATS) -> None:
         "xpu-smi",
         {"discovery -j": read(DISCOVERY), "discovery -d 0 -j": read(DETAIL), "stats -d 0 -j": read(stats)},
     )
+
+
+def add_xpu_smi_of_max(fake_tool: FakeTools, read: Read, *, tiles: str = "2") -> None:
+    entry = json.loads(read(DISCOVERY))["device_list"][0]
+    cards = [
+        entry | {"device_id": number, "pci_bdf_address": address, "uuid": uuid}
+        for number, (address, uuid) in enumerate(MAX.items())
+    ]
+    answers = {"discovery -j": json.dumps({"device_list": cards})}
+    for card in cards:
+        detail = card | {"memory_physical_size_byte": str(128 * GIB), "number_of_tiles": tiles}
+        answers[f"discovery -d {card['device_id']} -j"] = json.dumps(detail)
+        answers[f"stats -d {card['device_id']} -j"] = read(STATS_OF_TILES)
+    fake_tool.add("xpu-smi", answers)
 
 
 def test_probe_is_registered() -> None:
@@ -156,17 +176,126 @@ def test_virtual_function_is_no_device(flex: GpuTree) -> None:
     assert [device.pci for device in IntelProbe().inventory(flex.root)] == [FLEX]
 
 
-def test_tiles_make_one_device_with_both_places(two_max: GpuTree) -> None:
-    first, second = IntelProbe().inventory(two_max.root)
-    assert [(d.arch, d.memory_bytes, d.visible) for d in (first, second)] == [
-        ("pvc", 137438953472, "0,1"),
-        ("pvc", 137438953472, "2,3"),
-    ]
-    assert first.uuid != second.uuid
+def test_each_tile_is_a_device(two_max: GpuTree) -> None:
+    devices = IntelProbe().inventory(two_max.root)
+    assert [device.uuid for device in devices] == TILES
+    assert [(device.index, device.visible) for device in devices] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+    assert [device.pci for device in devices] == [address for address in MAX for _ in (0, 1)]
+    assert [device.parent for device in devices] == [uuid for uuid in MAX.values() for _ in (0, 1)]
+    assert [device.extra for device in devices] == [{"tile": 0, "tiles": 2}, {"tile": 1, "tiles": 2}] * 2
+    assert {(device.arch, device.memory_bytes) for device in devices} == {("pvc", 64 * GIB)}
+
+
+def test_tile_has_memory_and_utilisation_of_its_own(two_max: GpuTree) -> None:
+    probe = IntelProbe()
+    first, second = probe.sample(two_max.root), probe.sample(two_max.root)
+    assert [sample.uuid for sample in first] == [sample.uuid for sample in second] == TILES
+    assert [sample.util_pct for sample in first] == [None] * 4
+    assert [(s.memory_used_bytes, s.memory_free_bytes, s.util_pct) for s in second] == [
+        (1 * GIB, 63 * GIB, 30.0),
+        (2 * GIB, 62 * GIB, 70.0),
+    ] * 2
+    # Those of the card, for each.
+    assert {(s.temp_c, s.power_w, s.ecc_uncorrected, s.health) for s in second} == {(52.0, 87.5, 0, Health.OK)}
+
+
+def test_what_is_not_told_by_tile_is_not_known_of_it(two_max: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max_blind")
+    probe = IntelProbe()
+    probe.sample(two_max.root)
+    samples = probe.sample(two_max.root)
+    assert [sample.uuid for sample in samples] == TILES
+    assert {(s.memory_used_bytes, s.memory_free_bytes, s.util_pct) for s in samples} == {(None, None, None)}
+    assert {(s.temp_c, s.power_w) for s in samples} == {(52.0, 87.5)}
+
+
+def test_fault_of_a_card_is_that_of_its_tiles(two_max: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max_wedged")
     samples = IntelProbe().sample(two_max.root)
-    assert [(s.uuid, s.memory_used_bytes, s.temp_c) for s in samples] == [
-        (first.uuid, 2 << 30, 52.0),
-        (second.uuid, 2 << 30, 52.0),
+    assert [(sample.uuid, sample.health) for sample in samples] == [(uuid, Health.FAULTY) for uuid in TILES]
+
+
+def test_composite_hierarchy_leaves_cards_whole(two_max: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZE_FLAT_DEVICE_HIERARCHY", "COMPOSITE")
+    probe = IntelProbe()
+    devices = probe.inventory(two_max.root)
+    assert [(d.uuid, d.visible, d.memory_bytes, d.parent, d.extra) for d in devices] == [
+        (uuid, visible, 128 * GIB, None, {}) for uuid, visible in zip(MAX.values(), "01", strict=True)
+    ]
+    probe.sample(two_max.root)
+    assert [(s.uuid, s.memory_used_bytes, s.util_pct) for s in probe.sample(two_max.root)] == [
+        (uuid, 3 * GIB, 50.0) for uuid in MAX.values()
+    ]
+    assert probe.topology(two_max.root).pairs == ((*MAX.values(), Distance.LINK),)
+
+
+def test_driver_that_lists_cards_by_default_leaves_them_whole(
+    two_max: GpuTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max_early")
+    probe = IntelProbe()
+    assert [(d.uuid, d.memory_bytes) for d in probe.inventory(two_max.root)] == [
+        (uuid, 128 * GIB) for uuid in MAX.values()
+    ]
+    assert [(s.uuid, s.memory_used_bytes) for s in probe.sample(two_max.root)] == [
+        (uuid, 3 * GIB) for uuid in MAX.values()
+    ]
+    monkeypatch.setenv("ZE_FLAT_DEVICE_HIERARCHY", "FLAT")
+    assert [device.uuid for device in IntelProbe().inventory(two_max.root)] == TILES
+
+
+def test_tool_tells_tiles_by_the_same_names(two_max: GpuTree, fake_tool: FakeTools, device_fixture: Read) -> None:
+    shutil.rmtree(two_max.root / "usr")
+    add_xpu_smi_of_max(fake_tool, device_fixture)
+    devices = IntelProbe().inventory(two_max.root)
+    assert [(d.uuid, d.index, d.visible, d.memory_bytes, d.extra["tile"], d.extra["tiles"]) for d in devices] == [
+        (uuid, index, None, 64 * GIB, index % 2, 2) for index, uuid in enumerate(TILES)
+    ]
+    probe = IntelProbe()
+    samples = probe.sample(two_max.root)
+    assert [(s.uuid, s.memory_used_bytes, s.util_pct) for s in samples] == [
+        (uuid, (512, 768)[index % 2] << 20, (20.0, 60.0)[index % 2]) for index, uuid in enumerate(TILES)
+    ]
+    assert {(s.temp_c, s.power_w) for s in samples} == {(44.5, 402.5)}
+    n_calls = len(fake_tool.calls("xpu-smi"))
+    assert [sample.uuid for sample in probe.sample(two_max.root)] == TILES
+    assert fake_tool.calls("xpu-smi")[n_calls:] == ["stats -d 0 -j", "stats -d 1 -j"]
+
+
+def test_tool_leaves_cards_whole_in_the_composite_hierarchy(
+    two_max: GpuTree, fake_tool: FakeTools, device_fixture: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZE_FLAT_DEVICE_HIERARCHY", "COMPOSITE")
+    shutil.rmtree(two_max.root / "usr")
+    add_xpu_smi_of_max(fake_tool, device_fixture)
+    probe = IntelProbe()
+    devices, samples = probe.inventory(two_max.root), probe.sample(two_max.root)
+    assert [(d.uuid, d.memory_bytes, d.extra) for d in devices] == [(uuid, 128 * GIB, {}) for uuid in MAX.values()]
+    assert [(s.uuid, s.memory_used_bytes) for s in samples] == [(uuid, 1280 << 20) for uuid in MAX.values()]
+
+
+def test_names_of_tiles_stay_while_library_and_tool_take_turns(
+    two_max: GpuTree, fake_tool: FakeTools, device_fixture: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_xpu_smi_of_max(fake_tool, device_fixture)
+    probe = IntelProbe()
+    for scenario in ("none", "max", "max_old"):  # the tool alone; the library alone; the library, named by the tool
+        monkeypatch.setenv("FAKE_ZE", scenario)
+        assert [device.uuid for device in probe.inventory(two_max.root)] == TILES, scenario
+        assert [sample.uuid for sample in probe.sample(two_max.root)] == TILES, scenario
+        assert [sample.uuid for sample in IntelProbe().sample(two_max.root)] == TILES, scenario
+
+
+def test_loader_without_sysman_counts_tiles_that_only_the_tool_can_name(
+    two_max: GpuTree, fake_tool: FakeTools, device_fixture: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ZE", "max_old")
+    by_place = [f"PCI-{address.replace(':', '-')}-t{tile}" for address in MAX for tile in (0, 1)]
+    assert [device.uuid for device in IntelProbe().inventory(two_max.root)] == by_place
+    add_xpu_smi_of_max(fake_tool, device_fixture)
+    devices = IntelProbe().inventory(two_max.root)
+    assert [(d.uuid, d.visible, d.memory_bytes) for d in devices] == [
+        (uuid, str(index), 64 * GIB) for index, uuid in enumerate(TILES)
     ]
 
 
@@ -178,11 +307,12 @@ def test_second_driver_makes_places_unknown(level_zero: GpuTree, monkeypatch: py
 async def test_xe_link_lies_over_the_bus(two_max: GpuTree, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(PROBES[Vendor.INTEL], LinkProbe)
     host = await read_host(root=two_max.root)
-    first, second, _ = host.devices
-    assert (first.pci, second.pci) == ("0000:29:00.0", "0000:9a:00.0")
-    assert host.topology.between(first.uuid, second.uuid) is Distance.LINK
+    assert [device.uuid for device in host.devices[:-1]] == TILES  # the last is the processor
+    pairs = [tuple(sorted(pair)) for pair in combinations(TILES, 2)]
+    assert [host.topology.between(*pair) for pair in pairs] == [Distance.LINK] * 6
     monkeypatch.setenv("FAKE_ZE", "max_down")
-    assert IntelProbe().topology(two_max.root) == Topology()
+    of_one_card = [(TILES[0], TILES[1], Distance.LINK), (TILES[2], TILES[3], Distance.LINK)]
+    assert IntelProbe().topology(two_max.root).pairs == tuple(of_one_card)
 
 
 def test_links_are_not_known_without_sysman(flex: GpuTree) -> None:
@@ -324,9 +454,11 @@ def test_shared_head_has_room_for_the_longest_tail(fake_library: Callable[[str, 
     layout = ctypes.CDLL(str(fake_library("level_zero.c", "libze_loader.so.1") / "libze_loader.so.1")).fake_layout
     layout.restype = ctypes.c_long
     head = intel_structs.TypedProperties
-    assert ctypes.sizeof(head) >= layout(b"zes_temp_properties_t")
-    for theirs, ours in (("type", "type"), ("onSubdevice", "on_subdevice"), ("subdeviceId", "subdevice_id")):
-        assert getattr(head, ours).offset == layout(f"zes_engine_properties_t.{theirs}".encode())
+    for longest in (b"zes_temp_properties_t", b"zes_mem_properties_t"):
+        assert ctypes.sizeof(head) >= layout(longest)
+    for struct in ("zes_engine_properties_t", "zes_mem_properties_t"):
+        for theirs, ours in (("type", "type"), ("onSubdevice", "on_subdevice"), ("subdeviceId", "subdevice_id")):
+            assert getattr(head, ours).offset == layout(f"{struct}.{theirs}".encode())
 
 
 def test_functions_for_virtual_machines_are_left_out(device_fixture: Read) -> None:
@@ -341,10 +473,21 @@ def test_memory_may_be_a_number_or_text(size: str, device_fixture: Read) -> None
     assert parse_detail(text, card).memory_bytes == 14193102848
 
 
+@pytest.mark.parametrize(
+    ("said", "counted"), [('"2"', 2), ("2", 2), ('"1"', 1), ("0", 1), ('"N/A"', 1), ("null", 1), ("4000000000", 1)]
+)
+def test_number_of_tiles_may_be_a_number_or_text(said: str, counted: int, device_fixture: Read) -> None:
+    (card,) = parse_discovery(device_fixture(DISCOVERY))
+    text = device_fixture(DETAIL).replace('"number_of_tiles": "1"', f'"number_of_tiles": {said}')
+    assert parse_detail(text, card).n_tiles == counted
+
+
 def test_metrics_of_tiles_are_joined(device_fixture: Read) -> None:
     reading = parse_stats(device_fixture(STATS_OF_TILES))
     assert (reading.memory_used_bytes, reading.util_pct) == (1280 << 20, 40.0)
     assert (reading.temp_c, reading.power_w, reading.ecc_uncorrected) == (44.5, 402.5, None)
+    tile = reading.of_tile(1)
+    assert (tile.memory_used_bytes, tile.util_pct, tile.temp_c, tile.power_w) == (768 << 20, 60.0, 44.5, 402.5)
 
 
 @pytest.mark.parametrize("name", [STATS, STATS_OF_TILES])

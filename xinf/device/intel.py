@@ -3,18 +3,23 @@
 The graphics of a processor and its NPU have Intel's vendor number and the same PCI classes, but no memory of their own
 and no engine that xinf starts: they are not devices here. Told apart by their PCI device number where it is known, else
 by the PCI address that Intel always gives them and by the NPU's driver; where Level Zero answers, its own flag has the
-last word.
+last word. A card with tiles is a device for each of them, since an engine has the memory of one.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
+
+import msgspec
 
 from xinf.core.device import Device, Distance, Health, Sample, Topology, Vendor
 from xinf.device.health import HealthWatch, or_well
 from xinf.device.intel_library import LevelZero, LevelZeroCard, LevelZeroReading
-from xinf.device.intel_tool import ToolCard, read_cards, read_listed, read_stats
+from xinf.device.intel_tile import name_tiles, tiles_are_devices
+from xinf.device.intel_tool import ToolCard, read_cards, read_detail, read_listed, read_stats
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
@@ -56,6 +61,7 @@ class IntelProbe:
         self._watch = HealthWatch()
         self._library: LevelZero | None = None  # kept for the counters of the last reading
         self._listed: tuple[ToolCard, ...] = ()
+        self._n_tiles: dict[str, int] = {}  # by address, of xpu-smi; asked once
         self._addresses: tuple[str, ...] = ()
 
     def is_present(self, root: Path) -> bool:
@@ -64,32 +70,41 @@ class IntelProbe:
     def inventory(self, root: Path) -> tuple[Device, ...]:
         functions = _functions(root)
         reasons: list[str] = []
-        cards: dict[str, LevelZeroCard] = {}
+        cards: dict[str, tuple[LevelZeroCard, ...]] = {}
         told: dict[str, ToolCard] = {}
         try:
             cards = LevelZero(directories=_LIBRARIES, root=root).cards()
         except LibraryError as error:
             reasons.append(f"Level Zero: {error}")
-        functions = tuple(f for f in functions if f.address not in cards or not cards[f.address].is_integrated)
-        if any(_is_unknown(cards.get(function.address)) for function in functions):
+        functions = tuple(f for f in functions if f.address not in cards or not cards[f.address][0].is_integrated)
+        if any(_is_unknown(cards.get(function.address, ())) for function in functions):
             try:
                 told = {card.address: card for card in read_cards(self._find_tool(root), timeout_s=self._timeout_s)}
             except ToolError as error:
                 reasons.append(str(error))
-        return tuple(
-            _describe(function, index, cards.get(function.address), told.get(function.address), reasons, root)
-            for index, function in enumerate(functions)
-        )
+        devices = [
+            device
+            for function in functions
+            for device in _describe(
+                function, cards.get(function.address, ()), told.get(function.address), reasons, root
+            )
+        ]
+        return tuple(msgspec.structs.replace(device, index=index) for index, device in enumerate(devices))
 
     def topology(self, root: Path) -> Topology:
-        """Tell which cards an Xe Link joins; nothing where Level Zero does not start: the tool is not asked."""
+        """Tell which cards an Xe Link joins, with all their tiles, and the tiles of one card.
+
+        Nothing where Level Zero does not start: the tool is not asked.
+        """
         try:
             library = LevelZero(directories=_LIBRARIES, root=root)
-            uuids, links = library.uuids(), library.links()
+            uuids, links, tiles = library.uuids(), library.links(), library.tiles()
         except LibraryError:
             return Topology()
-        names = {address: uuids.get(address) or _bus_uuid(address) for link in links for address in link}
-        return make_topology((names[first], names[second], Distance.LINK) for first, second in links)
+        names = {at: name_tiles(uuids.get(at) or _bus_uuid(at), n_tiles) for at, n_tiles in tiles.items()}
+        pairs = [pair for tiles_of_card in names.values() for pair in combinations(tiles_of_card, 2)]
+        pairs += [(one, other) for first, second in links for one in names[first] for other in names[second]]
+        return make_topology((one, other, Distance.LINK) for one, other in pairs)
 
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError."""
@@ -98,25 +113,32 @@ class IntelProbe:
         try:
             if self._library is None:
                 self._library = LevelZero(directories=_LIBRARIES, root=root)
-            uuids = self._library.uuids()
+            uuids, tiles = self._library.uuids(), self._library.tiles()
             readings = {address: self._library.reading(address) for address in addresses}
             if all(reading == LevelZeroReading() for reading in readings.values()):
                 raise LibraryError("Level Zero lists none of the cards")
         except LibraryError:
-            uuids, readings = self._ask_tool(root)
+            uuids, tiles, readings = self._ask_tool(root)
         return tuple(
-            self._make_sample(uuids.get(address) or _bus_uuid(address), readings[address])
+            self._make_sample(uuid, reading)
             for address in addresses
             if address in readings
+            for uuid, reading in _split(
+                uuids.get(address) or _bus_uuid(address), tiles.get(address, 1), readings[address]
+            )
         )
 
-    def _ask_tool(self, root: Path) -> tuple[dict[str, str], dict[str, LevelZeroReading]]:
-        """Ask xpu-smi: identity once, then one run per card. Raises: ToolError."""
+    def _ask_tool(self, root: Path) -> tuple[dict[str, str], dict[str, int], dict[str, LevelZeroReading]]:
+        """Ask xpu-smi: identity and number of tiles once, then one run per card. Raises: ToolError."""
         tool = self._find_tool(root)
         if not self._listed:
             self._listed = read_listed(tool, timeout_s=self._timeout_s)
         readings = {card.address: read_stats(tool, card.number, timeout_s=self._timeout_s) for card in self._listed}
-        return {card.address: card.uuid for card in self._listed if card.uuid is not None}, readings
+        for card in self._listed if tiles_are_devices() else ():
+            if card.address not in self._n_tiles and len(readings[card.address].tiles) > 1:
+                self._n_tiles[card.address] = read_detail(tool, card, timeout_s=self._timeout_s).n_tiles
+        uuids = {card.address: card.uuid for card in self._listed if card.uuid is not None}
+        return uuids, self._n_tiles, readings
 
     def _make_sample(self, uuid: str, reading: LevelZeroReading) -> Sample:
         health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=reading.temp_c)
@@ -167,20 +189,38 @@ def _arch_of(device_id: int) -> str | None:
     return next((arch for first, last, arch in _ARCHITECTURES if first <= device_id <= last), None)
 
 
-def _is_unknown(card: LevelZeroCard | None) -> bool:
-    return card is None or card.memory_bytes is None
+def _is_unknown(entries: Sequence[LevelZeroCard]) -> bool:
+    """Whether Level Zero leaves out a card, its memory, or of one with tiles the name."""
+    is_nameless = len(entries) > 1 and entries[0].uuid is None
+    return not entries or is_nameless or any(entry.memory_bytes is None for entry in entries)
+
+
+def _split(uuid: str, n_tiles: int, reading: LevelZeroReading) -> Iterator[tuple[str, LevelZeroReading]]:
+    """Say what each device that a card makes is doing, by its name."""
+    for number, name in enumerate(name_tiles(uuid, n_tiles)):
+        yield name, reading if n_tiles == 1 else reading.of_tile(number)
 
 
 def _describe(
-    function: PciFunction,
-    index: int,
-    card: LevelZeroCard | None,
-    told: ToolCard | None,
-    reasons: list[str],
-    root: Path,
-) -> Device:
-    if card is None and told is None:
-        return without_driver(function, index, _why_unknown(function, reasons))
+    function: PciFunction, entries: Sequence[LevelZeroCard], told: ToolCard | None, reasons: list[str], root: Path
+) -> tuple[Device, ...]:
+    """Describe a card, or each of its tiles; not yet numbered."""
+    if not entries and told is None:
+        return (without_driver(function, 0, _why_unknown(function, reasons)),)
+    n_tiles = len(entries) or (told.n_tiles if told is not None and tiles_are_devices() else 1)
+    if told is not None and told.memory_bytes is not None:
+        told = msgspec.structs.replace(told, memory_bytes=told.memory_bytes // n_tiles)
+    devices = tuple(_describe_one(function, entry, told, root) for entry in entries or (None,) * n_tiles)
+    if n_tiles == 1:
+        return devices
+    card = devices[0].uuid  # the parent: no engine can take it while its tiles are devices
+    return tuple(
+        msgspec.structs.replace(device, uuid=name, parent=card, extra={"tile": number, "tiles": n_tiles})
+        for number, (name, device) in enumerate(zip(name_tiles(card, n_tiles), devices, strict=True))
+    )
+
+
+def _describe_one(function: PciFunction, card: LevelZeroCard | None, told: ToolCard | None, root: Path) -> Device:
     facts = [source for source in (card, told) if source is not None]
     uuids, names, sizes, drivers = (
         [value for source in facts if (value := getattr(source, field)) is not None]
@@ -188,7 +228,7 @@ def _describe(
     )
     return Device(
         vendor=Vendor.INTEL,
-        index=index,
+        index=0,
         uuid=str(uuids[0]) if uuids else _bus_uuid(function.address),
         name=str(names[0]) if names else f"intel {function.device_id:#06x}",
         arch=_arch_of(function.device_id),

@@ -1,8 +1,9 @@
 """Intel GPUs through Level Zero's loader: the core API for what they are, Sysman for what they do.
 
 The core API counts devices the way ZE_AFFINITY_MASK does and an engine will see them (in the default FLAT hierarchy
-each tile of a card counts, and both have the card's address); Sysman's order is its own, so the two are joined by PCI
-address. Neither makes a context on the device. Source of every number: ze_api.h and zes_api.h of Level Zero 1.15.
+each tile of a card counts, and all have the card's address). Sysman lists cards in an order of its own, and says on
+which tile it measures. The two are joined by PCI address. Neither makes a context on the device. Source of every
+number: ze_api.h and zes_api.h of Level Zero 1.15.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from xinf.device.intel_structs import (
     SysmanProperties,
     TypedProperties,
 )
+from xinf.device.intel_tile import tiles_are_devices
 from xinf.device.library import LibraryError, find_function, load_library
 
 NAMES = ("libze_loader.so.1", "libze_loader.so")
@@ -53,18 +55,31 @@ _WEDGED = 1  # ZES_RESET_REASON_FLAG_WEDGED
 _PORT_IS_UP = (1, 2)  # ZES_FABRIC_PORT_STATUS_HEALTHY, _DEGRADED: slower, but up
 _HARDWARE_ERRORS = (3, 4, 5)  # ZES_RAS_ERROR_CAT_COMPUTE, _NON_COMPUTE and _CACHE: what is stored or computed wrong
 
+_Sizes = tuple[int, int]  # bytes used and free
+# With the number of the tile that it was measured on; None as the number: on none of its own.
+_Memory = tuple[int | None, _Sizes | None]
+_Rate = tuple[int | None, float | None]
+
 
 class LevelZeroCard(msgspec.Struct, frozen=True, kw_only=True):
-    """One card as Level Zero lists it."""
+    """One entry of Level Zero's list: a card, or a tile of one."""
 
     address: str
-    uuid: str | None
+    uuid: str | None  # the card's; None: it does not say
     name: str
     device_id: int
     is_integrated: bool
     memory_bytes: int | None
     driver: str | None
-    visible: str | None  # its places in Level Zero's order, one per tile
+    visible: str | None  # its place in Level Zero's order
+
+
+class TileReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tile is doing, of what differs between those of a card; None: it does not say."""
+
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    util_pct: float | None = None
 
 
 class LevelZeroReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +92,18 @@ class LevelZeroReading(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     ecc_uncorrected: int | None = None
     fault: str | None = None  # in words with the remedy
+    tiles: dict[int, TileReading] = {}  # of those that it is told of apart
+
+    def of_tile(self, number: int) -> LevelZeroReading:
+        """Say of one tile what is known of it alone, and of the card what is the card's."""
+        tile = self.tiles.get(number, TileReading())
+        return msgspec.structs.replace(
+            self,
+            memory_used_bytes=tile.memory_used_bytes,
+            memory_free_bytes=tile.memory_free_bytes,
+            util_pct=tile.util_pct,
+            tiles={},
+        )
 
 
 class LevelZero:
@@ -88,10 +115,11 @@ class LevelZero:
         os.environ.pop("ZE_AFFINITY_MASK", None)
         self._library = load_library(NAMES, directories=directories, root=root)
         self._sysman: dict[str, tuple[int, SysmanProperties]] | None = None
+        self._tiles: dict[str, int] | None = None
         self._last: dict[tuple[str, int], tuple[int, int]] = {}
 
-    def cards(self) -> dict[str, LevelZeroCard]:
-        """List the GPUs by address. Raises: LibraryError."""
+    def cards(self) -> dict[str, tuple[LevelZeroCard, ...]]:
+        """List the GPUs by address: one entry for a card, or one for each tile in their order. Raises: LibraryError."""
         self._start("zeInit", _GPU_ONLY)
         drivers = [self._list("zeDeviceGet", driver) for driver in self._list("zeDriverGet")]
         drivers = [devices for devices in drivers if devices]
@@ -99,15 +127,34 @@ class LevelZero:
             sysman = self._find_sysman()
         except LibraryError:  # a loader older than 1.5 has no zesInit
             sysman = {}
-        found: dict[str, LevelZeroCard] = {}
+        found: dict[str, tuple[LevelZeroCard, ...]] = {}
         for devices in drivers:
-            listed: dict[str, LevelZeroCard] = {}
+            listed: dict[str, tuple[LevelZeroCard, ...]] = {}
             for place, device in enumerate(devices):
                 card = self._describe(device, str(place) if len(drivers) == 1 else None, sysman)
                 if card is not None:
-                    listed[card.address] = _join(listed.get(card.address), card)
+                    listed[card.address] = (*listed.get(card.address, ()), card)
             found = {**listed, **found}  # what a second driver lists again is no tile
-        return found
+        return {at: entries if at in sysman else _without_own(entries) for at, entries in found.items()}
+
+    def tiles(self) -> dict[str, int]:
+        """Count the devices that each card of Sysman's makes, by address: itself, or its tiles. Raises: LibraryError.
+
+        A card with several makes what the core API lists of it, which is not started for others.
+        """
+        if self._tiles is None:
+            counts = {at: int(properties.subdevices) for at, (_, properties) in self._find_sysman().items()}
+            listed: dict[str, tuple[LevelZeroCard, ...]] = {}
+            if any(count > 1 for count in counts.values()):
+                try:
+                    listed = self.cards()
+                except LibraryError:  # an inventory is xpu-smi's then, which counts them like Sysman
+                    listed = {}
+            self._tiles = {
+                at: len(listed.get(at, ())) or (max(1, count) if tiles_are_devices() else 1)
+                for at, count in counts.items()
+            }
+        return self._tiles
 
     def uuids(self) -> dict[str, str]:
         """Name the cards that Sysman lists, by address. Raises: LibraryError."""
@@ -119,16 +166,19 @@ class LevelZero:
         found = self._find_sysman().get(address)
         if found is None:
             return LevelZeroReading()
-        device = found[0]
-        used, free, fault = self._memory(device)
+        device, has_tiles = found[0], found[1].subdevices > 1
+        memory, fault = self._memory(device, has_tiles=has_tiles)
+        rates = self._utilisation(device)
+        whole = _measure([sizes for _, sizes in memory], [rate for _, rate in rates])
         return LevelZeroReading(
-            memory_used_bytes=used,
-            memory_free_bytes=free,
-            util_pct=self._utilisation(device),
+            memory_used_bytes=whole.memory_used_bytes,
+            memory_free_bytes=whole.memory_free_bytes,
+            util_pct=whole.util_pct,
             temp_c=self._temperature(device),
             power_w=self._power(device),
             ecc_uncorrected=self._uncorrected(device),
             fault=self._fault(device) or fault,
+            tiles=_measure_tiles(memory, rates) if has_tiles else {},
         )
 
     def links(self) -> set[tuple[str, str]]:
@@ -197,30 +247,33 @@ class LevelZero:
             self._sysman = found
         return self._sysman
 
-    def _memory(self, device: int) -> tuple[int | None, int | None, str | None]:
-        used = free = 0
-        modules = self._list("zesDeviceEnumMemoryModules", device)
+    def _memory(self, device: int, *, has_tiles: bool) -> tuple[list[_Memory], str | None]:
+        """Read each module of memory, with its tile; and what is wrong with one of them."""
+        found: list[_Memory] = []
         fault: str | None = None
-        for module in modules:
+        for module in self._list("zesDeviceEnumMemoryModules", device):
+            tile: int | None = None
+            properties = TypedProperties(stype=0xB)  # ZES_STRUCTURE_TYPE_MEM_PROPERTIES
+            if has_tiles and not self._call("zesMemoryGetProperties", module, properties):
+                tile = _tile_of(properties)
             state = MemoryState(stype=0x1E)  # ZES_STRUCTURE_TYPE_MEM_STATE
             if self._call("zesMemoryGetState", module, state):
-                return None, None, fault
+                found.append((tile, None))
+                continue
             if words := _BAD_MEMORY.get(state.health):
                 fault = f"its memory {words}, says zesMemoryGetState"
-            used, free = used + state.size - state.free, free + state.free
-        return (used, free, fault) if modules else (None, None, None)
+            found.append((tile, (state.size - state.free, state.free)))
+        return found, fault
 
-    def _utilisation(self, device: int) -> float | None:
-        groups: dict[int, list[int]] = {}
+    def _utilisation(self, device: int) -> list[_Rate]:
+        """Say how busy each group of engines was since the last time, with its tile."""
+        groups: dict[int, list[tuple[int | None, int]]] = {}
         for engine in self._list("zesDeviceEnumEngineGroups", device):
             properties = TypedProperties(stype=0x5)  # ZES_STRUCTURE_TYPE_ENGINE_PROPERTIES
             if not self._call("zesEngineGetProperties", engine, properties):
-                groups.setdefault(properties.type, []).append(engine)
-        rates = [
-            self._rate("zesEngineGetActivity", engine) for engine in groups.get(_COMPUTE_ALL) or groups.get(_ALL, [])
-        ]
-        known = [rate for rate in rates if rate is not None]
-        return min(100.0, 100 * sum(known) / len(known)) if known else None
+                groups.setdefault(properties.type, []).append((_tile_of(properties), engine))
+        engines = groups.get(_COMPUTE_ALL) or groups.get(_ALL, [])
+        return [(tile, self._rate("zesEngineGetActivity", engine)) for tile, engine in engines]
 
     def _power(self, device: int) -> float | None:
         card = c_void_p()
@@ -304,16 +357,36 @@ def _argument(value: Any) -> Any:
     return ctypes.byref(value)
 
 
-def _join(tile: LevelZeroCard | None, other: LevelZeroCard) -> LevelZeroCard:
-    """Make one card of two entries with one address: its tiles."""
-    if tile is None:
-        return other
-    sizes = (tile.memory_bytes, other.memory_bytes)
-    return msgspec.structs.replace(
-        tile,
-        memory_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
-        visible=None if tile.visible is None or other.visible is None else f"{tile.visible},{other.visible}",
+def _without_own(entries: tuple[LevelZeroCard, ...]) -> tuple[LevelZeroCard, ...]:
+    """Take from tiles that Sysman does not know their own UUIDs, which nobody else tells; a card's is its own."""
+    return entries if len(entries) == 1 else tuple(msgspec.structs.replace(entry, uuid=None) for entry in entries)
+
+
+def _tile_of(properties: TypedProperties) -> int | None:
+    return int(properties.subdevice_id) if properties.on_subdevice else None
+
+
+def _measure(sizes: Sequence[_Sizes | None], rates: Sequence[float | None]) -> TileReading:
+    """Sum up the memory, if all of it is known, and average what is known of the engines."""
+    memory = [size for size in sizes if size is not None]
+    is_whole = bool(memory) and len(memory) == len(sizes)
+    known = [rate for rate in rates if rate is not None]
+    return TileReading(
+        memory_used_bytes=sum(used for used, _ in memory) if is_whole else None,
+        memory_free_bytes=sum(free for _, free in memory) if is_whole else None,
+        util_pct=min(100.0, 100 * sum(known) / len(known)) if known else None,
     )
+
+
+def _measure_tiles(memory: Sequence[_Memory], rates: Sequence[_Rate]) -> dict[int, TileReading]:
+    numbers = sorted({tile for tile, _ in (*memory, *rates) if tile is not None})
+    tiles = {
+        number: _measure(
+            [sizes for tile, sizes in memory if tile == number], [rate for tile, rate in rates if tile == number]
+        )
+        for number in numbers
+    }
+    return {number: tile for number, tile in tiles.items() if tile != TileReading()}
 
 
 def _uuid(octets: Any) -> str | None:

@@ -1,7 +1,8 @@
 """What Intel's xpu-smi prints as JSON. Kunlunxin has another program of that name, whose answer is refused.
 
     xpu-smi discovery -j         {"device_list": [{"device_id": 0, "pci_bdf_address": ..., "uuid": ...}]}   no memory
-    xpu-smi discovery -d N -j    {"device_id": 0, ..., "memory_physical_size_byte": number or string}
+    xpu-smi discovery -d N -j    {"device_id": 0, ..., "memory_physical_size_byte": number or string, of all tiles,
+                                  "number_of_tiles": number or string}
     xpu-smi stats -d N -j        {"device_level": [{"metrics_type": "XPUM_STATS_POWER", "value": 87.2}],
                                   "tile_level": [{"tile_id": 0, "data_list": [the same]}]}
 
@@ -17,13 +18,14 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xinf.device.intel_library import LevelZeroReading
+from xinf.device.intel_library import LevelZeroReading, TileReading
 from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
 from xinf.device.tool import FormatError, ToolError, run_tool
 
 _METRIC = re.compile(r"XPUM?_STATS_(\w+)")
 _MIB = 1 << 20
+_N_TILES = range(1, 17)  # two is the most that there was; what is beyond is no number of tiles
 _UNCORRECTABLE = ("RAS_ERROR_CAT_CACHE_ERRORS_UNCORRECTABLE", "RAS_ERROR_CAT_NON_COMPUTE_ERRORS_UNCORRECTABLE")
 
 
@@ -36,20 +38,22 @@ class ToolCard(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None
     memory_bytes: int | None = None
     driver: str | None = None
+    n_tiles: int = 1
 
 
 def read_cards(tool: str, *, timeout_s: float) -> tuple[ToolCard, ...]:
     """Ask what cards there are, with their memory. Raises: ToolError."""
-    cards = parse_discovery(run_tool([tool, "discovery", "-j"], timeout_s=timeout_s))
-    return tuple(
-        parse_detail(run_tool([tool, "discovery", "-d", str(card.number), "-j"], timeout_s=timeout_s), card)
-        for card in cards
-    )
+    return tuple(read_detail(tool, card, timeout_s=timeout_s) for card in read_listed(tool, timeout_s=timeout_s))
 
 
 def read_listed(tool: str, *, timeout_s: float) -> tuple[ToolCard, ...]:
-    """Ask what cards there are, without their memory: one run for all. Raises: ToolError."""
+    """Ask what cards there are, without their memory and tiles: one run for all. Raises: ToolError."""
     return parse_discovery(run_tool([tool, "discovery", "-j"], timeout_s=timeout_s))
+
+
+def read_detail(tool: str, card: ToolCard, *, timeout_s: float) -> ToolCard:
+    """Ask for a card's memory and tiles. Raises: ToolError."""
+    return parse_detail(run_tool([tool, "discovery", "-d", str(card.number), "-j"], timeout_s=timeout_s), card)
 
 
 def read_stats(tool: str, number: int, *, timeout_s: float) -> LevelZeroReading:
@@ -76,20 +80,23 @@ def parse_detail(text: str, card: ToolCard) -> ToolCard:
     if "memory_physical_size_byte" not in content:
         raise FormatError(f"xpu-smi discovery -d: no memory_physical_size_byte but {', '.join(content)}")
     size, driver = _number(content["memory_physical_size_byte"]), content.get("driver_version")
+    n_tiles = _number(content.get("number_of_tiles"))
     return msgspec.structs.replace(
         card,
         memory_bytes=int(size) if size else None,
         driver=driver if isinstance(driver, str) and driver else None,
+        n_tiles=int(n_tiles) if n_tiles is not None and n_tiles in _N_TILES else 1,
     )
 
 
 def parse_stats(text: str) -> LevelZeroReading:
-    """Read the statistics of one card. Raises: ToolError."""
+    """Read the statistics of one card and of its tiles. Raises: ToolError."""
     content = _object(text)
     if not content.keys() & {"device_level", "tile_level"}:
         raise FormatError(f"xpu-smi stats: neither device_level nor tile_level but {', '.join(content)}")
     whole = _metrics(content.get("device_level", []))
-    tiles = [_metrics(tile.get("data_list", [])) for tile in _objects(content.get("tile_level", []))]
+    parts = [(tile.get("tile_id"), _metrics(tile.get("data_list", []))) for tile in _objects(content.get("tile_level"))]
+    tiles = [metrics for _, metrics in parts]
     if not whole and not any(tiles):
         raise FormatError("xpu-smi stats: no metric of the name XPUM_STATS_ or XPU_STATS_")
 
@@ -107,6 +114,7 @@ def parse_stats(text: str) -> LevelZeroReading:
         temp_c=max(heat) if heat else None,
         power_w=sum(watts) if watts else None,
         ecc_uncorrected=int(sum(errors)) if errors else None,
+        tiles={int(number): _tile(metrics) for told, metrics in parts if (number := _number(told)) is not None},
     )
 
 
@@ -145,6 +153,13 @@ def _metrics(entries: object) -> dict[str, float]:
         if match and value is not None:
             found[match[1]] = value
     return found
+
+
+def _tile(metrics: dict[str, float]) -> TileReading:
+    used = metrics.get("MEMORY_USED")
+    return TileReading(
+        memory_used_bytes=None if used is None else int(used * _MIB), util_pct=metrics.get("GPU_UTILIZATION")
+    )
 
 
 def _objects(entries: object) -> Iterable[dict[str, object]]:

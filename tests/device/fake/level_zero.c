@@ -5,12 +5,16 @@
  * Proves: our call order, the `stype` we pass, struct reading, the join by PCI address. Cannot prove: a driver.
  *
  * FAKE_ZE: flex   a Flex 170 and the processor's graphics
- *          max    two Max 1550 with two tiles each, in FLAT hierarchy; an Xe Link from tile to tile
- *          max_down the same with the links down
+ *          max    two Max 1550 with two tiles each; an Xe Link from tile to tile
+ *          max_down the same with the links down      max_old  the same without Sysman
+ *          max_blind  the same with nothing told by tile      max_wedged  the same, in need of a reset
+ *          max_early  the same with a driver that lists cards by default
  *          none   no driver        denied  no permission
  *          old    no Sysman init   two_drivers  the same card under a second driver
  *          lost   the card is lost wedged  it needs a reset      bad_memory  it should be replaced
  *          errors uncorrectable errors
+ *
+ * ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE lists cards with the memory of all tiles, anything else tiles.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -51,6 +55,10 @@ typedef struct {
   uint32_t stype; void *pNext; uint32_t type; uint8_t onSubdevice; uint32_t subdeviceId; double maxTemperature;
   uint8_t isCriticalTempSupported, isThreshold1Supported, isThreshold2Supported;
 } zes_temp_properties_t;
+typedef struct {
+  uint32_t stype; void *pNext; uint32_t type; uint8_t onSubdevice; uint32_t subdeviceId, location; uint64_t physicalSize;
+  int32_t busWidth, numChannels;
+} zes_mem_properties_t;
 typedef struct { uint64_t activeTime, timestamp; } zes_engine_stats_t;
 typedef struct { uint32_t fabricId, attachId; uint8_t portNumber; } zes_fabric_port_id_t;
 typedef struct { int64_t bitRate; int32_t width; } zes_fabric_port_speed_t;
@@ -76,6 +84,8 @@ static const struct { const char *name; size_t value; } layout[] = {
     AT(zes_device_state_t, reset), SIZE(zes_mem_state_t), AT(zes_mem_state_t, health), AT(zes_mem_state_t, free),
     AT(zes_mem_state_t, size), AT(zes_engine_properties_t, type), AT(zes_engine_properties_t, onSubdevice),
     AT(zes_engine_properties_t, subdeviceId), SIZE(zes_temp_properties_t), SIZE(zes_engine_stats_t),
+    SIZE(zes_mem_properties_t), AT(zes_mem_properties_t, type), AT(zes_mem_properties_t, onSubdevice),
+    AT(zes_mem_properties_t, subdeviceId),
     SIZE(zes_ras_state_t), AT(zes_ras_state_t, category), SIZE(zes_fabric_port_id_t),
     AT(zes_fabric_port_id_t, portNumber), SIZE(zes_fabric_port_properties_t), AT(zes_fabric_port_properties_t, portId),
     AT(zes_fabric_port_properties_t, maxTxSpeed), SIZE(zes_fabric_port_state_t), AT(zes_fabric_port_state_t, status),
@@ -102,7 +112,14 @@ static const card_t max[] = {
     {"Intel(R) Data Center GPU Max 1550", 0x0bd5, 0x29, 0, 4, 68719476736ULL, 2},
     {"Intel(R) Data Center GPU Max 1550", 0x0bd5, 0x9a, 0, 4, 68719476736ULL, 2},
 };
-static const card_t *cards(void) { return is("max") || is("max_down") ? max : flex; }
+static const card_t *cards(void) {
+  const char *now = getenv("FAKE_ZE");
+  return now != NULL && strncmp(now, "max", 3) == 0 ? max : flex;
+}
+static int is_composite(void) {
+  const char *hierarchy = getenv("ZE_FLAT_DEVICE_HIERARCHY");
+  return hierarchy == NULL ? is("max_early") : strcmp(hierarchy, "COMPOSITE") == 0;
+}
 enum { N_CARDS = 2 };
 
 /* Handles: which kind, which card, which tile. */
@@ -136,7 +153,7 @@ int zeDeviceGet(void *driver, uint32_t *count, void **out) {
   uint32_t n = 0;
   if (!is_kind(driver, DRIVER)) return UNSUPPORTED;
   for (uint32_t i = 0; i < N_CARDS; i++)
-    for (uint32_t tile = 0; tile < cards()[i].tiles; tile++) found[n++] = handle(DEVICE, i, tile);
+    for (uint32_t tile = 0; tile < (is_composite() ? 1 : cards()[i].tiles); tile++) found[n++] = handle(DEVICE, i, tile);
   return put(count, out, found, n);
 }
 
@@ -146,13 +163,13 @@ static void describe(ze_device_properties_t *p, uint32_t i, uint32_t tile) {
   p->deviceId = cards()[i].id;
   p->flags = cards()[i].flags;
   for (int k = 0; k < 6; k++) p->uuid.id[k] = (uint8_t)(0x10 * (i + 1) + k);
-  p->uuid.id[7] = (uint8_t)tile; /* a tile has a UUID of its own */
+  p->uuid.id[15] = (uint8_t)tile; /* a tile has a UUID of its own, which ends with 1 for the first */
   snprintf(p->name, sizeof p->name, "%s", cards()[i].name);
 }
 
 int zeDeviceGetProperties(void *device, ze_device_properties_t *p) {
   if (!is_kind(device, DEVICE) || p->stype != 0x3 || p->pNext != NULL) return UNSUPPORTED;
-  describe(p, card_of(device), tile_of(device));
+  describe(p, card_of(device), cards()[card_of(device)].tiles < 2 || is_composite() ? 0 : tile_of(device) + 1);
   return OK;
 }
 
@@ -167,13 +184,13 @@ int zeDevicePciGetPropertiesExt(void *device, ze_pci_ext_properties_t *p) {
 int zeDeviceGetMemoryProperties(void *device, uint32_t *count, ze_device_memory_properties_t *p) {
   if (p != NULL) {
     if (*count < 1 || p->stype != 0x7) return UNSUPPORTED;
-    p->totalSize = cards()[card_of(device)].bytes;
+    p->totalSize = cards()[card_of(device)].bytes * (is_composite() ? cards()[card_of(device)].tiles : 1);
   }
   *count = 1;
   return OK;
 }
 
-int zesInit(uint32_t flags) { return flags != 0 || is("old") ? UNSUPPORTED : is("none") ? UNINITIALIZED : OK; }
+int zesInit(uint32_t flags) { return flags != 0 || is("old") || is("max_old") ? UNSUPPORTED : is("none") ? UNINITIALIZED : OK; }
 
 int zesDriverGet(uint32_t *count, void **out) {
   void *found[] = {handle(DRIVER, 0, 0)};
@@ -190,6 +207,7 @@ int zesDeviceGet(void *driver, uint32_t *count, void **out) {
 int zesDeviceGetProperties(void *device, zes_device_properties_t *p) {
   if (!is_kind(device, SYSMAN) || p->stype != 0x1) return UNSUPPORTED;
   describe(&p->core, card_of(device), 0);
+  p->numSubdevices = cards()[card_of(device)].tiles < 2 ? 0 : cards()[card_of(device)].tiles;
   snprintf(p->driverVersion, sizeof p->driverVersion, "%s", "I915_25.2.23_PSB_250224.30");
   return OK;
 }
@@ -203,7 +221,7 @@ int zesDevicePciGetProperties(void *device, zes_pci_properties_t *p) {
 int zesDeviceGetState(void *device, zes_device_state_t *state) {
   if (!is_kind(device, SYSMAN) || state->stype != 0x15) return UNSUPPORTED;
   if (is("lost")) return LOST;
-  state->reset = is("wedged") ? 1 : 0;
+  state->reset = is("wedged") || is("max_wedged") ? 1 : 0;
   return OK;
 }
 
@@ -218,35 +236,50 @@ static int list(void *device, uintptr_t kind, uint32_t *count, void **out) {
 
 int zesDeviceEnumMemoryModules(void *device, uint32_t *count, void **out) { return list(device, MODULE, count, out); }
 
+static int is_on_tile(const void *h) { return cards()[card_of(h)].tiles > 1 && !is("max_blind"); }
+
+int zesMemoryGetProperties(void *module, zes_mem_properties_t *p) {
+  if (!is_kind(module, MODULE) || p->stype != 0xb) return UNSUPPORTED;
+  p->onSubdevice = is_on_tile(module);
+  p->subdeviceId = is_on_tile(module) ? tile_of(module) : 0;
+  p->physicalSize = cards()[card_of(module)].bytes; /* writes beyond the fields that we declare */
+  p->numChannels = 16;
+  return OK;
+}
+
 int zesMemoryGetState(void *module, zes_mem_state_t *state) {
   if (!is_kind(module, MODULE) || state->stype != 0x1e) return UNSUPPORTED;
   if (is("lost")) return LOST;
   state->health = is("bad_memory") ? 4 : 1;
   state->size = cards()[card_of(module)].bytes;
-  state->free = state->size - (1ULL << 30);
+  state->free = state->size - ((1ULL + tile_of(module)) << 30);
   return OK;
 }
 
-/* One group of compute engines and one of copy engines per tile: the tile number tells which. */
+/* One group of compute engines (even) and one of copy engines (odd) per tile: handle 3 copies for tile 1. */
 int zesDeviceEnumEngineGroups(void *device, uint32_t *count, void **out) {
-  void *found[2];
+  void *found[4];
+  uint32_t n;
   if (!is_kind(device, SYSMAN)) return UNSUPPORTED;
-  found[0] = handle(ENGINE, card_of(device), 0);
-  found[1] = handle(ENGINE, card_of(device), 1);
-  return put(count, out, found, 2);
+  n = 2 * cards()[card_of(device)].tiles;
+  for (uint32_t engine = 0; engine < n; engine++) found[engine] = handle(ENGINE, card_of(device), engine);
+  return put(count, out, found, n);
 }
 
 int zesEngineGetProperties(void *engine, zes_engine_properties_t *p) {
   if (!is_kind(engine, ENGINE) || p->stype != 0x5) return UNSUPPORTED;
-  p->type = tile_of(engine) == 0 ? 1 : 3; /* COMPUTE_ALL, COPY_ALL */
+  p->type = tile_of(engine) % 2 == 0 ? 1 : 3; /* COMPUTE_ALL, COPY_ALL */
+  p->onSubdevice = is_on_tile(engine);
+  p->subdeviceId = is_on_tile(engine) ? tile_of(engine) / 2 : 0;
   return OK;
 }
 
 int zesEngineGetActivity(void *engine, zes_engine_stats_t *stats) {
-  static uint64_t calls[N_CARDS];
-  uint64_t n = ++calls[card_of(engine)];
-  if (tile_of(engine) != 0) return UNSUPPORTED; /* nobody may ask for copies */
-  *stats = (zes_engine_stats_t){n * 300000, n * 1000000};
+  static uint64_t calls[N_CARDS][2];
+  uint32_t tile = tile_of(engine) / 2;
+  uint64_t n = ++calls[card_of(engine)][tile];
+  if (tile_of(engine) % 2 != 0) return UNSUPPORTED; /* nobody may ask for copies */
+  *stats = (zes_engine_stats_t){n * (300000 + 400000 * tile), n * 1000000};
   return OK;
 }
 
