@@ -17,6 +17,7 @@ from xinf._fast.ledger import NOBODY, Ledger
 from xinf._fast.prefix import MIN_BYTES, PrefixIndex
 
 N_REPLICAS = 30
+MAX_SETS = 640  # of holders, that a large index has room for in any case
 Operation = tuple[Any, ...]
 
 
@@ -77,7 +78,8 @@ class _IndexRun:
     def __init__(self, max_bytes: int) -> None:
         self.index, self.model = PrefixIndex(max_bytes), IndexModel()
         self.positions: dict[int, set[int]] = {}  # all that a chunk was ever given
-        # Smaller ones run out of room for sets of holders before they evict, and then forget holders.
+        # Smaller ones run out of room for sets of holders before they evict, and then forget holders; so does a large
+        # one whose chunks have hundreds of different sets (`is_pressed` in holders.pxd: 768 of 1 MiB).
         self.is_exact = max_bytes >= 1 << 20  # until something had to give
 
     def insert(self, replica: int, chain: list[int], positions: list[int] | None = None) -> None:
@@ -88,6 +90,8 @@ class _IndexRun:
         except MemoryError:
             self.is_exact = False
         self.model.insert(replica, chain, positions)
+        if self.is_exact and len(self.model) > MAX_SETS:
+            self.is_exact = len(set(map(frozenset, self.model.holders.values()))) <= MAX_SETS
 
     def remove(self, replica: int, chain: list[int]) -> None:
         self.index.remove(replica, array("Q", chain))
