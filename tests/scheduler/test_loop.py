@@ -307,7 +307,7 @@ async def test_event_that_repeats_is_counted_through_an_outage(
 async def test_memory_that_others_use_is_planned_for_once_in_a_while(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xinf.scheduler.loop._MEMORY_DELAY_S", 0.3)
+    monkeypatch.setattr("xinf.scheduler.loop._MEMORY_DELAY_S", 2.0)
     planned = []
 
     def count(name: DeploymentName, view: View, now_s: float) -> list[Action]:
