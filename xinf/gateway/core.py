@@ -46,7 +46,7 @@ MASTER_POLL_S = 1.0
 # Objects that the collector lets pile up before it looks for cycles. Python's own 700 is some 40 open requests, which
 # it would look at with every burst; from some thousands on the resident memory grows by megabytes.
 COLLECT_AFTER = 2_000
-SERVING_AFTER_S = 0.05
+SERVING_AFTER_S = 0.5  # after its start a worker of Granian serves: generous, because of starved machines
 _ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@")
 MAX_REQUEST_ID_BYTES = 128
 
