@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_process_cpu_counts_threads_that_ended(burner: tuple[int, float]) -> Non
     assert seen_s is not None
     assert own_s <= seen_s < own_s + 0.1
     # The kernel may still have the thread when Python has joined it.
-    wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) == 1, "the thread is gone", 30)
+    wait_until(lambda: len(list(Path(f"/proc/{pid}/task").iterdir())) == 1, "the thread is gone", 30)
     assert schedstat_cpu_s(pid) < seen_s - 0.15  # the living threads alone: what the clock is better than
 
 
