@@ -33,10 +33,6 @@ class Paths:
         return self.data_dir / "meta"
 
     @property
-    def logs_dir(self) -> Path:
-        return self.data_dir / "logs"
-
-    @property
     def replicas_dir(self) -> Path:
         return self.data_dir / "replicas"
 

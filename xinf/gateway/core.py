@@ -121,7 +121,7 @@ class Core:
         if self._master_pid is not None:
             self._spawn(self._follow_master(self._master_pid))
         # The master starts workers with their signals held back: Granian loses a TERM that comes before it serves, and
-        # deadlocks on one that comes while it begins to. By the loop's next run it does serve.
+        # deadlocks on one that comes while it begins to. After that long it does serve.
         loop.call_later(
             SERVING_AFTER_S,
             lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}),
