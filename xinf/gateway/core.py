@@ -42,6 +42,7 @@ from xinf.router import Router, RouterSettings
 logger = logging.getLogger("xinf.gateway")
 
 RETRY_STORE_S = 0.5
+FIRST_READ_S = 2.0  # a new process takes no connection before it has read the store, unless that takes longer
 MASTER_POLL_S = 1.0
 # Objects that the collector lets pile up before it looks for cycles. Python's own 700 is some 40 open requests, which
 # it would look at with every burst; from some thousands on the resident memory grows by megabytes.
@@ -72,7 +73,11 @@ class Core:
     # ---- life --------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Start everything; the store is followed as soon as somebody serves it. Raises: ConfigError."""
+        """Start everything; returns when the store has been read, or with nobody serving it after FIRST_READ_S.
+
+        Until then connections wait in the port's backlog: one worker that is started again among others that serve is a
+        delay to its clients, not a 503. Raises: ConfigError.
+        """
         config = self.config
         loop = asyncio.get_running_loop()
         self._number = WorkerNumber.claim(config.paths)
@@ -117,9 +122,10 @@ class Core:
         )
         loop.add_signal_handler(signal.SIGUSR1, self.start_drain)
         self._spawn(self._hotpath.sweep())
-        self._spawn(self._follow_store())
+        reading = self._spawn(self._follow_store())
         if self._master_pid is not None:
             self._spawn(self._follow_master(self._master_pid))
+        await asyncio.wait({reading}, timeout=FIRST_READ_S)
         # The master starts workers with their signals held back: Granian loses a TERM that comes before it serves, and
         # deadlocks on one that comes while it begins to. After that long it does serve.
         loop.call_later(
@@ -173,10 +179,11 @@ class Core:
             )
         return True
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
+        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -64,6 +64,25 @@ def test_dead_workers_are_replaced_again_and_again(pair: GatewayStack) -> None:
     assert all(ask(pair).status_code == 200 for _ in range(10))
 
 
+def test_first_answer_of_a_worker_knows_the_store(front: str) -> None:
+    with GatewayStack(front=front) as stack:
+        stack.deploy("m")
+        for _ in range(3):
+            before = workers(stack)
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda gone=before: not gone & workers(stack), what="the end of the worker")
+            # Refused or reset while nobody listens; the first answer there is comes from one that has read the store.
+            assert wait_for(lambda: _status_or_none(stack), what="an answer") == 200
+
+
+def _status_or_none(stack: GatewayStack) -> int | None:
+    try:
+        return ask(stack).status_code
+    except httpx.TransportError:
+        return None
+
+
 def _metric_or_zero(stack: GatewayStack, name: str) -> float:
     """A worker that was killed takes its kept-alive connections with it."""
     try:
