@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import re
 import signal
 import threading
 from typing import Any
@@ -43,20 +43,15 @@ def tree_of(replica: dict[str, Any]) -> list[psutil.Process]:
 
 
 def busy_replica(stack: Stack) -> dict[str, Any]:
-    """The replica whose engine is working, by the CPU time that its processes take."""
+    """The replica that the one open request is on, by the gateway's own metrics."""
 
-    def cpu_s(replica: dict[str, Any]) -> float:
-        total = 0.0
-        for process in tree_of(replica):
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+    def find() -> dict[str, Any] | None:
+        page = httpx.get(f"{stack.url}/metrics", timeout=30).text
+        busy = re.findall(r'^xinf_replica_in_flight\{replica="([^"]+)"\} 1$', page, re.MULTILINE)
+        return next((replica for replica in ready_replicas(stack) if [replica["id"]] == busy), None)
 
-    replicas = ready_replicas(stack)
-    before = {replica["id"]: cpu_s(replica) for replica in replicas}
-    threading.Event().wait(0.3)
-    return max(replicas, key=lambda replica: cpu_s(replica) - before[replica["id"]])
+    found: dict[str, Any] = wait_until(find, deadline_s=30, what="one busy replica")
+    return found
 
 
 def kill_shim(replica: dict[str, Any]) -> list[int]:
@@ -85,7 +80,7 @@ def test_engine_core_killed_in_mid_stream_gives_one_error_event_and_done(vllm_st
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
-            if len(events) == 5:
+            if len(events) == 5 and not gone:
                 gone = kill_engine_core(busy_replica(vllm_stack))
     assert events[-1] == "[DONE]"
     errors = [event for event in events[:-1] if "error" in json.loads(event)]
