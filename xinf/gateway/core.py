@@ -36,6 +36,7 @@ from xinf.gateway.metrics import NO_MODEL, Metrics, Snapshot, add, escape, fold_
 from xinf.gateway.routes import DRY_RUN
 from xinf.gateway.table import Table
 from xinf.gateway.worker import AdminSocket, WorkerNumber
+from xinf.gateway.workforce import HELD_BACK
 from xinf.meta import MetaClient
 from xinf.router import Router, RouterSettings
 
@@ -47,7 +48,10 @@ MASTER_POLL_S = 1.0
 # Objects that the collector lets pile up before it looks for cycles. Python's own 700 is some 40 open requests, which
 # it would look at with every burst; from some thousands on the resident memory grows by megabytes.
 COLLECT_AFTER = 2_000
-SERVING_AFTER_S = 0.5  # after its start a worker of Granian serves: generous, because of starved machines
+# After so many turns of its loop, this far apart, a worker of Granian serves: turns, because a starved one may get its
+# next turn only seconds after its start, and time alone would have passed by then.
+SERVING_AFTER_TURNS = 10
+TURN_S = 0.05
 _ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@")
 MAX_REQUEST_ID_BYTES = 128
 
@@ -126,12 +130,7 @@ class Core:
         if self._master_pid is not None:
             self._spawn(self._follow_master(self._master_pid))
         await asyncio.wait({reading}, timeout=FIRST_READ_S)
-        # The master starts workers with their signals held back: Granian loses a TERM that comes before it serves, and
-        # deadlocks on one that comes while it begins to. After that long it does serve.
-        loop.call_later(
-            SERVING_AFTER_S,
-            lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}),
-        )
+        self._spawn(self._let_signals_through())
         # What exists now lives as long as the process; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -161,6 +160,12 @@ class Core:
             check_exposure(self.config.gateway, has_keys=self.keys.has_keys)
         except ConfigError as error:
             logger.error("every request is refused: %s", error)
+
+    async def _let_signals_through(self) -> None:
+        """Lift what the master held back: Granian loses a TERM before it serves, and deadlocks on one as it begins."""
+        for _ in range(SERVING_AFTER_TURNS):
+            await asyncio.sleep(TURN_S)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     async def _follow_master(self, master_pid: int) -> None:
         """End with the master: one that was killed must not leave workers on its port."""

@@ -60,7 +60,7 @@ class Front(MPServer):
 
     def _start_worker(self, idx: int, spawn_target: Any, target_loader: Any) -> Any:
         worker: Any = self._spawn_worker(idx=idx, target=spawn_target, callback_loader=target_loader)
-        # The worker inherits the mask and lifts it when it serves (app.py); until then what comes waits for it.
+        # The worker inherits the mask and lifts it when it serves (core.py); until then what comes waits for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             worker.start()
