@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def test_launch_again_changes_nothing_and_differently_makes_a_generation(
 
 
 def test_launch_shows_phases_until_ready(control: Control, node: NodeRecord, xinf: Callable[..., Result]) -> None:
-    thread = act(control, changed(READY, phase=Phase.PLACED, phase_since_s={"placed": 1.0}), READY_VALUES)
+    # From the wish on, so that what is told is the same whether or not the launch looks before all of it has happened.
+    now_s = time.time()
+    since_s = {phase: at_s - READY.created_s + now_s for phase, at_s in READY.phase_since_s.items()}
+    placed = changed(READY, phase=Phase.PLACED, phase_since_s={"placed": since_s["placed"]})
+    thread = act(control, placed, {"phase": Phase.READY, "phase_since_s": since_s})
     done = xinf(*LAUNCH)
     thread.join(10)
     assert done.exit_code == 0, done.output
@@ -89,9 +94,6 @@ def test_launch_shows_phases_until_ready(control: Control, node: NodeRecord, xin
     assert titles == ["placed", "starting", "loading", "warming up", "ready"]
     assert "(starting 1.0s, loading 3.0s, warming up 1.0s)" in done.stdout
     assert "demo is ready at http://127.0.0.1:1/v1" in done.stdout
-
-
-READY_VALUES: dict[str, Any] = {"phase": Phase.READY, "phase_since_s": READY.phase_since_s}
 
 
 def test_launch_json_is_all_that_is_on_standard_output(

@@ -45,6 +45,9 @@ READY = replace(
 FAILURE = ReplicaFailure(cause="out_of_memory", message="no room", remedy="less context", log_tail=("x", "y"), at_s=1.0)
 
 
+OLD = replace(READY, phase_since_s={phase: at_s - 50.0 for phase, at_s in READY.phase_since_s.items()})
+
+
 def progress(*present: ReplicaRecord, deployment: DeploymentRecord = DEPLOYMENT) -> Progress:
     return Progress(deployment, present, since_s=100.0)
 
@@ -70,9 +73,13 @@ def test_ready_says_how_long_each_phase_took() -> None:
 
 
 def test_replica_that_was_ready_before_is_not_told() -> None:
-    made = progress(READY)
-    assert told(made, READY) == []
+    made = progress(OLD)
+    assert told(made, OLD) == []
     assert made.is_ready
+
+
+def test_replica_that_was_ready_between_the_wish_and_the_first_look_is_told() -> None:
+    assert told(progress(READY), READY) == told(progress(), READY) != []
 
 
 def test_old_generation_and_other_deployments_do_not_count() -> None:
@@ -134,7 +141,7 @@ def test_failure_of_a_start_that_is_being_repeated_is_told_too() -> None:
 
 
 def test_failure_of_long_ago_is_not() -> None:
-    recovered = replace(READY, failure=FAILURE, restarts=1)
+    recovered = replace(OLD, failure=FAILURE, restarts=1)
     made = progress(recovered)
     assert told(made, recovered) == []
     assert made.is_ready

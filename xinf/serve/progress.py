@@ -65,7 +65,10 @@ class Progress:
         *,
         rules: Rules | None = None,
     ) -> None:
-        """`replicas`: those that are there already; what happened to them before is not told again."""
+        """`replicas`: those that are there already; what is not told is how one came to serve before `since_s`.
+
+        Unix seconds: one that was made and ready between the wish and the first look is told of like any other.
+        """
         self._deployment = deployment
         self._rules = rules
         self._since_s = since_s
@@ -75,9 +78,8 @@ class Progress:
         self.is_ready = False
         self.phase: str = "waiting"  # of the replica that is furthest behind, for a status line
         for replica in self._mine(replicas):
-            for phase in _SHOWN:
-                if phase in replica.phase_since_s and replica.phase is Phase.READY:
-                    self._told.add((replica.id, replica.restarts, phase))
+            if replica.phase is Phase.READY and replica.phase_since_s.get(Phase.READY, 0.0) < since_s:
+                self._told |= {(replica.id, replica.restarts, phase) for phase in _SHOWN}
             if replica.failure is not None and replica.phase is not Phase.FAILED:
                 self._failed_at_s[replica.id] = replica.failure.at_s
 
