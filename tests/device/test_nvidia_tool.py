@@ -106,7 +106,7 @@ async def test_columns_that_an_old_tool_refuses_are_left_out(
     old.write_text(text.replace("32607", "32112"))
     body = (
         'case "$1" in *memory.reserved*) echo \'Field "memory.reserved" is not a valid field to query.\'; exit 2;;'
-        ' *compute_cap*) echo \'Field "compute_cap" is not a valid field to query.\'; exit 2;;'
+        " *compute_cap*) echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2;;"
         f" *) cat '{old}';; esac"
     )
     first, _ = await nvidia(make_tree(*CARDS), tool(body))

@@ -27,6 +27,7 @@ from xinf.registry import (
     context_bytes,
     fingerprint,
     identify_model,
+    is_switched,
     kv_token_bytes,
     memory_share,
     read_model,
@@ -81,6 +82,7 @@ def choose_share(
                 free_bytes=free_bytes,
                 total_bytes=device.memory_bytes,
                 limit_bytes=limit_bytes,
+                is_switched=is_switched(device),
             )
         )
     return min(shares, default=None)
@@ -167,7 +169,7 @@ def fixed_bytes(
     is_sized = any(name.removeprefix("--").replace("-", "_") in _OWN_SIZE for name in replica.spec.engine_args)
     if share is None or is_sized or not device.memory_bytes:
         return resting, False
-    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, device.memory_bytes)
+    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, is_switched=is_switched(device))
     granted = int(device.memory_bytes * share) + context
     return max(resting, granted - kv_bytes), True
 

@@ -3,9 +3,11 @@
     total  ├─ reserved ─┼───────── used ─────────┼──────── free ────────┤   nvmlDeviceGetMemoryInfo_v2
                         ├───────────── CUDA's total ────────────────────┤
 
-The reserve is the driver's own (0.2 to 1.1 GiB), and no runtime gives it out or counts it. Seen: H100 80GB, 81559 MiB,
-551 of them reserved (other drivers 454), CUDA 79.11 GiB = 81008 MiB; A10, 23028 MiB, 517 of them reserved, CUDA 21.98 GiB
-= 22511 MiB (mayooot/detect-gpu #3); RTX PRO 6000, NVML 95.59 GiB, CUDA 94.97 GiB (ollama/ollama #18201).
+The reserve is the driver's own (0.2 to 1.1 GiB), and no runtime gives it out or counts it. Seen:
+
+    H100 80GB      81559 MiB, 551 reserved (other drivers 454), CUDA 79.11 GiB = 81008 MiB
+    A10            23028 MiB, 517 reserved, CUDA 21.98 GiB = 22511 MiB (mayooot/detect-gpu #3)
+    RTX PRO 6000   95.59 GiB, CUDA 94.97 GiB (ollama/ollama #18201)
 
 `used` is told without the reserve by some drivers and with it by others (NVML's manuals of R525 and R590 differ), so
 that it is taken from the other three. Drivers before 510 have no second version: there the total of the first one is

@@ -21,6 +21,8 @@ _UNPLANNED = frozenset({
     "worker_extension_cls",
 })  # fmt: skip
 _FULL_BATCH_BYTES = 70 << 30
+# Such devices are mostly in systems with a switch for their links, and of the smaller ones these.
+_SWITCHED_BYTES, _SWITCHED_NAMES = 70 << 30, ("A100-SXM",)
 _LEAN_GRAPHS_DRIVER = 550
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
@@ -43,7 +45,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = _BLOCK_TOKENS
     is_eager: bool = False  # no graphs are captured
     max_graph_tokens: int = 512  # the largest batch that a graph is captured for
-    device_bytes: int | None = None  # of memory, in all; None: not known
+    is_switched: bool = True  # its devices are linked by a switch, where buffers of collectives are larger
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
     cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
     device_share: float | None = None  # of a device that the engine is told to take at most; None: nobody told it
@@ -87,7 +89,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
         is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
         max_graph_tokens=_max_graph_tokens(device),
-        device_bytes=None if is_cpu else device.memory_bytes,
+        is_switched=is_switched(device),
         is_old_driver=_is_old_driver(device),
         cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
         device_share=None if is_cpu else _share(given),
@@ -97,10 +99,21 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
 
 def size_class(device: Device) -> tuple[object, ...]:
     """What of a device, beside its architecture, changes what a load takes that is no cache: cards of one architecture
-    are of several sizes, and larger ones take larger batches and buffers; old drivers keep more.
+    are of several sizes and links, and larger ones take larger batches and buffers; old drivers keep more.
     """
-    is_large = device.vendor is not Vendor.CPU and (device.memory_bytes or 0) >= _FULL_BATCH_BYTES
-    return (*_batch_defaults(device, 1), is_large, _is_old_driver(device))
+    return (*_batch_defaults(device, 1), is_switched(device), _is_old_driver(device))
+
+
+def is_switched(device: Device) -> bool:
+    """Whether several such devices are taken to be linked by a switch; also one of which nobody knows how large it is.
+
+    Seen of a collective's buffers: H100 3.6 GiB; A100-SXM4-40GB 2.1 GiB (a p4d of eight, vLLM 0.7.1); 0.1 to 0.4 GiB of
+    cards on PCIe, up to eight of them.
+    """
+    if device.vendor is Vendor.CPU:
+        return False
+    is_large = device.memory_bytes is None or device.memory_bytes >= _SWITCHED_BYTES
+    return is_large or any(name in device.name for name in _SWITCHED_NAMES)
 
 
 def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int]:

@@ -46,16 +46,16 @@ from xinf.registry.loaded_weights import element_bytes, expert_columns, table_by
 MAX_SHARE = 0.92
 
 _LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
-# Of what NVML counts as a device's memory, what CUDA never gives out; seen: 0.46 GiB (H100) to 0.62 GiB (L20).
-_RESERVED_BYTES = 640 << 20
-# Such devices are mostly in systems with a switch for their links, where buffers are larger (NCCL's NVLS).
-_LARGE_DEVICE_BYTES = 70 << 30
-# Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; 1.5 to 2.0 with communicators (MoE makes one more).
+# Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; with communicators 0.5 to 0.63 of cards on PCIe (eight
+# RTX 3090), 1.5 to 2.0 with a switch (MoE makes one more).
 _CONTEXT_BYTES = 720 << 20
-_COMMUNICATORS_BYTES, _LARGE_COMMUNICATORS_BYTES = 256 << 20, 1344 << 20
-# Inside its account. Seen: 0.02 to 0.46 GiB of one process; with collectives 0.02 to 0.7, on large devices 1.4 to 2.2.
+_COMMUNICATORS_BYTES, _SWITCHED_COMMUNICATORS_BYTES = 128 << 20, 1344 << 20
+# Inside its account. Seen: 0.02 to 0.46 GiB of one process; with collectives 0.09 to 0.36 on PCIe (2 to 16 cards), even
+# where communicators were made inside; with a switch 1.4 to 2.2.
 _KERNELS_BYTES = 400 << 20
-_COLLECTIVES_BYTES, _LARGE_COLLECTIVES_BYTES = 448 << 20, 1984 << 20
+_COLLECTIVES_BYTES, _SWITCHED_COLLECTIVES_BYTES = 128 << 20, 1984 << 20
+# Of Intel. Seen, once (Arc Pro B60, vLLM 0.29): 0.88 GiB before, 1.50 inside.
+_INTEL_CONTEXT_BYTES, _INTEL_KERNELS_BYTES = 960 << 20, 1600 << 20
 _CPU_RUNTIME_BYTES = 1126 << 20
 _FIRST_GRAPH_BYTES = 128 << 20
 _GRAPH_BYTES, _GRAPH_LAYER_BYTES = 2560 << 10, 225 << 10
@@ -153,7 +153,7 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
     spare = token * options.block_tokens
     activation = activation_bytes(facts, options)
     graph = graph_bytes(facts, options)
-    runtime = runtime_bytes(options.vendor, options.tensor_parallel_size, options.device_bytes)
+    runtime = runtime_bytes(options.vendor, options.tensor_parallel_size, is_switched=options.is_switched)
     if options.vendor is Vendor.CPU:
         runtime += table_bytes(facts, options)  # its matrix library keeps packed copies beside them
     if measured is not None:
@@ -191,6 +191,7 @@ def fit_memory(
         free_bytes=free_bytes,
         total_bytes=total_bytes,
         share=options.device_share,
+        is_switched=options.is_switched,
     )
     room = usable - plan.fixed_bytes - plan.kv_spare_bytes
     fits = plan.device_bytes <= usable
@@ -215,54 +216,65 @@ def fit_memory(
 
 
 def usable_bytes(
-    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None, share: float | None = None
+    vendor: Vendor,
+    tensor_parallel_size: int,
+    *,
+    free_bytes: int,
+    total_bytes: int | None,
+    share: float | None = None,
+    is_switched: bool = True,
 ) -> int:
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself.
 
-    `share`: what it is told to take at most of the whole device.
+    `total_bytes`: as the engine's runtime counts it. `share`: what it is told to take at most of the whole device.
     """
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
-    engines_bytes = max(0, total_bytes - (_RESERVED_BYTES if vendor is Vendor.NVIDIA else 0))
-    own_bytes = int(engines_bytes * MAX_SHARE)
-    if share is not None:
-        own_bytes = min(own_bytes, int(total_bytes * share))
-    return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, total_bytes))
+    own_bytes = int(total_bytes * (MAX_SHARE if share is None else min(MAX_SHARE, share)))
+    return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, is_switched=is_switched))
 
 
 def memory_share(
-    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int, limit_bytes: int | None = None
+    vendor: Vendor,
+    tensor_parallel_size: int,
+    *,
+    free_bytes: int,
+    total_bytes: int,
+    limit_bytes: int | None = None,
+    is_switched: bool = True,
 ) -> float:
     """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the context.
 
-    `limit_bytes`: what the replica may take of it at most, its context included. Rounded down.
+    `total_bytes`: as vLLM's runtime counts it (CUDA's total, which the driver's reserve is not in). `limit_bytes`: what
+    the replica may take of it at most, its context included. Rounded down.
 
     Source: vLLM 0.32, v1/worker/utils.py, `request_memory`: total x utilization must be free once the context is made.
     """
     granted = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
-    own = granted - context_bytes(vendor, tensor_parallel_size, total_bytes)
+    own = granted - context_bytes(vendor, tensor_parallel_size, is_switched=is_switched)
     share = math.floor(own / total_bytes * 100_000) / 100_000
     return min(MAX_SHARE, max(share, _LEAST_SHARE))
 
 
-def context_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
-    """What a replica has on each device before its engine begins to count. `device_bytes` None: taken for large."""
+def context_bytes(vendor: Vendor, tensor_parallel_size: int, *, is_switched: bool = True) -> int:
+    """What a replica has on each device before its engine begins to count."""
     if vendor is Vendor.CPU:
         return _CPU_RUNTIME_BYTES * tensor_parallel_size
+    context = _INTEL_CONTEXT_BYTES if vendor is Vendor.INTEL else _CONTEXT_BYTES
     if tensor_parallel_size == 1:
-        return _CONTEXT_BYTES
-    return _CONTEXT_BYTES + (_LARGE_COMMUNICATORS_BYTES if _is_large(device_bytes) else _COMMUNICATORS_BYTES)
+        return context
+    return context + (_SWITCHED_COMMUNICATORS_BYTES if is_switched else _COMMUNICATORS_BYTES)
 
 
-def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
+def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, *, is_switched: bool = True) -> int:
     """What a replica has on each device that is neither model nor cache: its context, and what grows in its account."""
-    context = context_bytes(vendor, tensor_parallel_size, device_bytes)
+    context = context_bytes(vendor, tensor_parallel_size, is_switched=is_switched)
     if vendor is Vendor.CPU:
         return context
+    kernels = _INTEL_KERNELS_BYTES if vendor is Vendor.INTEL else _KERNELS_BYTES
     if tensor_parallel_size == 1:
-        return context + _KERNELS_BYTES
-    collectives = _LARGE_COLLECTIVES_BYTES if _is_large(device_bytes) else _COLLECTIVES_BYTES
-    return context + _KERNELS_BYTES + collectives
+        return context + kernels
+    return context + kernels + (_SWITCHED_COLLECTIVES_BYTES if is_switched else _COLLECTIVES_BYTES)
 
 
 def cpu_cache_bytes(plan: MemoryPlan, free_bytes: int) -> int:
@@ -353,10 +365,6 @@ def _n_graph_sizes(largest: int) -> int:
     """How many sizes are captured: 1, 2, 4, from 8 by 8, from 256 by 16, up to `largest` tokens."""
     small = sum(size <= largest for size in (1, 2, 4))
     return small + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
-
-
-def _is_large(device_bytes: int | None) -> bool:
-    return device_bytes is None or device_bytes >= _LARGE_DEVICE_BYTES
 
 
 def _attention_width(facts: ModelFacts) -> int:
