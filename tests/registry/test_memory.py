@@ -298,6 +298,24 @@ def test_engine_that_is_told_a_share_gets_that_of_a_device() -> None:
     assert not fitted(QWEN_7B, 80 * GIB, 80 * GIB, device_share=0.2).fits
 
 
+def test_share_is_of_what_the_engine_s_runtime_counts() -> None:
+    """H100 80GB: NVML 81559 MiB, of which the driver keeps 551, so that the probe tells 81008, CUDA's 79.11 GiB."""
+    cuda, free = 81008 * MIB, 40_000 * MIB
+    share = memory_share(Vendor.NVIDIA, 1, free_bytes=free, total_bytes=cuda)
+    requested = share * cuda  # vLLM 0.32, `request_memory`
+    assert 0 <= free - context_bytes(Vendor.NVIDIA, 1) - requested <= 1 * MIB
+
+
+@pytest.mark.parametrize("runtime_gib", [61.28, 60.96])
+def test_share_of_an_ascend_leaves_out_what_its_driver_keeps(runtime_gib: float) -> None:
+    told, free = 64 * GIB, 40 * GIB
+    share = memory_share(Vendor.ASCEND, 1, free_bytes=free, total_bytes=told)
+    requested = share * runtime_gib * GIB
+    assert 0 <= free - context_bytes(Vendor.ASCEND, 1) - requested <= 0.4 * GIB
+    fit = fitted(QWEN_7B, told, told, vendor=Vendor.ASCEND)
+    assert fit.usable_bytes - context_bytes(Vendor.ASCEND, 1) <= MAX_SHARE * runtime_gib * GIB
+
+
 def test_no_context_above_the_model_s_own_is_proposed() -> None:
     fit = fitted(QWEN_7B, 78 * GIB, 80 * GIB, max_model_len=10**8)
     assert not fit.fits

@@ -25,6 +25,7 @@ from xinf.registry import (
     ModelFacts,
     choose_options,
     context_bytes,
+    counted_bytes,
     fingerprint,
     identify_model,
     is_switched,
@@ -170,7 +171,7 @@ def fixed_bytes(
     if share is None or is_sized or not device.memory_bytes:
         return resting, False
     context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, is_switched=is_switched(device))
-    granted = int(device.memory_bytes * share) + context
+    granted = int(counted_bytes(device.vendor, device.memory_bytes) * share) + context
     return max(resting, granted - kv_bytes), True
 
 

@@ -46,6 +46,9 @@ from xinf.registry.loaded_weights import element_bytes, expert_columns, table_by
 MAX_SHARE = 0.92
 
 _LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
+# Of what an Ascend's driver counts as its memory, what its runtime does not: least and most that was seen (torch_npu:
+# 61.28 to 60.96 GiB of 64, 29.50 of 32). Of NVIDIA's the probe leaves it out, as NVML tells it.
+_ASCEND_RESERVED_BYTES, _ASCEND_MOST_RESERVED_BYTES = 2560 << 20, 3120 << 20
 # Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; with communicators 0.5 to 0.63 of cards on PCIe (eight
 # RTX 3090), 1.5 to 2.0 with a switch (MoE makes one more).
 _CONTEXT_BYTES = 720 << 20
@@ -226,11 +229,12 @@ def usable_bytes(
 ) -> int:
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself.
 
-    `total_bytes`: as the engine's runtime counts it. `share`: what it is told to take at most of the whole device.
+    `total_bytes`: as the probe tells it. `share`: what it is told to take at most of the whole device.
     """
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
-    own_bytes = int(total_bytes * (MAX_SHARE if share is None else min(MAX_SHARE, share)))
+    counted = max(0, total_bytes - (_ASCEND_MOST_RESERVED_BYTES if vendor is Vendor.ASCEND else 0))
+    own_bytes = int(counted * (MAX_SHARE if share is None else min(MAX_SHARE, share)))
     return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, is_switched=is_switched))
 
 
@@ -245,15 +249,23 @@ def memory_share(
 ) -> float:
     """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the context.
 
-    `total_bytes`: as vLLM's runtime counts it (CUDA's total, which the driver's reserve is not in). `limit_bytes`: what
-    the replica may take of it at most, its context included. Rounded down.
+    `total_bytes`: as the probe tells it. `limit_bytes`: what the replica may take of it at most, its context included.
+    Rounded down.
 
     Source: vLLM 0.32, v1/worker/utils.py, `request_memory`: total x utilization must be free once the context is made.
     """
     granted = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
     own = granted - context_bytes(vendor, tensor_parallel_size, is_switched=is_switched)
-    share = math.floor(own / total_bytes * 100_000) / 100_000
+    share = math.floor(own / counted_bytes(vendor, total_bytes) * 100_000) / 100_000
     return min(MAX_SHARE, max(share, _LEAST_SHARE))
+
+
+def counted_bytes(vendor: Vendor, total_bytes: int) -> int:
+    """What an engine's runtime counts as the whole device, of which it is told a share; no less than it does.
+
+    `total_bytes`: as the probe tells it; on NVIDIA devices that is CUDA's own total.
+    """
+    return max(1, total_bytes - (_ASCEND_RESERVED_BYTES if vendor is Vendor.ASCEND else 0))
 
 
 def context_bytes(vendor: Vendor, tensor_parallel_size: int, *, is_switched: bool = True) -> int:
