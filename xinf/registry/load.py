@@ -44,6 +44,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batched_tokens: int = 2048  # computed in one step
     block_tokens: int = _BLOCK_TOKENS
     is_eager: bool = False  # no graphs are captured
+    is_text_only: bool = False  # of a model for images too, which is told to take none
     max_graph_tokens: int = 512  # the largest batch that a graph is captured for
     is_switched: bool = True  # its devices are linked by a switch, where buffers of collectives are larger
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
@@ -88,6 +89,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         max_batched_tokens=tokens,
         block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
         is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
+        is_text_only=_is_text_only(given),
         max_graph_tokens=_max_graph_tokens(device),
         is_switched=is_switched(device),
         is_old_driver=_is_old_driver(device),
@@ -181,6 +183,23 @@ def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:
     if "no_enforce_eager" in given:
         return not given["no_enforce_eager"]
     return bool(given.get("enforce_eager", default))
+
+
+def _is_text_only(given: dict[str, ArgValue]) -> bool:
+    """Source: vLLM 0.32, config/multimodal.py: a kind that no limit names may come as often as it likes."""
+    if given.get("language_model_only") is True:
+        return True
+    name = "limit_mm_per_prompt"
+    limits: dict[str, object] = {
+        key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{name}.")
+    }
+    try:
+        whole = msgspec.json.decode(str(given.get(name, "{}")))
+    except msgspec.DecodeError:
+        return False  # the engine says what is wrong with it
+    if isinstance(whole, dict):
+        limits = whole | limits
+    return all(str(limits.get(kind)) == "0" for kind in ("image", "video"))
 
 
 def _plain(name: str) -> str:

@@ -41,6 +41,7 @@ from xinf.core.records import MeasuredRecord, MemoryNeed
 from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import element_bytes, expert_columns, table_bytes, weights_bytes
+from xinf.registry.vision import output_bytes, tower_bytes
 
 # The most of a device's memory that an engine gets, however free it is: vLLM's own default (config/cache.py).
 MAX_SHARE = 0.92
@@ -336,7 +337,7 @@ def split_problem(facts: ModelFacts, tensor_parallel_size: int) -> str | None:
 
 
 def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
-    """The peak of one step beside weights and cache, on each device."""
+    """The peak beside weights and cache, on each device: of one step, or of the largest image before it."""
     if facts.hidden_size is None:
         # Nothing says how wide its layers are; an allowance that large models exceed by little.
         return max(256 << 20, (weights_bytes(facts, options) or 0) // 25)
@@ -351,7 +352,11 @@ def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
         # What the last layer returned is still there, and the buffers of the experts are never given back.
         kept = options.max_batched_tokens * (hidden + (experts or 0)) * width
         sampler = rows * facts.vocabulary_size * copies + kept
-    return max(layers, sampler) * _n_shares(options)
+    step, image = max(layers, sampler), 0
+    if facts.kind == "vision" and not options.is_text_only:
+        step += output_bytes(facts, max_batched_tokens=options.max_batched_tokens, element_bytes=width)
+        image = tower_bytes(facts, tensor_parallel_size=size, element_bytes=width)
+    return max(step, image) * _n_shares(options)
 
 
 def graph_bytes(facts: ModelFacts, options: LoadOptions) -> int:
