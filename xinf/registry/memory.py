@@ -11,7 +11,8 @@ weights      the headers' own bytes, converted as the engine converts them; spli
 KV           exact: blocks x bytes per token, and the block that vLLM keeps back (read: v1/core/kv_cache_utils.py).
 activations  the two peaks of `profile_run` (read: v1/worker/gpu_model_runner.py): the widest layer over
              `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits, with the buffers of the experts
-             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report.
+             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report. Of
+             models for images that of the largest image, if it is more, and what came out of it beside (vision.py).
 graphs       seen in start-up logs: a first capture, and for each graph a little for each layer. -11 to +60 % of what
              models from 7 B parameters on keep, up to 0.4 GiB too much for small ones.
 runtime      what one process has beside: before the engine begins to count (the driver's context, its communicators)
@@ -20,7 +21,7 @@ runtime      what one process has beside: before the engine begins to count (the
              the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B parameters with the cache
              of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
 
-The start-up logs are public ones of GPUs, 57 of them, with where each is from: tests/fixtures/memory_logs.toml. What
+The start-up logs are public ones of GPUs, 66 of them, with where each is from: tests/fixtures/memory_logs.toml. What
 the plan says of the same loads is compared by tests/registry/test_memory_logs.py and told in
 docs/reference/memory-plan.md.
 
