@@ -66,7 +66,7 @@ def test_share_is_that_of_the_fullest_device() -> None:
     share = choose_share(CARDS, [sample(CARDS[0], 79), sample(CARDS[1], 40)])
     assert share == memory_share(Vendor.NVIDIA, 2, free_bytes=40 * GIB, total_bytes=80 * GIB)
     assert share is not None
-    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 2, 80 * GIB) <= 40 * GIB
+    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 2) <= 40 * GIB
 
 
 def test_idle_device_is_used_as_the_engine_would_by_itself() -> None:
@@ -82,7 +82,7 @@ def test_unknown_free_memory_leaves_it_to_the_engine() -> None:
 def test_shared_device_gives_what_was_planned() -> None:
     share = choose_share(CARDS[:1], [sample(CARDS[0], 79)], limit_bytes=20 * GIB)
     assert share is not None
-    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 1, 80 * GIB) <= 20 * GIB
+    assert share * 80 * GIB + context_bytes(Vendor.NVIDIA, 1) <= 20 * GIB
 
 
 def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> None:
@@ -97,7 +97,7 @@ def test_shared_device_that_does_not_answer_gives_no_more_than_was_planned() -> 
 def test_rest_of_the_share_is_what_the_engine_profiled() -> None:
     found, has_peak = fixed_bytes(70 * GIB, 50 * GIB, device=CARDS[0], replica=ready(), share=0.9)
     assert has_peak
-    assert found == int(80 * GIB * 0.9) + context_bytes(Vendor.NVIDIA, 1, 80 * GIB) - 50 * GIB
+    assert found == int(80 * GIB * 0.9) + context_bytes(Vendor.NVIDIA, 1) - 50 * GIB
 
 
 @pytest.mark.parametrize("name", ["gpu_memory_utilization", "--kv-cache-memory-bytes"])

@@ -36,7 +36,7 @@ print(json.dumps({
     "uuids": [str(card.uuid) for card in cards],
     "names": [card.name for card in cards],
     "capabilities": [list(card.cuda_compute_capability) for card in cards],
-    "totals": [part.total for part in memory],
+    "totals": [part.total - part.reserved for part in memory],
     "runtime": ".".join(str(part) for part in system.get_user_mode_driver_version()[:2]),
     "buses": [card.pci_bus_id for card in cards],
     "p2p": str(system.get_p2p_status(cards[0], cards[1], "nvlink")) if len(cards) > 1 else None,

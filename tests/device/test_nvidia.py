@@ -30,21 +30,21 @@ async def test_rtx_5090_is_sm_120(make_tree: Callable[..., Path], nvml_environ: 
         uuid="GPU-00000000-0000-0000-0000-000000000000",
         name="NVIDIA GeForce RTX 5090",
         arch="sm_120",
-        memory_bytes=32607 << 20,
+        memory_bytes=(32607 - 495) << 20,  # 31.36 GiB, as CUDA says
         driver="595.84",
         runtime="13.2",
         pci="0000:1b:00.0",
         numa=1,
         dev_nodes=("/dev/nvidia0",),
         visible="GPU-00000000-0000-0000-0000-000000000000",
-        extra={"compute_capability": "12.0", "nvml_architecture": 10},
+        extra={"compute_capability": "12.0", "nvml_architecture": 10, "reserved_bytes": 495 << 20},
     )
 
 
 async def test_b200_is_sm_100_and_cards_are_in_bus_order(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
     cards = await nvidia(make_tree(CARD, SECOND_CARD), nvml_environ("2xb200"))
     assert [(card.index, card.pci, card.numa) for card in cards] == [(0, "0000:1b:00.0", 1), (1, "0000:3b:00.0", None)]
-    assert {(card.arch, card.memory_bytes) for card in cards} == {("sm_100", 183359 << 20)}
+    assert {(card.arch, card.memory_bytes) for card in cards} == {("sm_100", (183359 - 729) << 20)}
 
 
 async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
@@ -55,6 +55,44 @@ async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvm
         (1, card.uuid, 23552 << 20, {"mig_slot": 0}),
         (2, card.uuid, 23552 << 20, {"mig_slot": 2}),
     ]
+
+
+@pytest.mark.parametrize("used", ["programs", "all"])
+async def test_reserve_of_the_driver_is_nobodys_memory(
+    make_tree: Callable[..., Path], nvml_environ: Environ, used: str
+) -> None:
+    """Whether `used` has the reserve in it differs between drivers: what programs have is the same."""
+    root = make_tree(CARD)
+    environ = {**nvml_environ("5090"), **({"FAKE_NVML_USED": used} if used == "all" else {})}
+    (card,) = await nvidia(root, environ)
+    (sample,) = (await read_once(root, environ)).samples
+    assert (sample.memory_used_bytes, sample.memory_free_bytes) == (512 << 20, (32607 - 495 - 512) << 20)
+    assert card.memory_bytes == 512 * (1 << 20) + (sample.memory_free_bytes or 0)
+
+
+@pytest.mark.parametrize("scenario", ["5090", "mig"])
+async def test_driver_before_the_second_version_leaves_its_reserve_out_of_the_total(
+    make_tree: Callable[..., Path], nvml_environ: Environ, scenario: str
+) -> None:
+    root = make_tree(CARD)
+    new, old = nvml_environ(scenario), {**nvml_environ(scenario), "FAKE_NVML_OLD": "1"}
+    cards, before = await nvidia(root, new), await nvidia(root, old)
+    assert [card.memory_bytes for card in before] == [card.memory_bytes for card in cards]
+    assert all("reserved_bytes" not in card.extra for card in before)
+    samples, earlier = (await read_once(root, new)).samples, (await read_once(root, old)).samples
+    assert [(one.memory_used_bytes, one.memory_free_bytes) for one in earlier] == [
+        (one.memory_used_bytes, one.memory_free_bytes) for one in samples
+    ]
+
+
+async def test_cuda_counts_the_whole_card_on_wsl(make_tree: Callable[..., Path], nvml_environ: Environ) -> None:
+    root = make_tree(CARD)
+    (root / "dev").mkdir()
+    (root / "dev/dxg").touch()
+    (card,) = await nvidia(root, nvml_environ("5090"))
+    (sample,) = (await read_once(root, nvml_environ("5090"))).samples
+    assert (card.memory_bytes, "reserved_bytes" in card.extra) == (32607 << 20, False)
+    assert (sample.memory_used_bytes, sample.memory_free_bytes) == ((495 + 512) << 20, (32607 - 495 - 512) << 20)
 
 
 @pytest.mark.parametrize(("scenario", "arch"), [("gb10", "sm_121"), ("wsl", "sm_120")])

@@ -79,12 +79,12 @@ async def test_tool_answers_where_the_library_is_missing(
         uuid="GPU-5a1c0f3e-0000-4000-8000-0000000000a0",
         name="NVIDIA GeForce RTX 5090",
         arch="sm_120",
-        memory_bytes=32607 << 20,
+        memory_bytes=(32607 - 495) << 20,
         driver="595.84",
         pci="0000:1b:00.0",
         numa=1,
         visible="GPU-5a1c0f3e-0000-4000-8000-0000000000a0",
-        extra={"source": "nvidia-smi", "compute_capability": "12.0"},
+        extra={"source": "nvidia-smi", "compute_capability": "12.0", "reserved_bytes": 495 << 20},
     )
     assert (second.index, second.pci, second.numa) == (1, "0000:3b:00.0", None)
 
@@ -97,17 +97,29 @@ async def test_card_that_the_tool_does_not_list_is_recorded(
     assert (third.index, third.health, third.uuid) == (2, Health.NO_DRIVER, "PCI-0000-5b-00.0")
 
 
-async def test_column_that_an_old_tool_refuses_is_left_out(
+async def test_columns_that_an_old_tool_refuses_are_left_out(
     make_tree: Callable[..., Path], tool: Callable[[str], Mapping[str, str]], fake_dir: Path
 ) -> None:
+    """Of a driver before 510: its total has no reserve in it."""
     old = fake_dir / "old.txt"
-    old.write_text(re.sub(r", (compute_cap|12\.0)", "", printed("rtx5090")))
+    text = re.sub(r", (compute_cap|12\.0|memory\.reserved \[MiB\]|495)", "", printed("rtx5090"))
+    old.write_text(text.replace("32607", "32112"))
     body = (
-        'case "$1" in *compute_cap*) echo \'Field "compute_cap" is not a valid field to query.\'; exit 2;;'
+        'case "$1" in *memory.reserved*) echo \'Field "memory.reserved" is not a valid field to query.\'; exit 2;;'
+        " *compute_cap*) echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2;;"
         f" *) cat '{old}';; esac"
     )
     first, _ = await nvidia(make_tree(*CARDS), tool(body))
-    assert (first.arch, first.memory_bytes) == (None, 32607 << 20)
+    assert (first.arch, first.memory_bytes, first.extra) == (None, 32112 << 20, {"source": "nvidia-smi"})
+
+
+def test_whole_card_is_counted_on_wsl(make_tree: Callable[..., Path]) -> None:
+    root = make_tree()
+    (root / "dev").mkdir()
+    (root / "dev/dxg").touch()
+    assert parse_devices(printed("rtx5090"), root)[0].memory_bytes == 32607 << 20
+    sample = parse_samples(printed("rtx5090-metrics"), root)[0]
+    assert (sample.memory_used_bytes, sample.memory_free_bytes) == ((495 + 512) << 20, 31600 << 20)
 
 
 async def test_instances_come_from_the_list(
@@ -153,7 +165,7 @@ async def test_tool_is_read_again_and_again(
 
 def test_metrics_are_read_by_their_units_and_unknown_is_none() -> None:
     first, second = parse_samples(printed("rtx5090-metrics"))
-    assert (first.memory_used_bytes, first.memory_free_bytes) == (512 << 20, 32095 << 20)
+    assert (first.memory_used_bytes, first.memory_free_bytes) == (512 << 20, 31600 << 20)
     assert (first.util_pct, first.temp_c, first.power_w) == (37.0, 53.0, 91.3)
     assert (second.util_pct, second.power_w) == (None, None)
 
@@ -192,7 +204,7 @@ def test_name_with_a_comma_is_one_field() -> None:
     [
         (lambda text: "", "printed nothing"),
         (lambda text: text.partition("\n")[0], "no device"),
-        (lambda text: text[: text.index("3B:00")], "fields below 7 columns"),
+        (lambda text: text[: text.index("3B:00")], "fields below 8 columns"),
         (lambda text: text.replace("uuid,", "id,"), "header that is not known here: 'id"),
         (lambda text: text.replace("[MiB]", "[furlong]"), "memory.total in 'furlong'"),
         (lambda text: text.replace(" 32607", " many"), "'many', which is no number"),

@@ -15,6 +15,7 @@ import pytest
 LAYOUTS = [
     ("nvmlPciInfo_t", 68, "busId", 36),
     ("c_nvmlMemory_t", 24, "used", 16),
+    ("c_nvmlMemory_v2_t", 40, "reserved", 16),
     ("c_nvmlEventData_t", 32, "eventData", 16),
     ("c_nvmlFieldValue_t", 40, "value", 32),
     ("c_nvmlProcessInfo_v3_t", 24, "usedGpuMemory", 8),

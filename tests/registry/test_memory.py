@@ -25,6 +25,7 @@ from xinf.registry import (
     choose_options,
     context_bytes,
     fit_memory,
+    is_switched,
     memory_share,
     plan_memory,
     read_model,
@@ -191,12 +192,33 @@ def test_buffers_of_experts_stay_while_the_sampler_runs() -> None:
 
 def test_runtime_of_several_devices_is_larger_where_they_have_a_switch() -> None:
     for count in (context_bytes, runtime_bytes):
-        alone, linked, switched = (count(Vendor.NVIDIA, size, memory) for size, memory in
-                                   ((1, 80 * GIB), (2, 24 * GIB), (2, 80 * GIB)))  # fmt: skip
-        assert alone == count(Vendor.NVIDIA, 1, 24 * GIB)
-        assert alone < linked < switched == count(Vendor.NVIDIA, 2)
-    assert context_bytes(Vendor.NVIDIA, 2, 80 * GIB) < runtime_bytes(Vendor.NVIDIA, 2, 80 * GIB)
+        alone = count(Vendor.NVIDIA, 1)
+        assert alone == count(Vendor.NVIDIA, 1, is_switched=False)
+        assert alone < count(Vendor.NVIDIA, 2, is_switched=False) < count(Vendor.NVIDIA, 2, is_switched=True)
+    assert context_bytes(Vendor.NVIDIA, 2) < runtime_bytes(Vendor.NVIDIA, 2)
     assert context_bytes(Vendor.CPU, 2) == runtime_bytes(Vendor.CPU, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [
+        (card(80), True),
+        (card(48), False),
+        (card(24, name="NVIDIA GeForce RTX 4090"), False),
+        (card(40, name="NVIDIA A100-SXM4-40GB"), True),
+        (card(40, name="NVIDIA A100-PCIE-40GB"), False),
+        (replace(card(24), memory_bytes=None), True),  # nobody says how large it is
+        (CPU, False),
+    ],
+)
+def test_large_devices_and_those_on_boards_with_a_switch_are_taken_for_linked(device: Device, found: bool) -> None:
+    assert is_switched(device) is found
+    assert choose_options(EngineSpec(model="m"), device).is_switched is found
+
+
+def test_devices_of_intel_have_a_larger_runtime() -> None:
+    assert context_bytes(Vendor.INTEL, 1) > context_bytes(Vendor.NVIDIA, 1)
+    assert runtime_bytes(Vendor.INTEL, 1) - context_bytes(Vendor.INTEL, 1) >= 1.5 * GIB
 
 
 def test_processor_holds_all_shares_itself() -> None:
@@ -262,7 +284,7 @@ def test_peak_that_was_not_measured_is_still_planned() -> None:
 
 def test_engine_gets_no_more_than_its_share_of_an_empty_device() -> None:
     fit = fitted(QWEN_7B, 24 * GIB, 24 * GIB)
-    assert fit.usable_bytes == int((24 * GIB - 640 * MIB) * MAX_SHARE) + context_bytes(Vendor.NVIDIA, 1, 24 * GIB)
+    assert fit.usable_bytes == int(24 * GIB * MAX_SHARE) + context_bytes(Vendor.NVIDIA, 1)
     assert fit.fits
     assert fit.largest_context_tokens == 32768
     assert fit.concurrency is not None
@@ -271,9 +293,27 @@ def test_engine_gets_no_more_than_its_share_of_an_empty_device() -> None:
 
 def test_engine_that_is_told_a_share_gets_that_of_a_device() -> None:
     fit = fitted(QWEN_7B, 80 * GIB, 80 * GIB, device_share=0.5)
-    assert fit.usable_bytes == 40 * GIB + context_bytes(Vendor.NVIDIA, 1, 80 * GIB)
+    assert fit.usable_bytes == 40 * GIB + context_bytes(Vendor.NVIDIA, 1)
     assert fit.fits
     assert not fitted(QWEN_7B, 80 * GIB, 80 * GIB, device_share=0.2).fits
+
+
+def test_share_is_of_what_the_engine_s_runtime_counts() -> None:
+    """H100 80GB: NVML 81559 MiB, of which the driver keeps 551, so that the probe tells 81008, CUDA's 79.11 GiB."""
+    cuda, free = 81008 * MIB, 40_000 * MIB
+    share = memory_share(Vendor.NVIDIA, 1, free_bytes=free, total_bytes=cuda)
+    requested = share * cuda  # vLLM 0.32, `request_memory`
+    assert 0 <= free - context_bytes(Vendor.NVIDIA, 1) - requested <= 1 * MIB
+
+
+@pytest.mark.parametrize("runtime_gib", [61.28, 60.96])
+def test_share_of_an_ascend_leaves_out_what_its_driver_keeps(runtime_gib: float) -> None:
+    told, free = 64 * GIB, 40 * GIB
+    share = memory_share(Vendor.ASCEND, 1, free_bytes=free, total_bytes=told)
+    requested = share * runtime_gib * GIB
+    assert 0 <= free - context_bytes(Vendor.ASCEND, 1) - requested <= 0.4 * GIB
+    fit = fitted(QWEN_7B, told, told, vendor=Vendor.ASCEND)
+    assert fit.usable_bytes - context_bytes(Vendor.ASCEND, 1) <= MAX_SHARE * runtime_gib * GIB
 
 
 def test_no_context_above_the_model_s_own_is_proposed() -> None:
@@ -388,19 +428,20 @@ def test_more_devices_never_hold_more_each(facts: ModelFacts, wished: LoadOption
     assert held == sorted(held, reverse=True)
 
 
-@given(models, wishes, sizes, st.integers(GIB, 200 * GIB))
+@given(models, wishes, sizes, st.integers(GIB, 200 * GIB), st.booleans())
 def test_share_gives_the_engine_what_its_plan_counts_on(
-    facts: ModelFacts, wished: LoadOptions, free: int, total: int
+    facts: ModelFacts, wished: LoadOptions, free: int, total: int, switched: bool
 ) -> None:
     """What fits by the plan has room by vLLM's own account: share x total, without the context, is enough."""
-    wished = replace(wished, vendor=Vendor.NVIDIA, device_bytes=total)
+    wished = replace(wished, vendor=Vendor.NVIDIA, is_switched=switched)
     free = min(free, total)
     plan = plan_memory(facts, wished)
     fit = fit_memory(plan, facts, wished, free_bytes=free, total_bytes=total)
-    share = memory_share(Vendor.NVIDIA, wished.tensor_parallel_size, free_bytes=free, total_bytes=total)
+    size = wished.tensor_parallel_size
+    share = memory_share(Vendor.NVIDIA, size, free_bytes=free, total_bytes=total, is_switched=switched)
     assert 0 < share <= MAX_SHARE
     granted = share * total
-    context = context_bytes(Vendor.NVIDIA, wished.tensor_parallel_size, total)
+    context = context_bytes(Vendor.NVIDIA, size, is_switched=switched)
     own = plan.device_bytes - context
     if fit.fits:
         assert granted >= own - total / 100_000 - 1
@@ -409,7 +450,7 @@ def test_share_gives_the_engine_what_its_plan_counts_on(
 
 
 def test_share_keeps_to_a_limit() -> None:
-    context = context_bytes(Vendor.NVIDIA, 1, 80 * GIB)
+    context = context_bytes(Vendor.NVIDIA, 1)
     share = memory_share(Vendor.NVIDIA, 1, free_bytes=80 * GIB, total_bytes=80 * GIB, limit_bytes=20 * GIB + context)
     assert share == pytest.approx(0.25, abs=1e-4)
 

@@ -25,8 +25,10 @@ from xinf.registry import (
     ModelFacts,
     choose_options,
     context_bytes,
+    counted_bytes,
     fingerprint,
     identify_model,
+    is_switched,
     kv_token_bytes,
     memory_share,
     read_model,
@@ -81,6 +83,7 @@ def choose_share(
                 free_bytes=free_bytes,
                 total_bytes=device.memory_bytes,
                 limit_bytes=limit_bytes,
+                is_switched=is_switched(device),
             )
         )
     return min(shares, default=None)
@@ -167,8 +170,8 @@ def fixed_bytes(
     is_sized = any(name.removeprefix("--").replace("-", "_") in _OWN_SIZE for name in replica.spec.engine_args)
     if share is None or is_sized or not device.memory_bytes:
         return resting, False
-    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, device.memory_bytes)
-    granted = int(device.memory_bytes * share) + context
+    context = context_bytes(device.vendor, replica.spec.tensor_parallel_size, is_switched=is_switched(device))
+    granted = int(counted_bytes(device.vendor, device.memory_bytes) * share) + context
     return max(resting, granted - kv_bytes), True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from xinf.cli.session import Session
+from xinf.core.device import Vendor
 from xinf.core.records import NodeRecord, Phase, ReplicaRecord
 
 
@@ -38,18 +39,25 @@ async def read_nodes(session: Session) -> list[PlanHost]:
         records = Records(store)
         nodes = [record for record, _ in await records.list(NodeRecord)]
         replicas = [record for record, _ in await records.list(ReplicaRecord)]
-    return [PlanHost(node=node, free_bytes=free_on(node, replicas)) for node in nodes]
+    headroom = session.config.control.share_headroom
+    return [PlanHost(node=node, free_bytes=free_on(node, replicas, headroom_bytes=headroom)) for node in nodes]
 
 
 def imagine(cards: str) -> list[PlanHost]:
     """Hosts with cards that are not here, empty. Raises: InvalidRequest for a card that is not known."""
     from xinf.registry import imagine_hosts
 
-    return [PlanHost(node=node, free_bytes=free_on(node, ()), is_imagined=True) for node in imagine_hosts(cards)]
+    hosts = imagine_hosts(cards)
+    return [PlanHost(node=node, free_bytes=free_on(node, (), headroom_bytes=0), is_imagined=True) for node in hosts]
 
 
-def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord]) -> dict[str, int]:
-    """What is left of each device of a node. A replica whose need nobody knows has its devices for itself."""
+def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord], *, headroom_bytes: int) -> dict[str, int]:
+    """What is left of each device of a node. A replica whose need nobody knows has its devices for itself.
+
+    `headroom_bytes`: what the scheduler leaves free where a newcomer is not alone (xinf/scheduler/filter.py): on a
+    processor always, on an accelerator if somebody is on it.
+    """
+    shared = {one.uuid for one in node.devices if one.vendor is Vendor.CPU}
     free = {one.uuid: one.memory_bytes for one in node.devices if one.memory_bytes is not None}
     for uuid, n_bytes in node.foreign_bytes.items():
         if uuid in free:
@@ -61,5 +69,6 @@ def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord]) -> dict[str, in
         for one in node.devices:
             if one.uuid in free and (one.uuid in replica.device_uuids or one.selector in replica.devices):
                 is_shared = one.uuid not in replica.device_uuids
+                shared.add(one.uuid)
                 free[one.uuid] = free[one.uuid] - need.device_bytes if need else free[one.uuid] if is_shared else 0
-    return {uuid: max(0, n_bytes) for uuid, n_bytes in free.items()}
+    return {uuid: max(0, n_bytes - headroom_bytes * (uuid in shared)) for uuid, n_bytes in free.items()}

@@ -3,6 +3,7 @@ looks for a place.
 
     ModelFacts
     ├── Quantization   how the weights are packed; None: stored as they are computed with
+    ├── VisionTower    what images go through, where they may be of any size
     └── kv             one KvLayers for each kind of layer: full attention, windowed, latent, recurrent
 
 What nothing says is None, never 0. What follows from it (bytes on a device, what a device must be able to do) is
@@ -46,6 +47,16 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     group_size: int | None = None  # weights that share a scale, along a row; None: per channel, per tensor, by block
 
 
+class VisionTower(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What images of any size go through, patch by patch."""
+
+    hidden_size: int
+    feed_forward_width: int  # elements of a patch between the two halves of a feed-forward layer, all of them
+    patch_elements: int  # of a patch as it comes in: colours, frames and pixels
+    token_patches: int  # that become one token
+    n_outputs: int = 1  # as wide as the language model, of each token: more where its layers are given some too
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What config.json, the headers of the weights and the tokenizer's files say. What they do not say is None."""
 
@@ -71,6 +82,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_counted: bool = False  # parameters and bytes come from the headers; False: computed from the config
     quantization: Quantization | None = None
     kind: Kind = "text"
+    vision: VisionTower | None = None
     kv: tuple[KvLayers, ...] = ()  # (): nothing is known of its cache
     has_chat_template: bool | None = None
     has_vocabulary: bool | None = None  # a tokenizer can be built from the files

@@ -3,9 +3,10 @@
 Needs the driver, neither CUDA nor torch, and makes no CUDA context. NVML is in modules of their own that are imported
 when there is something to ask: the binding alone takes a fifth of what a probe of the whole host may.
 
-    nvidia_library.py   inventory, links          nvidia_tool.py   `nvidia-smi`
-    nvidia_metrics.py   samples, processes        xid.py           what an Xid means
-    nvidia_events.py    Xid and its kin
+    nvidia_library.py   inventory, links              nvidia_tool.py   `nvidia-smi`
+    nvidia_metrics.py   samples, processes            xid.py           what an Xid means
+    nvidia_events.py    Xid and its kin               nvidia_board.py  what a name tells
+    nvidia_memory.py    memory that programs can have nvidia_answer.py what NVML answers
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from typing import Any
 import pynvml
 
 from xinf.core.device import DeviceEvent, Health
-from xinf.device.nvidia_library import LOST_REMEDY, handles, known, read_uuid
+from xinf.device.nvidia_answer import known
+from xinf.device.nvidia_library import LOST_REMEDY, handles, read_uuid
 from xinf.device.nvidia_metrics import read_recovery_action
 from xinf.device.xid import RECOVERY_ACTION_CHANGED, Verdict, find_xid
 

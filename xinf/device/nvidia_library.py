@@ -6,31 +6,21 @@ a B200 (10.0). An RTX 5090 has enum 10 and capability 12.0, and kernels are chos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pynvml
 
 from xinf.core.device import Device, Distance, Health, Topology, Vendor
-from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
+from xinf.device.nvidia_answer import known, text
 from xinf.device.nvidia_board import is_tegra
+from xinf.device.nvidia_memory import is_unified, read_memory
 from xinf.device.pci import normalise_address, read_numa
 from xinf.device.topology import make_topology
 
-T = TypeVar("T")
-
-# A device may not answer these; it is then an unknown, not an error.
-_UNKNOWN = (
-    pynvml.NVML_ERROR_NOT_SUPPORTED,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    pynvml.NVML_ERROR_NO_PERMISSION,
-    pynvml.NVML_ERROR_INVALID_ARGUMENT,
-    pynvml.NVML_ERROR_NOT_FOUND,
-    pynvml.NVML_ERROR_UNKNOWN,
-)
 _ABSENT = "libnvidia-ml.so.1 is not there: install the NVIDIA driver, or start the container with the NVIDIA runtime"
 _INIT_FAILURES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: _ABSENT,
@@ -79,7 +69,7 @@ def read_devices(root: Path) -> tuple[list[Device], list[str]]:
     for number in range(_count()):
         try:
             card = _read_card(pynvml.nvmlDeviceGetHandleByIndex(number), root)
-            found += [card, *_read_instances(card)]  # all of them or none: half a card has a complaint of its own
+            found += [card, *_read_instances(card, root)]  # all of them or none: half a card has a complaint of its own
         except pynvml.NVMLError as error:
             complaints.append(f"NVML cannot read a device: {error}; {LOST_REMEDY}")
     return found, complaints
@@ -114,21 +104,6 @@ def read_uuid(handle: Any) -> str | None:
         return None
 
 
-def known(call: Callable[..., T], *args: Any) -> T | None:
-    """Call NVML; None when this device or driver has no answer to the question."""
-    try:
-        return call(*args)
-    except pynvml.NVMLError as error:
-        if error.value in _UNKNOWN:
-            return None
-        raise
-
-
-def text(value: str | bytes) -> str:
-    """NVML strings are bytes in older bindings and str in newer ones."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
 def _count() -> int:
     try:
         return int(pynvml.nvmlDeviceGetCount())
@@ -150,12 +125,11 @@ def _read_card(handle: Any, root: Path) -> Device:
         extra["compute_capability"] = f"{capability[0]}.{capability[1]}"
     if architecture is not None:
         extra["nvml_architecture"] = architecture
+    memory = read_memory(handle, root)
     if is_unified(handle):
         extra["memory"] = "unified"
-        total = read_host_memory(root).total_bytes
-    else:
-        memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        total = None if memory is None else memory.total
+    if memory.reserved_bytes:
+        extra["reserved_bytes"] = memory.reserved_bytes
     if _is_split(handle):
         extra["mig"] = "enabled"
     mode = known(pynvml.nvmlDeviceGetVirtualizationMode, handle)
@@ -168,7 +142,7 @@ def _read_card(handle: Any, root: Path) -> Device:
         uuid=uuid,
         name=name,
         arch=None if capability is None else f"sm_{capability[0]}{capability[1]}",
-        memory_bytes=total,
+        memory_bytes=memory.total_bytes,
         driver=None if driver is None else text(driver),
         runtime=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         pci=pci,
@@ -180,20 +154,6 @@ def _read_card(handle: Any, root: Path) -> Device:
         reason=_LENT_REASON if is_lent else None,
         extra=extra,
     )
-
-
-def is_unified(handle: Any) -> bool:
-    """Whether a card has no memory of its own: GB10 and Jetsons do not support the question, WSL may answer 0.
-
-    Any other failure says nothing: a card whose memory cannot be read is not taken for one with the host's.
-    Source: XuehaiPan/nvitop #208 and leptonai/gpud #1170 (GB10, drivers 580), with values.
-    """
-    try:
-        return not pynvml.nvmlDeviceGetMemoryInfo(handle).total
-    except pynvml.NVMLError as error:
-        if error.value in _UNKNOWN:
-            return bool(error.value == pynvml.NVML_ERROR_NOT_SUPPORTED)
-        raise
 
 
 def _is_split(handle: Any) -> bool:
@@ -211,13 +171,13 @@ def instances(handle: Any) -> Iterator[tuple[int, Any]]:
             yield slot, instance
 
 
-def _read_instances(card: Device) -> list[Device]:
+def _read_instances(card: Device, root: Path) -> list[Device]:
     """List the MIG instances of a card; only they, not the card, can be used while MIG is on."""
     if card.extra.get("mig") != "enabled":
         return []
     found: list[Device] = []
     for slot, instance in instances(pynvml.nvmlDeviceGetHandleByUUID(card.uuid)):
-        memory, uuid = known(pynvml.nvmlDeviceGetMemoryInfo, instance), read_uuid(instance)
+        uuid = read_uuid(instance)
         if uuid is None:
             continue  # it is being taken apart
         found.append(
@@ -227,7 +187,7 @@ def _read_instances(card: Device) -> list[Device]:
                 uuid=uuid,
                 name=text(known(pynvml.nvmlDeviceGetName, instance) or f"{card.name} MIG"),
                 arch=card.arch,
-                memory_bytes=memory.total if memory is not None else None,
+                memory_bytes=read_memory(instance, root).total_bytes,
                 driver=card.driver,
                 runtime=card.runtime,
                 pci=card.pci,

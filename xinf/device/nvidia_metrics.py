@@ -24,9 +24,10 @@ import pynvml
 
 from xinf.core.device import Health, Sample
 from xinf.device.health import or_well
-from xinf.device.host_memory import read_host_memory
 from xinf.device.library import LibraryError
-from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, is_unified, known, read_uuid, start
+from xinf.device.nvidia_answer import known
+from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, read_uuid, start
+from xinf.device.nvidia_memory import read_memory
 from xinf.device.reading import DeviceProcess
 
 # Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
@@ -95,7 +96,7 @@ def _read_card(handle: Any, root: Path) -> list[Sample]:
     if uuid is None:
         return []
     try:
-        return [_read_metrics(handle, uuid, root), *_read_instances(handle)]
+        return [_read_metrics(handle, uuid, root), *_read_instances(handle, root)]
     except pynvml.NVMLError as error:
         if error.value in _OF_THE_DRIVER:
             raise LibraryError(f"NVML does not answer: {error}: look at `dmesg`") from error
@@ -104,7 +105,7 @@ def _read_card(handle: Any, root: Path) -> list[Sample]:
 
 
 def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
-    used, free = _read_memory(handle, root)
+    memory = read_memory(handle, root)
     rates = known(pynvml.nvmlDeviceGetUtilizationRates, handle)
     milliwatts = known(pynvml.nvmlDeviceGetPowerUsage, handle)
     temperature = known(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
@@ -118,26 +119,15 @@ def _read_metrics(handle: Any, uuid: str, root: Path) -> Sample:
     return Sample(
         uuid=uuid,
         t_ns=time.time_ns(),
-        memory_used_bytes=used,
-        memory_free_bytes=free,
+        memory_used_bytes=memory.used_bytes,
+        memory_free_bytes=memory.free_bytes,
         util_pct=None if rates is None else float(rates.gpu),
         temp_c=None if temperature is None else float(temperature),
         power_w=None if milliwatts is None else milliwatts / 1000,
         ecc_uncorrected=uncorrected,
-        health=or_well(health, used, temperature, milliwatts, None if rates is None else rates.gpu),
+        health=or_well(health, memory.used_bytes, temperature, milliwatts, None if rates is None else rates.gpu),
         reason=reason,
     )
-
-
-def _read_memory(handle: Any, root: Path) -> tuple[int | None, int | None]:
-    """Say what is used and what is free; of the host's memory, where that is the card's, whoever uses it."""
-    if is_unified(handle):
-        host = read_host_memory(root)
-        if host.total_bytes is None or host.available_bytes is None:
-            return None, host.available_bytes
-        return host.total_bytes - host.available_bytes, host.available_bytes
-    memory = known(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    return (None, None) if memory is None else (memory.used, memory.free)
 
 
 def _read_health(handle: Any, uncorrected: int | None, temperature: int | None) -> tuple[Health | None, str | None]:
@@ -180,17 +170,17 @@ def _read_heat(handle: Any, temperature: int | None) -> tuple[Health, str | None
     return None if reasons is None and not shutdown and not slowdown else (Health.OK, None)
 
 
-def _read_instances(handle: Any) -> Iterator[Sample]:
+def _read_instances(handle: Any, root: Path) -> Iterator[Sample]:
     """Read the memory of MIG instances; the rest is told of their card only."""
     for _, instance in instances(handle):
-        memory, uuid = known(pynvml.nvmlDeviceGetMemoryInfo, instance), read_uuid(instance)
+        memory, uuid = read_memory(instance, root), read_uuid(instance)
         if uuid is None:
             continue  # it is being taken apart, which is no fault of its card
         yield Sample(
             uuid=uuid,
             t_ns=time.time_ns(),
-            memory_used_bytes=None if memory is None else memory.used,
-            memory_free_bytes=None if memory is None else memory.free,
+            memory_used_bytes=memory.used_bytes,
+            memory_free_bytes=memory.free_bytes,
         )
 
 

@@ -1,10 +1,11 @@
 """`nvidia-smi` where NVML's library cannot be loaded into this process: comma-separated values with a header.
 
-    index, uuid, name, memory.total [MiB], pci.bus_id, driver_version, compute_cap, mig.mode.current
-    0, GPU-…, NVIDIA GeForce RTX 5090, 32607, 00000000:1B:00.0, 595.84, 12.0, [N/A]
+    uuid, name, memory.total [MiB], memory.reserved [MiB], pci.bus_id, driver_version, compute_cap, mig.mode.current
+    GPU-…, NVIDIA GeForce RTX 5090, 32607, 495, 00000000:1B:00.0, 595.84, 12.0, [N/A]
 
 Columns are found by their names in the header, values are read by the unit that stands there. A tool that does not know
 a column says so by name and is asked again without it. MIG instances are in `nvidia-smi -L` only, without their memory.
+What the driver keeps for itself (memory.reserved) is no program's memory: see nvidia_memory.py.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import msgspec
 
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.host_memory import read_host_memory
-from xinf.device.nvidia_board import is_integrated, is_tegra
+from xinf.device.nvidia_board import is_integrated, is_of_windows, is_tegra
 from xinf.device.pci import normalise_address, read_numa
 from xinf.device.tool import FormatError, ToolError, find_tool, run_tool
 
 _TOOL = "nvidia-smi"
 _DIRECTORIES = ("/usr/lib/wsl/lib", "/usr/local/nvidia/bin", "/usr/bin")
-_DEVICE_COLUMNS = ("uuid", "name", "memory.total", "pci.bus_id", "driver_version", "compute_cap", "mig.mode.current")
-_SAMPLE_COLUMNS = ("uuid", "name", "memory.used", "memory.free", "utilization.gpu", "temperature.gpu", "power.draw")
+_MEMORY = ("memory.total", "memory.reserved")
+_DEVICE_COLUMNS = ("uuid", "name", *_MEMORY, "pci.bus_id", "driver_version", "compute_cap", "mig.mode.current")
+_SAMPLE_COLUMNS = (
+    "uuid", "name", *_MEMORY, "memory.used", "memory.free", "utilization.gpu", "temperature.gpu", "power.draw",
+)  # fmt: skip
 _NEEDED = "uuid"
 _UNITS = {"MiB": 1 << 20, "KiB": 1 << 10, "GiB": 1 << 30, "B": 1, "%": 1, "W": 1, "": 1}
 _UNKNOWN = re.compile(
@@ -62,7 +66,9 @@ def parse_samples(printed: str, root: Path = Path("/")) -> tuple[Sample, ...]:
     now_ns, host = time.time_ns(), read_host_memory(root)
     samples: list[Sample] = []
     for row in parse_table(printed):
-        used, free = _whole(row.get("memory.used")), _whole(row.get("memory.free"))
+        total, used, free = _total(row, root), _whole(row.get("memory.used")), _whole(row.get("memory.free"))
+        if total is not None and free is not None:
+            used = max(0, total - free)
         if free is None and is_integrated(str(row.get("name"))):
             free = host.available_bytes
             used = None if free is None or host.total_bytes is None else host.total_bytes - free
@@ -179,7 +185,9 @@ def _card(row: Row, root: Path) -> Device:
         extra["compute_capability"] = str(capability)
     if is_split:
         extra["mig"] = "enabled"
-    name, memory = str(row.get("name") or "NVIDIA device"), _whole(row.get("memory.total")) or None
+    name, memory = str(row.get("name") or "NVIDIA device"), _total(row, root) or None
+    if memory is not None and (reserved := _reserved(row, root)):
+        extra["reserved_bytes"] = reserved
     if memory is None and is_integrated(name):
         extra["memory"] = "unified"
         memory = read_host_memory(root).total_bytes
@@ -196,6 +204,16 @@ def _card(row: Row, root: Path) -> Device:
         visible=None if is_split or is_tegra(name) else uuid,
         extra=extra,
     )
+
+
+def _total(row: Row, root: Path) -> int | None:
+    """What programs can have of a card."""
+    total = _whole(row.get("memory.total"))
+    return None if total is None else max(0, total - _reserved(row, root))
+
+
+def _reserved(row: Row, root: Path) -> int:
+    return 0 if is_of_windows(root) else _whole(row.get("memory.reserved")) or 0
 
 
 def _address(text: str) -> str:

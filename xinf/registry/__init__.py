@@ -22,12 +22,13 @@ from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
-from xinf.registry.load import LoadOptions, choose_options, device_share
+from xinf.registry.load import LoadOptions, choose_options, device_share, is_switched
 from xinf.registry.memory import (
     MAX_SHARE,
     MemoryFit,
     MemoryPlan,
     context_bytes,
+    counted_bytes,
     fit_memory,
     kv_token_bytes,
     memory_share,
@@ -68,6 +69,7 @@ __all__ = [
     "choose_options",
     "context_bytes",
     "count_needed",
+    "counted_bytes",
     "device_share",
     "download",
     "download_model",
@@ -80,6 +82,7 @@ __all__ = [
     "imagine_hosts",
     "is_commit",
     "is_directory",
+    "is_switched",
     "judge",
     "judge_spec",
     "kv_bytes_per_sequence",

@@ -22,6 +22,7 @@ from xinf.core.records import NodeRecord
 
 FILE = "cards.toml"
 MAX_CARDS = 64  # of one host
+_LEAST_RUNTIME = 0.9  # of its memory, what any driver leaves
 _PART = re.compile(r"(?:([0-9]{1,9})\s*[xX*]\s*)?([a-z0-9][a-z0-9.-]*)", re.IGNORECASE)
 
 
@@ -33,9 +34,15 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     vendor: Vendor
     device: str  # the name that its driver gives it
     arch: str
-    memory_mib: int
+    memory_mib: int  # as its driver tells it
+    runtime_gib: float | None = None  # what an engine's runtime has of it; None: all, or nobody says
     taken_mib: int = 0  # of an empty one
     source: str
+
+    @property
+    def memory_bytes(self) -> int:
+        """What programs can have of it, as a probe tells it."""
+        return self.memory_mib << 20 if self.runtime_gib is None else int(self.runtime_gib * (1 << 30))
 
 
 @functools.cache
@@ -62,6 +69,11 @@ def read_cards(path: Path) -> dict[str, Card]:
             found[name] = card
         if not card.source or not 0 <= card.taken_mib < card.memory_mib:
             raise ConfigError(f"{path.name}: [[card]] {card.name}: no source or no memory", remedy="say it")
+        if not _LEAST_RUNTIME * (card.memory_mib << 20) <= card.memory_bytes <= card.memory_mib << 20:
+            raise ConfigError(
+                f"{path.name}: [[card]] {card.name}: runtime_gib is not what a driver leaves of memory_mib",
+                remedy="give GiB as an engine prints them",
+            )
     return found
 
 
@@ -88,7 +100,7 @@ def _imagine(part: str) -> NodeRecord:
             uuid=f"{name}#{index}",
             name=card.device,
             arch=card.arch,
-            memory_bytes=card.memory_mib << 20,
+            memory_bytes=card.memory_bytes,
         )
         for index in range(count)
     )

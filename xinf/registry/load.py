@@ -21,6 +21,8 @@ _UNPLANNED = frozenset({
     "worker_extension_cls",
 })  # fmt: skip
 _FULL_BATCH_BYTES = 70 << 30
+# Such devices are mostly in systems with a switch for their links, and of the smaller ones these.
+_SWITCHED_BYTES, _SWITCHED_NAMES = 70 << 30, ("A100-SXM",)
 _LEAN_GRAPHS_DRIVER = 550
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
@@ -42,8 +44,9 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batched_tokens: int = 2048  # computed in one step
     block_tokens: int = _BLOCK_TOKENS
     is_eager: bool = False  # no graphs are captured
+    is_text_only: bool = False  # of a model for images too, which is told to take none
     max_graph_tokens: int = 512  # the largest batch that a graph is captured for
-    device_bytes: int | None = None  # of memory, in all; None: not known
+    is_switched: bool = True  # its devices are linked by a switch, where buffers of collectives are larger
     is_old_driver: bool = False  # of NVIDIA's before CUDA 12.4, which keep three times as much for graphs
     cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
     device_share: float | None = None  # of a device that the engine is told to take at most; None: nobody told it
@@ -86,8 +89,9 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         max_batched_tokens=tokens,
         block_tokens=_count(given, "block_size") or (_CPU_BLOCK_TOKENS if is_cpu else _BLOCK_TOKENS),
         is_eager=_is_eager(given, default=is_cpu or device.vendor is Vendor.APPLE),
+        is_text_only=_is_text_only(given),
         max_graph_tokens=_max_graph_tokens(device),
-        device_bytes=None if is_cpu else device.memory_bytes,
+        is_switched=is_switched(device),
         is_old_driver=_is_old_driver(device),
         cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
         device_share=None if is_cpu else _share(given),
@@ -97,10 +101,21 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
 
 def size_class(device: Device) -> tuple[object, ...]:
     """What of a device, beside its architecture, changes what a load takes that is no cache: cards of one architecture
-    are of several sizes, and larger ones take larger batches and buffers; old drivers keep more.
+    are of several sizes and links, and larger ones take larger batches and buffers; old drivers keep more.
     """
-    is_large = device.vendor is not Vendor.CPU and (device.memory_bytes or 0) >= _FULL_BATCH_BYTES
-    return (*_batch_defaults(device, 1), is_large, _is_old_driver(device))
+    return (*_batch_defaults(device, 1), is_switched(device), _is_old_driver(device))
+
+
+def is_switched(device: Device) -> bool:
+    """Whether several such devices are taken to be linked by a switch; also one of which nobody knows how large it is.
+
+    Seen of a collective's buffers: H100 3.6 GiB; A100-SXM4-40GB 2.1 GiB (a p4d of eight, vLLM 0.7.1); 0.1 to 0.4 GiB of
+    cards on PCIe, up to eight of them.
+    """
+    if device.vendor is Vendor.CPU:
+        return False
+    is_large = device.memory_bytes is None or device.memory_bytes >= _SWITCHED_BYTES
+    return is_large or any(name in device.name for name in _SWITCHED_NAMES)
 
 
 def _batch_defaults(device: Device, tensor_parallel_size: int) -> tuple[int, int]:
@@ -168,6 +183,23 @@ def _is_eager(given: dict[str, ArgValue], *, default: bool) -> bool:
     if "no_enforce_eager" in given:
         return not given["no_enforce_eager"]
     return bool(given.get("enforce_eager", default))
+
+
+def _is_text_only(given: dict[str, ArgValue]) -> bool:
+    """Source: vLLM 0.32, config/multimodal.py: a kind that no limit names may come as often as it likes."""
+    if given.get("language_model_only") is True:
+        return True
+    name = "limit_mm_per_prompt"
+    limits: dict[str, object] = {
+        key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{name}.")
+    }
+    try:
+        whole = msgspec.json.decode(str(given.get(name, "{}")))
+    except msgspec.DecodeError:
+        return False  # the engine says what is wrong with it
+    if isinstance(whole, dict):
+        limits = whole | limits
+    return all(str(limits.get(kind)) == "0" for kind in ("image", "video"))
 
 
 def _plain(name: str) -> str:

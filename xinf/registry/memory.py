@@ -11,7 +11,8 @@ weights      the headers' own bytes, converted as the engine converts them; spli
 KV           exact: blocks x bytes per token, and the block that vLLM keeps back (read: v1/core/kv_cache_utils.py).
 activations  the two peaks of `profile_run` (read: v1/worker/gpu_model_runner.py): the widest layer over
              `max_batched_tokens`, and the sampler over `max_num_seqs` rows of logits, with the buffers of the experts
-             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report.
+             that stay (read: fused_moe/experts/triton_moe.py). -3 to +14 % of what engines from 0.17 on report. Of
+             models for images that of the largest image, if it is more, and what came out of it beside (vision.py).
 graphs       seen in start-up logs: a first capture, and for each graph a little for each layer. -11 to +60 % of what
              models from 7 B parameters on keep, up to 0.4 GiB too much for small ones.
 runtime      what one process has beside: before the engine begins to count (the driver's context, its communicators)
@@ -20,7 +21,7 @@ runtime      what one process has beside: before the engine begins to count (the
              the vocabulary's tables (read: vocab_parallel_embedding.py). A model of 0.5 B parameters with the cache
              of one request of 32k: 3.1 GiB planned, 3.3 GiB by what it took.
 
-The start-up logs are public ones of GPUs, 57 of them, with where each is from: tests/fixtures/memory_logs.toml. What
+The start-up logs are public ones of GPUs, 66 of them, with where each is from: tests/fixtures/memory_logs.toml. What
 the plan says of the same loads is compared by tests/registry/test_memory_logs.py and told in
 docs/reference/memory-plan.md.
 
@@ -41,21 +42,25 @@ from xinf.core.records import MeasuredRecord, MemoryNeed
 from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import element_bytes, expert_columns, table_bytes, weights_bytes
+from xinf.registry.vision import output_bytes, tower_bytes
 
 # The most of a device's memory that an engine gets, however free it is: vLLM's own default (config/cache.py).
 MAX_SHARE = 0.92
 
 _LEAST_SHARE = 0.001  # vLLM takes no 0; it says itself that this is too little
-# Of what NVML counts as a device's memory, what CUDA never gives out; seen: 0.46 GiB (H100) to 0.62 GiB (L20).
-_RESERVED_BYTES = 640 << 20
-# Such devices are mostly in systems with a switch for their links, where buffers are larger (NCCL's NVLS).
-_LARGE_DEVICE_BYTES = 70 << 30
-# Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; 1.5 to 2.0 with communicators (MoE makes one more).
+# Of what an Ascend's driver counts as its memory, what its runtime does not: least and most that was seen (torch_npu:
+# 61.28 to 60.96 GiB of 64, 29.50 of 32). Of NVIDIA's the probe leaves it out, as NVML tells it.
+_ASCEND_RESERVED_BYTES, _ASCEND_MOST_RESERVED_BYTES = 2560 << 20, 3120 << 20
+# Before the engine counts. Seen: 0.2 to 0.7 GiB of one process; with communicators 0.5 to 0.63 of cards on PCIe (eight
+# RTX 3090), 1.5 to 2.0 with a switch (MoE makes one more).
 _CONTEXT_BYTES = 720 << 20
-_COMMUNICATORS_BYTES, _LARGE_COMMUNICATORS_BYTES = 256 << 20, 1344 << 20
-# Inside its account. Seen: 0.02 to 0.46 GiB of one process; with collectives 0.02 to 0.7, on large devices 1.4 to 2.2.
+_COMMUNICATORS_BYTES, _SWITCHED_COMMUNICATORS_BYTES = 128 << 20, 1344 << 20
+# Inside its account. Seen: 0.02 to 0.46 GiB of one process; with collectives 0.09 to 0.36 on PCIe (2 to 16 cards), even
+# where communicators were made inside; with a switch 1.4 to 2.2.
 _KERNELS_BYTES = 400 << 20
-_COLLECTIVES_BYTES, _LARGE_COLLECTIVES_BYTES = 448 << 20, 1984 << 20
+_COLLECTIVES_BYTES, _SWITCHED_COLLECTIVES_BYTES = 128 << 20, 1984 << 20
+# Of Intel. Seen, once (Arc Pro B60, vLLM 0.29): 0.88 GiB before, 1.50 inside.
+_INTEL_CONTEXT_BYTES, _INTEL_KERNELS_BYTES = 960 << 20, 1600 << 20
 _CPU_RUNTIME_BYTES = 1126 << 20
 _FIRST_GRAPH_BYTES = 128 << 20
 _GRAPH_BYTES, _GRAPH_LAYER_BYTES = 2560 << 10, 225 << 10
@@ -153,7 +158,7 @@ def plan_memory(facts: ModelFacts, options: LoadOptions, *, measured: MeasuredRe
     spare = token * options.block_tokens
     activation = activation_bytes(facts, options)
     graph = graph_bytes(facts, options)
-    runtime = runtime_bytes(options.vendor, options.tensor_parallel_size, options.device_bytes)
+    runtime = runtime_bytes(options.vendor, options.tensor_parallel_size, is_switched=options.is_switched)
     if options.vendor is Vendor.CPU:
         runtime += table_bytes(facts, options)  # its matrix library keeps packed copies beside them
     if measured is not None:
@@ -191,6 +196,7 @@ def fit_memory(
         free_bytes=free_bytes,
         total_bytes=total_bytes,
         share=options.device_share,
+        is_switched=options.is_switched,
     )
     room = usable - plan.fixed_bytes - plan.kv_spare_bytes
     fits = plan.device_bytes <= usable
@@ -215,54 +221,74 @@ def fit_memory(
 
 
 def usable_bytes(
-    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int | None, share: float | None = None
+    vendor: Vendor,
+    tensor_parallel_size: int,
+    *,
+    free_bytes: int,
+    total_bytes: int | None,
+    share: float | None = None,
+    is_switched: bool = True,
 ) -> int:
     """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself.
 
-    `share`: what it is told to take at most of the whole device.
+    `total_bytes`: as the probe tells it. `share`: what it is told to take at most of the whole device.
     """
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
-    engines_bytes = max(0, total_bytes - (_RESERVED_BYTES if vendor is Vendor.NVIDIA else 0))
-    own_bytes = int(engines_bytes * MAX_SHARE)
-    if share is not None:
-        own_bytes = min(own_bytes, int(total_bytes * share))
-    return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, total_bytes))
+    counted = max(0, total_bytes - (_ASCEND_MOST_RESERVED_BYTES if vendor is Vendor.ASCEND else 0))
+    own_bytes = int(counted * (MAX_SHARE if share is None else min(MAX_SHARE, share)))
+    return min(free_bytes, own_bytes + context_bytes(vendor, tensor_parallel_size, is_switched=is_switched))
 
 
 def memory_share(
-    vendor: Vendor, tensor_parallel_size: int, *, free_bytes: int, total_bytes: int, limit_bytes: int | None = None
+    vendor: Vendor,
+    tensor_parallel_size: int,
+    *,
+    free_bytes: int,
+    total_bytes: int,
+    limit_bytes: int | None = None,
+    is_switched: bool = True,
 ) -> float:
     """Choose vLLM's `gpu_memory_utilization`: of the whole device, the part that is free but for the context.
 
-    `limit_bytes`: what the replica may take of it at most, its context included. Rounded down.
+    `total_bytes`: as the probe tells it. `limit_bytes`: what the replica may take of it at most, its context included.
+    Rounded down.
 
     Source: vLLM 0.32, v1/worker/utils.py, `request_memory`: total x utilization must be free once the context is made.
     """
     granted = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
-    own = granted - context_bytes(vendor, tensor_parallel_size, total_bytes)
-    share = math.floor(own / total_bytes * 100_000) / 100_000
+    own = granted - context_bytes(vendor, tensor_parallel_size, is_switched=is_switched)
+    share = math.floor(own / counted_bytes(vendor, total_bytes) * 100_000) / 100_000
     return min(MAX_SHARE, max(share, _LEAST_SHARE))
 
 
-def context_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
-    """What a replica has on each device before its engine begins to count. `device_bytes` None: taken for large."""
+def counted_bytes(vendor: Vendor, total_bytes: int) -> int:
+    """What an engine's runtime counts as the whole device, of which it is told a share; no less than it does.
+
+    `total_bytes`: as the probe tells it; on NVIDIA devices that is CUDA's own total.
+    """
+    return max(1, total_bytes - (_ASCEND_RESERVED_BYTES if vendor is Vendor.ASCEND else 0))
+
+
+def context_bytes(vendor: Vendor, tensor_parallel_size: int, *, is_switched: bool = True) -> int:
+    """What a replica has on each device before its engine begins to count."""
     if vendor is Vendor.CPU:
         return _CPU_RUNTIME_BYTES * tensor_parallel_size
+    context = _INTEL_CONTEXT_BYTES if vendor is Vendor.INTEL else _CONTEXT_BYTES
     if tensor_parallel_size == 1:
-        return _CONTEXT_BYTES
-    return _CONTEXT_BYTES + (_LARGE_COMMUNICATORS_BYTES if _is_large(device_bytes) else _COMMUNICATORS_BYTES)
+        return context
+    return context + (_SWITCHED_COMMUNICATORS_BYTES if is_switched else _COMMUNICATORS_BYTES)
 
 
-def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, device_bytes: int | None = None) -> int:
+def runtime_bytes(vendor: Vendor, tensor_parallel_size: int, *, is_switched: bool = True) -> int:
     """What a replica has on each device that is neither model nor cache: its context, and what grows in its account."""
-    context = context_bytes(vendor, tensor_parallel_size, device_bytes)
+    context = context_bytes(vendor, tensor_parallel_size, is_switched=is_switched)
     if vendor is Vendor.CPU:
         return context
+    kernels = _INTEL_KERNELS_BYTES if vendor is Vendor.INTEL else _KERNELS_BYTES
     if tensor_parallel_size == 1:
-        return context + _KERNELS_BYTES
-    collectives = _LARGE_COLLECTIVES_BYTES if _is_large(device_bytes) else _COLLECTIVES_BYTES
-    return context + _KERNELS_BYTES + collectives
+        return context + kernels
+    return context + kernels + (_SWITCHED_COLLECTIVES_BYTES if is_switched else _COLLECTIVES_BYTES)
 
 
 def cpu_cache_bytes(plan: MemoryPlan, free_bytes: int) -> int:
@@ -312,7 +338,7 @@ def split_problem(facts: ModelFacts, tensor_parallel_size: int) -> str | None:
 
 
 def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
-    """The peak of one step beside weights and cache, on each device."""
+    """The peak beside weights and cache, on each device: of one step, or of the largest image before it."""
     if facts.hidden_size is None:
         # Nothing says how wide its layers are; an allowance that large models exceed by little.
         return max(256 << 20, (weights_bytes(facts, options) or 0) // 25)
@@ -327,7 +353,11 @@ def activation_bytes(facts: ModelFacts, options: LoadOptions) -> int:
         # What the last layer returned is still there, and the buffers of the experts are never given back.
         kept = options.max_batched_tokens * (hidden + (experts or 0)) * width
         sampler = rows * facts.vocabulary_size * copies + kept
-    return max(layers, sampler) * _n_shares(options)
+    step, image = max(layers, sampler), 0
+    if facts.kind == "vision" and not options.is_text_only:
+        step += output_bytes(facts, max_batched_tokens=options.max_batched_tokens, element_bytes=width)
+        image = tower_bytes(facts, tensor_parallel_size=size, element_bytes=width)
+    return max(step, image) * _n_shares(options)
 
 
 def graph_bytes(facts: ModelFacts, options: LoadOptions) -> int:
@@ -353,10 +383,6 @@ def _n_graph_sizes(largest: int) -> int:
     """How many sizes are captured: 1, 2, 4, from 8 by 8, from 256 by 16, up to `largest` tokens."""
     small = sum(size <= largest for size in (1, 2, 4))
     return small + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
-
-
-def _is_large(device_bytes: int | None) -> bool:
-    return device_bytes is None or device_bytes >= _LARGE_DEVICE_BYTES
 
 
 def _attention_width(facts: ModelFacts) -> int:

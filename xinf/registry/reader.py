@@ -40,6 +40,7 @@ from xinf.registry.safetensors import (
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.sources import Sources, find_sources, is_reference, parse_reference
 from xinf.registry.tokenizer import has_chat_template, has_vocabulary
+from xinf.registry.vision import read_tower
 from xinf.registry.weights import add_up
 
 _SINGLE = "model.safetensors"
@@ -157,6 +158,7 @@ def _facts(config: ModelConfig, quantization: Quantization | None, names: frozen
         weight_bytes=None if parameters is None else weight_bytes(parameters, quantization, dtype),
         quantization=quantization,
         kind=_kind(config, names),
+        vision=read_tower(config.top),
         kv=kv_layers(config),
     )
 

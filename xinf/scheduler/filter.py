@@ -26,7 +26,7 @@ from xinf.core.cpu_cache import grant_cpu_cache
 from xinf.core.device import Device
 from xinf.core.records import DeploymentRecord, MemoryNeed, PlacementPolicy
 from xinf.core.units import format_bytes
-from xinf.registry import device_share, usable_bytes
+from xinf.registry import device_share, is_switched, usable_bytes
 from xinf.scheduler.appraisal import Appraiser
 from xinf.scheduler.claims import CPU, Tally, Use
 from xinf.scheduler.host import Group, Host
@@ -143,7 +143,10 @@ class Filter:
         if use is not None:
             free -= use.n_bytes + self._headroom_bytes
         free = max(0, free)
-        usable = usable_bytes(device.vendor, self._size, free_bytes=free, total_bytes=total, share=self._share)
+        usable = usable_bytes(
+            device.vendor, self._size,
+            free_bytes=free, total_bytes=total, share=self._share, is_switched=is_switched(device),
+        )  # fmt: skip
         return Room(device, able.need, len(use.holders) if use is not None else 0, free, usable)
 
     def _offer(self, host: Host, group: Group, rooms: list[Room], n_idle: int) -> Offer:

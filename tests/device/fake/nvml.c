@@ -14,7 +14,9 @@
  * FAKE_NVML=crash_marked: a 5090 that crashes whoever asks it while FAKE_NVML_MARK is there.
  * FAKE_NVML=upgrade: a 5090 whose kernel driver is older than the library while FAKE_NVML_MARK is there. Of any scenario:
  * FAKE_NVML_ECC (volatile uncorrectable errors), FAKE_NVML_PAGES (pages wait to be retired), FAKE_NVML_TEMP, and
- * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported.
+ * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported; FAKE_NVML_OLD (a driver before 510: no second
+ * version of the memory, whose first has no reserve in its total; no P2P status), FAKE_NVML_USED=all (the second version's
+ * `used` has the reserve in it, as NVML's manual of R525 says and that of R590 does not).
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
@@ -32,7 +34,7 @@ typedef struct card { int minor; int slot; } card;   /* slot -1: the whole card 
 typedef card *nvmlDevice_t;
 enum {
     OK = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9,
-    TIMEOUT = 10, LOST = 15, MISMATCH = 18, UNKNOWN = 999
+    TIMEOUT = 10, FUNCTION_NOT_FOUND = 13, LOST = 15, MISMATCH = 18, VERSION_MISMATCH = 25, UNKNOWN = 999
 };
 
 typedef struct {
@@ -87,6 +89,7 @@ _Static_assert(sizeof(nvmlSystemEventSetWaitRequest_t) == 0x20, "nvmlSystemEvent
 const unsigned long fake_layout[] = {
     sizeof(nvmlPciInfo_t), __builtin_offsetof(nvmlPciInfo_t, busId),
     sizeof(nvmlMemory_t), __builtin_offsetof(nvmlMemory_t, used),
+    sizeof(nvmlMemory_v2_t), __builtin_offsetof(nvmlMemory_v2_t, reserved),
     sizeof(nvmlEventData_t), __builtin_offsetof(nvmlEventData_t, eventData),
     sizeof(nvmlFieldValue_t), __builtin_offsetof(nvmlFieldValue_t, value),
     sizeof(nvmlProcessInfo_t), __builtin_offsetof(nvmlProcessInfo_t, usedGpuMemory),
@@ -176,23 +179,37 @@ nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *archit
     *architecture = 10; /* NVML_DEVICE_ARCH_BLACKWELL, whatever the capability */
     return OK;
 }
-nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
-    unsigned long long mib = is("wsl") ? 0 : device->slot >= 0 ? 23552 : is_b200() ? 183359 : 32607;
+/* Total, the driver's reserve of it, and what programs have, in MiB. The reserves are what real cards' CUDA totals say:
+ * 31.36 GiB of an RTX 5090, 178.35 of a B200; a MIG instance has none. */
+static nvmlReturn_t memory_of(nvmlDevice_t device, unsigned long long mib[3]) {
     if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     if (is("unread")) return UNKNOWN;
-    memory->total = mib << 20;
-    memory->used = is("wsl") ? 0 : (is("sick") ? 20512ull : 512ull) << 20;
+    mib[0] = is("wsl") ? 0 : device->slot >= 0 ? 23552 : is_b200() ? 183359 : 32607;
+    mib[1] = is("wsl") || device->slot >= 0 ? 0 : is_b200() ? 729 : 495;
+    mib[2] = is("wsl") ? 0 : is("sick") ? 20512 : 512;
+    return OK;
+}
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
+    unsigned long long mib[3];
+    nvmlReturn_t result = memory_of(device, mib);
+    if (result != OK) return result;
+    if (getenv("FAKE_NVML_OLD")) { mib[0] -= mib[1]; mib[1] = 0; }
+    memory->total = mib[0] << 20;
+    memory->used = (mib[1] + mib[2]) << 20;
     memory->free = memory->total - memory->used;
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory) {
-    nvmlMemory_t plain;
-    nvmlReturn_t result = nvmlDeviceGetMemoryInfo(device, &plain);
-    memory->total = plain.total;
-    memory->reserved = 256ull << 20;
-    memory->used = plain.used;
-    memory->free = plain.free;
-    return result;
+    unsigned long long mib[3];
+    nvmlReturn_t result = memory_of(device, mib);
+    if (getenv("FAKE_NVML_OLD")) return FUNCTION_NOT_FOUND;
+    if (memory->version != (sizeof *memory | 2u << 24)) return VERSION_MISMATCH;
+    if (result != OK) return result;
+    memory->total = mib[0] << 20;
+    memory->reserved = mib[1] << 20;
+    memory->used = (mib[2] + (getenv("FAKE_NVML_USED") ? mib[1] : 0)) << 20;
+    memory->free = (mib[0] - mib[1] - mib[2]) << 20;
+    return OK;
 }
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) {
     if (is("orin")) return NOT_SUPPORTED;
