@@ -24,16 +24,16 @@ _HIDDEN_COPIES, _PIXEL_COPIES = 5, 3
 
 
 def read_tower(config: Mapping[str, Any]) -> VisionTower | None:
-    """The tower of a config.json that takes images of any size; None for the others, whose batch is bounded by a step's
-    tokens, and where it does not tell enough.
+    """The tower of a config.json that takes images of any size; None where it does not tell enough, and for the others.
+
+    Those for one size of image have a batch that is bounded by a step's tokens.
     """
     part = config.get("vision_config")
     if not isinstance(part, dict):
         return None
     merged, patch = as_count(part.get("spatial_merge_size")), as_count(part.get("patch_size"))
-    hidden = as_count(part.get("embed_dim")) or as_count(
-        part.get("hidden_size")
-    )  # Qwen2-VL: the latter is of what comes out
+    # Qwen2-VL's hidden_size is of what comes out.
+    hidden = as_count(part.get("embed_dim")) or as_count(part.get("hidden_size"))
     ratio = as_count(part.get("mlp_ratio"))
     columns = as_count(part.get("intermediate_size")) or (hidden * ratio if hidden and ratio else None)
     if merged is None or patch is None or hidden is None or columns is None:
