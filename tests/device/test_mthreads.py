@@ -6,6 +6,7 @@ Proves our calls, our reading of structs and texts, and what is refused; not how
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -311,6 +312,27 @@ def test_table_is_read_when_the_tool_knows_no_json(
     assert fake_tool.calls("mthreads-gmi") == ["-q --json", ""]
     assert (first.pci, first.visible, first.uuid) == ("0000:18:00.0", "1", LEFT)
     assert {sample.uuid for sample in MthreadsProbe().sample(root)} == {first.uuid, second.uuid}
+
+
+def test_card_behind_the_end_of_a_cut_table_is_silent_and_not_lost(
+    make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Fixture
+) -> None:
+    root = make_tree(LATER, EARLIER)
+    (root / "dev").mkdir()
+    (root / "sys/bus/pci/drivers/mtgpu").mkdir(parents=True)
+    for number, (address, *_) in enumerate((LATER, EARLIER)):
+        (root / f"dev/mtgpu.{number}").touch()
+        (root / f"sys/bus/pci/devices/{address}/driver").symlink_to(root / "sys/bus/pci/drivers/mtgpu")
+    text, json_text = device_fixture(TABLE), device_fixture(JSON)
+    fake_tool.add("mthreads-gmi", {"": text[: text.index("1    MTT S5000")]})
+    untold, told = MthreadsProbe().inventory(root)
+    assert (told.pci, told.health, untold.pci, untold.health) == (LATER[0], Health.OK, EARLIER[0], Health.SILENT)
+    assert "the tool told of 1 cards where 2 have a node /dev/mtgpu.N" in str(untold.reason)
+    # JSON that is read is whole: what it does not list, the driver does not have.
+    answer = json.loads(json_text)
+    fake_tool.add("mthreads-gmi", {"-q --json": json.dumps({**answer, "GPU": answer["GPU"][:1]})})
+    lost, _ = MthreadsProbe().inventory(root)
+    assert lost.health is Health.FAULTY
 
 
 @pytest.mark.parametrize("failure", FAILURES)

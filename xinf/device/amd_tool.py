@@ -9,12 +9,12 @@ A quantity is {"value": 196592, "unit": "MB"}, "5325 GB/s", a number, or "N/A". 
 
 from __future__ import annotations
 
-import math
 import re
 
 from xinf.device.amdgpu import CardFacts, CardReading
 from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
+from xinf.device.quantity import size_in_bytes
 from xinf.device.tool import FormatError, run_tool
 
 STATIC = ("static", "--asic", "--vram", "--driver", "--bus", "--json")
@@ -114,7 +114,7 @@ def _quantity(value: object) -> float | None:
     if isinstance(value, dict):
         value = value.get("value")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) < 1e18 else None  # NaN is not; float() refuses an int of many digits
     match = _QUANTITY.match(value.strip()) if isinstance(value, str) else None
     return float(match[1]) if match else None
 
@@ -128,6 +128,6 @@ def _bytes(value: object) -> int | None:
         unit = value.get("unit")
     elif isinstance(value, str) and (match := _QUANTITY.match(value.strip())):
         unit = match[2]
-    if unit not in _UNITS:
+    if not isinstance(unit, str) or unit not in _UNITS:
         raise FormatError(f"amd-smi: the unit of {value!r} is not known")
-    return int(amount * _UNITS[str(unit)])
+    return size_in_bytes(amount, _UNITS[unit])

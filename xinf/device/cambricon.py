@@ -85,7 +85,7 @@ class CambriconProbe(RosterProbe):
     def _tool_ways(self, root: Path) -> list[Way]:
         return self._tool.ways(
             root,
-            Form(arguments=("info", "-j"), parse=parse_json, output=FILE),
+            Form(arguments=("info", "-j"), parse=parse_json, output=FILE, may_be_cut=False),
             Form(arguments=("info",), parse=parse_text),
             Form(parse=parse_table),
         )

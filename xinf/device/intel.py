@@ -22,6 +22,7 @@ from xinf.device.intel_tile import name_tiles, tiles_are_devices
 from xinf.device.intel_tool import ToolCard, read_cards, read_detail, read_listed, read_stats
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
+from xinf.device.quantity import celsius, percent, watts
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
 from xinf.device.topology import make_topology
 
@@ -141,7 +142,8 @@ class IntelProbe:
         return uuids, self._n_tiles, readings
 
     def _make_sample(self, uuid: str, reading: LevelZeroReading) -> Sample:
-        health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=reading.temp_c)
+        temp_c = celsius(reading.temp_c)
+        health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=temp_c)
         if reading.fault is not None:
             health, reason = Health.FAULTY, reading.fault
         return Sample(
@@ -149,9 +151,9 @@ class IntelProbe:
             t_ns=time.time_ns(),
             memory_used_bytes=reading.memory_used_bytes,
             memory_free_bytes=reading.memory_free_bytes,
-            util_pct=reading.util_pct,
-            temp_c=reading.temp_c,
-            power_w=reading.power_w,
+            util_pct=percent(reading.util_pct),
+            temp_c=temp_c,
+            power_w=watts(reading.power_w),
             ecc_uncorrected=reading.ecc_uncorrected,
             health=or_well(health, reading.memory_used_bytes, reading.util_pct, reading.power_w),
             reason=reason,
@@ -169,13 +171,13 @@ def _functions(root: Path) -> tuple[PciFunction, ...]:
     return tuple(
         function
         for function in find_pci_functions(root)
-        if function.vendor is Vendor.INTEL and _may_be_discrete(function, root)
+        if function.vendor is Vendor.INTEL and _may_be_discrete(function)
     )
 
 
-def _may_be_discrete(function: PciFunction, root: Path) -> bool:
-    if function.driver == _NPU_DRIVER or (root / "sys/bus/pci/devices" / function.address / "physfn").exists():
-        return False  # an NPU, or a virtual function made for a virtual machine
+def _may_be_discrete(function: PciFunction) -> bool:
+    if function.driver == _NPU_DRIVER:
+        return False
     if _arch_of(function.device_id) is not None:
         return True  # also where a virtual machine shows it at a processor's address
     if any(first <= function.device_id <= last for first, last in _INTEGRATED):

@@ -150,8 +150,10 @@ class Xpuml:
         name, minor = self._calls.text("xpumlDeviceGetName", handle.pointer, length=_TEXT_BYTES), self._minor(handle)
         serial = self._calls.text("xpumlDeviceGetSerial", handle.pointer, length=_TEXT_BYTES)
         health, reason = self._condition(handle, 0)
+        pci = self._address(handle)
         return Card(
-            pci=self._address(handle),
+            pci=pci,
+            uuid=name_by_place(Vendor.KUNLUNXIN, pci),
             # The variable takes xpu-smi's id, which is the node's number; the header warns that an index may not be.
             number=handle.index if minor == handle.index else None,
             name=name,
@@ -178,8 +180,11 @@ class Xpuml:
         health, reason = self._condition(
             handle, max((code for code in codes if code in (_LOST, _RESET_REQUIRED)), default=0)
         )
+        pci = self._address(handle)
         return Card(
-            pci=self._address(handle),
+            pci=pci,
+            uuid=name_by_place(Vendor.KUNLUNXIN, pci),
+            arch=name_arch(self._calls.text("xpumlDeviceGetName", handle.pointer, length=_TEXT_BYTES)),
             dev_nodes=() if minor is None else (f"/dev/xpu{minor}",),
             memory_bytes=total,
             used_bytes=None if total is None or free is None else total - free,

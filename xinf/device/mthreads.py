@@ -50,4 +50,6 @@ class MthreadsProbe(RosterProbe):
         return Topology(pairs=tuple(sorted((*pair, distance) for pair, distance in distances)))
 
     def _tool_ways(self, root: Path) -> list[Way]:
-        return self._tool.ways(root, Form(arguments=("-q", "--json"), parse=parse_json), Form(parse=parse_table))
+        return self._tool.ways(
+            root, Form(arguments=("-q", "--json"), parse=parse_json, may_be_cut=False), Form(parse=parse_table)
+        )
