@@ -242,7 +242,8 @@ def test_query_and_machine_form_are_joined_by_the_bus(
     assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:52:00.0", "0", RIGHT)
     assert (second.name, second.arch, second.memory_bytes) == ("P800 OAM", "P800", 98304 << 20)
     assert (second.driver, second.runtime, second.numa) == ("5.0.21.26", "10.2", 1)
-    assert (second.dev_nodes, second.extra) == (("/dev/xpu0",), {"architecture": "KL3", "uuid": f"{UUID}1"})
+    assert second.dev_nodes == ("/dev/xpu0",)
+    assert second.extra == {"architecture": "KL3", "uuid": f"{UUID}1", "serial": "02K15K624CV99901"}
     assert {sample.uuid for sample in KunlunxinProbe().sample(root)} == {first.uuid, second.uuid}
 
 
@@ -331,7 +332,7 @@ def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:
         driver="5.0.21.26",
         runtime="10.2",
         dev_nodes=("/dev/xpu0",),
-        extra={"architecture": "KL3", "uuid": f"{UUID}1"},
+        extra={"architecture": "KL3", "uuid": f"{UUID}1", "serial": "02K15K624CV99901"},
         used_bytes=1 << 30,
         free_bytes=95 << 30,
         util_pct=12.0,

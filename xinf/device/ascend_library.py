@@ -40,6 +40,7 @@ _DISTANCES = {
     7: Distance.LINK,  # HCCS through a switch
     8: Distance.LINK,  # UB
 }
+_INVALID = -8001  # an argument: of a die, that the chip has none of its kind
 _CODES = {
     -8002: "not permitted: run as root or as a member of HwHiAiUser",
     -8005: "internal error",
@@ -264,9 +265,13 @@ class Dcmi:
         return identify(address[0], _chip_id(address), self._pci(address))
 
     def _uuid(self, address: Address) -> str | None:
+        """Ask for the id of the first of its dies that has one: of another die it would look like another chip."""
         for kind in _DIES:
-            die = self._read("die", address, DieId(), kind)
-            uuid = uuid_of_die(die.soc_die) if die is not None else None
+            die = DieId()
+            code = self._ask("die", address, die, kind)
+            if code != 0 and code not in (_INVALID, *_TELLS_NONE):
+                return None
+            uuid = uuid_of_die(die.soc_die) if code == 0 else None
             if uuid is not None:
                 return uuid
         return None

@@ -122,7 +122,8 @@ def _read_block(bus: str, fields: dict[str, str], common: dict[str, str]) -> Car
             raise FormatError(f"xpu-smi -q: XPU {bus} has no `{key}`")
     name, minor = fields["Product Name"], _number(fields, "Minor Number", "")
     runtime = common["XPU-RT Version"]
-    told = {"architecture": fields.get("Product Architecture", ""), "uuid": fields.get("XPU UUID", "")}
+    keys = {"architecture": "Product Architecture", "uuid": "XPU UUID", "serial": "Serial Number"}
+    told = {name: fields.get(key, "") for name, key in keys.items()}
     errors = _number(fields, "ECC Errors/Volatile/DRAM Uncorrectable", "")
     pci = normalise_address(address)
     return Card(
