@@ -178,6 +178,7 @@ def test_chip_keeps_its_name_when_its_neighbour_is_lost(
     [
         ("version9", "libxpuml says version '9.0.1.1'; layouts are known of 4.x and 5.x"),
         ("drift", "so its layout is not known"),
+        ("countless", "xpumlDeviceGetCount gives 4294967295 devices: its layout is not known"),
         ("not_loaded", "the Kunlunxin kernel driver is not loaded"),
     ],
 )

@@ -20,7 +20,7 @@ from xinf.agent.condition import Condition
 from xinf.core.device import Distance, Health, Vendor
 from xinf.device import read_inventory
 from xinf.device.mthreads import MthreadsProbe
-from xinf.device.mthreads_library import LinkLayout, PciInfo, Property
+from xinf.device.mthreads_library import LinkLayout, LinkSpec, PciInfo, Property
 from xinf.device.mthreads_tool import parse_json, parse_table
 from xinf.device.reading import Reading
 from xinf.device.roster import Card
@@ -33,6 +33,10 @@ TABLES = {
     "mthreads-gmi-1.14.0-s80.txt": [("MTT S80", "mp_21", "2.7.0", 16384, 2, 0.0, 49.0)],
     "mthreads-gmi-2.0.0-s80.txt": [("MTT S80", "mp_21", "3.0.0", 16384, 662, 3.0, 41.0)],
     "mthreads-gmi-2.3.2-s5000.txt": [("MTT S5000", "mp_31", "3.3.5-server", 81920, 0, 0.0, 40.0)],
+    "mthreads-gmi-2.3.2-ecc-s5000.txt": [
+        ("MTT S5000", "mp_31", "3.3.5-server", 81920, 66641, 0.0, 52.0),
+        ("MTT S5000", "mp_31", "3.3.5-server", 81920, 10, 0.0, 51.0),
+    ],
     TABLE: [
         ("MTT S5000", "mp_31", "5.1.0-server", 81920, 8192, 75.0, 48.0),
         ("MTT S5000", "mp_31", "5.1.0-server", 81920, 0, 0.0, 39.0),
@@ -55,6 +59,8 @@ LAYOUT = {
     "MtmlMtLinkLayout": 24,
     "MtmlMtLinkLayout.remoteLinkId": 4,
     "MtmlMtLinkLayout.rsvd": 8,
+    "MtmlMtLinkSpec": 28,  # as test_abi_layout.py of MooreThreads/mthreads-ml-py has it
+    "MtmlMtLinkSpec.linkNum": 8,
 }
 
 
@@ -163,7 +169,13 @@ def test_slice_of_a_virtual_machine_is_not_ours(with_library: WithLibrary) -> No
 
 
 @pytest.mark.parametrize(
-    ("scenario", "distance"), [("s5000", Distance.LINK), ("wired", Distance.NODE), ("linkless", Distance.NODE)]
+    ("scenario", "distance"),
+    [
+        ("s5000", Distance.LINK),
+        ("unrelated", Distance.LINK),
+        ("wired", Distance.NODE),
+        ("linkless", Distance.NODE),
+    ],
 )
 def test_link_that_is_up_is_the_shortest_way(with_library: WithLibrary, scenario: str, distance: Distance) -> None:
     topology = MthreadsProbe().topology(with_library(scenario))
@@ -217,6 +229,8 @@ def test_structs_are_laid_out_as_the_compiler_does(fake_library: Callable[[str, 
         "MtmlMtLinkLayout": ctypes.sizeof(LinkLayout),
         "MtmlMtLinkLayout.remoteLinkId": LinkLayout.remote_link.offset,
         "MtmlMtLinkLayout.rsvd": LinkLayout.reserved.offset,
+        "MtmlMtLinkSpec": ctypes.sizeof(LinkSpec),
+        "MtmlMtLinkSpec.linkNum": LinkSpec.n_links.offset,
     }
     assert ours == LAYOUT
 

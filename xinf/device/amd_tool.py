@@ -10,16 +10,18 @@ A quantity is {"value": 196592, "unit": "MB"}, "5325 GB/s", a number, or "N/A". 
 from __future__ import annotations
 
 import re
+import time
 
 from xinf.device.amdgpu import CardFacts, CardReading
 from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
 from xinf.device.quantity import size_in_bytes
-from xinf.device.tool import FormatError, run_tool
+from xinf.device.tool import FormatError, ToolError, run_tool
 
 STATIC = ("static", "--asic", "--vram", "--driver", "--bus", "--json")
 LIST = ("list", "--json")
 METRIC = ("metric", "--usage", "--power", "--temperature", "--ecc", "--mem-usage", "--json")
+METRIC_OF_GUESTS = ("metric", "--mem-usage", "--json")  # all that its first releases know in a virtual machine
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z/%]*)")
 
@@ -31,7 +33,14 @@ def read_static(tool: str, *, timeout_s: float) -> dict[str, CardFacts]:
 
 def read_metric(tool: str, addresses: dict[int, str], *, timeout_s: float) -> dict[str, CardReading]:
     """Ask what the cards are doing; `addresses` by the tool's own numbers, of read_list. Raises: ToolError."""
-    readings = parse_metric(run_tool([tool, *METRIC], timeout_s=timeout_s))
+    begun = time.monotonic()
+    try:
+        text = run_tool([tool, *METRIC], timeout_s=timeout_s)
+    except ToolError:
+        if time.monotonic() - begun > timeout_s / 2:
+            raise  # it hung, and would again
+        text = run_tool([tool, *METRIC_OF_GUESTS], timeout_s=timeout_s)
+    readings = parse_metric(text)
     return {addresses[number]: reading for number, reading in readings.items() if number in addresses}
 
 

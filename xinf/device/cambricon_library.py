@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from xinf.core.device import Distance, Health
+from xinf.device.c_calls import MAX_DEVICES
 from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.cambricon_structs import (
     CardInfo,
@@ -42,6 +43,7 @@ _VERSIONS = (6, 5)
 _UNSUPPORTED_VERSION = 3
 _GOOD = 1  # `health` of a card, and `deviceState`
 _MAC_DOWN = 0
+_MAX_PORTS = 64
 _INACTIVE = 0
 _DRIVER_STATES = {5: "its driver failed to start it", 6: "it is being reset", 7: "its reset failed"}
 _RELATIONS = {  # cndevTopologyRelationshipEnum_t
@@ -113,6 +115,8 @@ class Cndev:
         cards = self._read("cndevGetDeviceCount", CardInfo())
         if cards is None:
             raise LibraryError("cndevGetDeviceCount does not answer")
+        if cards.number > MAX_DEVICES:
+            raise LibraryError(f"cndevGetDeviceCount gives {cards.number} cards: its layout is not known")
         try:
             resolve = find_function(self._library, "cndevGetDeviceHandleByIndex")
         except LibraryError:
@@ -204,7 +208,7 @@ class Cndev:
         except LibraryError:
             return set()
         found: set[str] = set()
-        for port in range(max(0, n_ports)):
+        for port in range(min(max(0, n_ports), _MAX_PORTS)):
             status = self._read("cndevGetMLULinkStatusV2", LinkStatusV2(), handle, port)
             if status is not None:
                 is_up = status.macState != _MAC_DOWN

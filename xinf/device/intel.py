@@ -22,7 +22,7 @@ from xinf.device.intel_tile import name_tiles, tiles_are_devices
 from xinf.device.intel_tool import ToolCard, read_cards, read_detail, read_listed, read_stats
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
-from xinf.device.quantity import celsius, percent, watts
+from xinf.device.quantity import celsius, count, percent, size_in_bytes, watts
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
 from xinf.device.topology import make_topology
 
@@ -142,19 +142,19 @@ class IntelProbe:
         return uuids, self._n_tiles, readings
 
     def _make_sample(self, uuid: str, reading: LevelZeroReading) -> Sample:
-        temp_c = celsius(reading.temp_c)
-        health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=temp_c)
+        temp_c, errors = celsius(reading.temp_c), count(reading.ecc_uncorrected)
+        health, reason = self._watch.judge(uuid, ecc_uncorrected=errors, temp_c=temp_c)
         if reading.fault is not None:
             health, reason = Health.FAULTY, reading.fault
         return Sample(
             uuid=uuid,
             t_ns=time.time_ns(),
-            memory_used_bytes=reading.memory_used_bytes,
-            memory_free_bytes=reading.memory_free_bytes,
+            memory_used_bytes=size_in_bytes(reading.memory_used_bytes, 1),
+            memory_free_bytes=size_in_bytes(reading.memory_free_bytes, 1),
             util_pct=percent(reading.util_pct),
             temp_c=temp_c,
             power_w=watts(reading.power_w),
-            ecc_uncorrected=reading.ecc_uncorrected,
+            ecc_uncorrected=errors,
             health=or_well(health, reading.memory_used_bytes, reading.util_pct, reading.power_w),
             reason=reason,
         )

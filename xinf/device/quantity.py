@@ -8,11 +8,11 @@ Memory of more than a pebibyte, a utilisation above 100 % and the like are no me
 
 from __future__ import annotations
 
-import math
 import re
 
 _COUNT = re.compile(r"[0-9]{1,18}")  # fits into 63 bits
 _MAX_BYTES = 1 << 50
+_NO_COUNT = (1 << 32) - 1
 _C_RANGE, _W_RANGE = (-100.0, 250.0), (0.0, 10_000.0)
 
 
@@ -23,9 +23,14 @@ def is_count(text: str) -> bool:
 
 def size_in_bytes(amount: float | None, unit_bytes: int) -> int | None:
     """Make bytes of an amount in a unit; None for nothing, and for what no device and no host has."""
-    if amount is None or not math.isfinite(amount) or not 0 <= amount * unit_bytes < _MAX_BYTES:
-        return None
+    if amount is None or not 0 <= amount * unit_bytes < _MAX_BYTES:
+        return None  # NaN too
     return int(amount * unit_bytes)
+
+
+def count(number: int | None) -> int | None:
+    """Give a number of events that is one: none has 32 bits all ones, or more."""
+    return number if number is not None and 0 <= number < _NO_COUNT else None
 
 
 def percent(value: float | None) -> float | None:

@@ -19,7 +19,7 @@ from xinf.device.health import HealthWatch, or_well
 from xinf.device.host_memory import read_host_memory
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address
-from xinf.device.quantity import celsius, percent, watts
+from xinf.device.quantity import celsius, count, percent, watts
 from xinf.device.reading import DeviceProcess
 from xinf.device.tool import ToolError
 
@@ -208,14 +208,14 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
     """Make the sample of a card from what was read."""
     health: Health | None
     reason: str | None
-    temp_c = celsius(reading.temp_c)
+    temp_c, errors = celsius(reading.temp_c), count(reading.ecc_uncorrected)
     limit_c, shutdown_c = (celsius(limit) for limit in (reading.temp_limit_c, reading.temp_shutdown_c))
     if is_lost(card.address, root):
         health, reason = Health.FAULTY, f"{card.address} fell off the PCI bus: look at `dmesg`, reset or reseat it"
     else:
         health, reason = watch.judge(
             card.uuid,
-            ecc_uncorrected=reading.ecc_uncorrected,
+            ecc_uncorrected=errors,
             temp_c=temp_c,
             temp_limit_c=limit_c,
             temp_shutdown_c=shutdown_c,
@@ -229,7 +229,7 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
         util_pct=percent(reading.util_pct),
         temp_c=temp_c,
         power_w=watts(reading.power_w),
-        ecc_uncorrected=reading.ecc_uncorrected,
+        ecc_uncorrected=errors,
         health=or_well(health, used, reading.util_pct, reading.power_w),
         reason=reason,
     )

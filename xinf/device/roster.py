@@ -19,7 +19,7 @@ import msgspec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Sample, Vendor
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, name_by_address, read_numa, without_driver
-from xinf.device.quantity import celsius, percent, watts
+from xinf.device.quantity import celsius, count, percent, size_in_bytes, watts
 
 H = TypeVar("H")
 
@@ -142,12 +142,12 @@ def make_samples(cards: Sequence[Card]) -> tuple[Sample, ...]:
         Sample(
             uuid=card.uuid,
             t_ns=now,
-            memory_used_bytes=card.used_bytes,
-            memory_free_bytes=card.free_bytes if card.free_bytes is not None else _subtract(card),
+            memory_used_bytes=size_in_bytes(card.used_bytes, 1),
+            memory_free_bytes=size_in_bytes(card.free_bytes if card.free_bytes is not None else _subtract(card), 1),
             util_pct=percent(card.util_pct),
             temp_c=celsius(card.temp_c),
             power_w=watts(card.power_w),
-            ecc_uncorrected=card.ecc_uncorrected,
+            ecc_uncorrected=count(card.ecc_uncorrected),
             health=card.health,
             reason=card.reason,
         )
@@ -186,7 +186,7 @@ def _make_device(vendor: Vendor, card: Card, root: Path) -> Device:
         uuid=card.uuid,
         name=card.name or f"{vendor} device",
         arch=card.arch,
-        memory_bytes=card.memory_bytes,
+        memory_bytes=size_in_bytes(card.memory_bytes, 1) or None,
         driver=card.driver,
         runtime=card.runtime,
         pci=card.pci,
