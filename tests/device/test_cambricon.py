@@ -444,6 +444,12 @@ def test_damaged_text_is_refused(damage: Damage, device_fixture: Text) -> None:
         cambricon_tool.parse_text(damage(device_fixture(TEXT)))
 
 
+def test_text_that_is_cut_before_the_memory_of_the_last_card_is_refused(device_fixture: Text) -> None:
+    text = device_fixture(TEXT)
+    with pytest.raises(FormatError, match="cnmon info is cut off: it has Physical Memory Usage.Total of some cards"):
+        cambricon_tool.parse_text(text[: text.rindex("    Physical Memory Usage")])
+
+
 def test_sections_of_the_text_do_not_mix(device_fixture: Text) -> None:
     text = device_fixture(TEXT).replace("    Physical Memory Usage\n", "    Physical Memory Wear\n")
     assert {card.memory_bytes for card in cambricon_tool.parse_text(text)} == {None}, "virtual memory is another"

@@ -15,16 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.json_answer import read_json
 from xinf.device.pci import normalise_address
 from xinf.device.quantity import is_count, size_in_bytes
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError
 
 FILE = "cnmon_info.json"
+_TOTAL = "Physical Memory Usage.Total"
 _VALUE = r"\S+"
 _MIB_PAIR = r"\d+ MiB *\/ *\d+ MiB|N/A"
 _COLUMNS = {
@@ -51,10 +51,7 @@ _NEEDED = ("Card", "Name", "Memory-Usage", "Util", "Temp")
 
 def parse_json(text: str) -> tuple[Card, ...]:
     """Read cnmon_info.json."""
-    try:
-        content = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise FormatError(f"{FILE} of cnmon is no JSON: {error}") from None
+    content = read_json(text, f"{FILE} of cnmon")
     entries = content.get("CnmonInfo") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise FormatError(f"{FILE} of cnmon has no CnmonInfo: {text.strip()[:100]!r}")
@@ -82,6 +79,8 @@ def parse_text(text: str) -> tuple[Card, ...]:
             cards[-1][1].setdefault(".".join([*(name for _, name in sections), key]), value)
     if not cards:
         raise FormatError(f"cnmon info opens no card: {text.strip()[:100]!r}")
+    if len({_TOTAL in values for _, values in cards}) > 1:
+        raise FormatError(f"cnmon info is cut off: it has {_TOTAL} of some cards, not of card {cards[-1][0]}")
     return tuple(_card_of_text(number, values) for number, values in cards)
 
 
@@ -141,7 +140,7 @@ def _card_of_json(entry: object) -> Card:
 
 
 def _card_of_text(number: int, values: Mapping[str, str]) -> Card:
-    name, total = values.get("Product Name"), _mib(values.get("Physical Memory Usage.Total"))
+    name, total = values.get("Product Name"), _mib(values.get(_TOTAL))
     if name is None:
         raise FormatError(f"cnmon info has no Product Name of card {number}: {', '.join(list(values)[:8])}")
     pci = _address([values.get(f"PCI.{key}") for key in ("Domain ID", "Bus num", "Device", "Function")])

@@ -7,13 +7,13 @@ the bus is `Bus ID` or `PCI/Bus ID`, and `Power Draw ` ends in a space); the tab
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from xinf.core.device import Vendor
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.json_answer import read_json
 from xinf.device.mthreads_library import name_arch
 from xinf.device.pci import normalise_address
 from xinf.device.quantity import is_count, size_in_bytes
@@ -42,10 +42,7 @@ _NEEDED = ("ID", "Name", "PCIe", "%GPU", "Mem", "Temp")
 
 def parse_json(text: str) -> tuple[Card, ...]:
     """Read `mthreads-gmi -q --json`. Raises: FormatError."""
-    try:
-        answer = _strip_keys(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise FormatError(f"mthreads-gmi -q --json printed no JSON: {error}") from None
+    answer = _strip_keys(read_json(text, "mthreads-gmi -q --json"))
     if not isinstance(answer, dict) or not isinstance(answer.get("GPU"), list):
         raise FormatError("mthreads-gmi -q --json has no list `GPU`")
     driver = answer.get("Driver Version")

@@ -7,6 +7,7 @@ the driver's files, so inventory and samples name it alike without asking each o
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,12 +174,19 @@ def read_driver_version(module: str, root: Path) -> str | None:
     return None
 
 
-def read_runtime_version(path: str, root: Path) -> str | None:
-    """Read which ROCm or DTK the host has: `6.4.1-83` is 6.4.1. Engines in containers bring their own."""
-    try:
-        return (root / path).read_text().strip().partition("-")[0] or None
-    except OSError:
-        return None
+def read_runtime_version(paths: Sequence[str], root: Path) -> str | None:
+    """Read which ROCm or DTK the host has: `6.4.1-83` is 6.4.1, `DTK-26.04-rc4` is 26.04.
+
+    Engines in containers bring their own.
+    """
+    for path in paths:
+        try:
+            match = re.search(r"^(?:DTK-)?([0-9]+(?:\.[0-9]+)+)", (root / path).read_text(), re.MULTILINE)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if match is not None:
+            return match[1]
+    return None
 
 
 def why_hidden(node: KfdNode) -> str | None:
