@@ -446,7 +446,7 @@ def test_damaged_text_is_refused(damage: Damage, device_fixture: Text) -> None:
 
 def test_text_that_is_cut_before_the_memory_of_the_last_card_is_refused(device_fixture: Text) -> None:
     text = device_fixture(TEXT)
-    with pytest.raises(FormatError, match="cnmon info is cut off: it has Physical Memory Usage.Total of some cards"):
+    with pytest.raises(FormatError, match=r"cnmon info is cut off: it has Physical Memory Usage\.Total of some cards"):
         cambricon_tool.parse_text(text[: text.rindex("    Physical Memory Usage")])
 
 

@@ -31,25 +31,32 @@ _GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR = "0000:00:02.", "0000:00:0b."
 _NPU_DRIVER = "intel_vpu"
 _LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
 _TOOLS = ("/usr/bin", "/opt/xpum/bin")
-# By PCI device number, first and last. Source: Linux include/drm/intel/pciids.h.
+# By PCI device number, first and last. Source: Linux include/drm/intel/pciids.h (0755a4e, 2026).
 _ARCHITECTURES = (
     (0x0B69, 0x0BE5, "pvc"),  # Data Center GPU Max
     (0x4905, 0x4909, "dg1"),
     (0x5690, 0x56C2, "dg2"),  # Arc A, Data Center GPU Flex
+    (0x674C, 0x6750, "cri"),  # Crescent Island
     (0xE200, 0xE22F, "bmg"),  # Arc B
 )
-
-
-# The graphics of processors since Tiger Lake, by the same source: a virtual machine may show them at any address.
+# The graphics of processors since Skylake, by the same source: a virtual machine may show them at any address.
 _INTEGRATED = (
+    (0x1902, 0x193D),  # Skylake
+    (0x3E90, 0x3EA9),  # Coffee, Whiskey Lake
+    (0x4541, 0x4571),  # Elkhart Lake
     (0x4626, 0x46D4),  # Alder Lake
     (0x4C80, 0x4C9A),  # Rocket Lake
+    (0x4E51, 0x4E71),  # Jasper Lake
+    (0x5902, 0x593B),  # Kaby Lake
     (0x6420, 0x64B0),  # Lunar Lake
     (0x7D40, 0x7DD5),  # Meteor Lake, Arrow Lake
+    (0x8A50, 0x8A71),  # Ice Lake
     (0x9A40, 0x9AF8),  # Tiger Lake
-    (0xA720, 0xA78B),  # Raptor Lake
+    (0x9B21, 0x9BF6),  # Comet Lake
+    (0xA720, 0xA7AD),  # Raptor Lake
     (0xB080, 0xB0B0),  # Panther Lake
     (0xB640, 0xB640),  # Arrow Lake
+    (0xD740, 0xD75F),  # Nova Lake
     (0xFD80, 0xFD81),  # Wildcat Lake
 )
 
