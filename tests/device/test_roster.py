@@ -90,12 +90,35 @@ def test_card_that_is_not_listed_says_why(
         functions,
         missing="nobody knows it",
         root=root,
-        nodes="mtgpu.[0-9]*",
+        nodes="mtgpu.",
         may_be_cut=may_be_cut,
     )
     assert missing.health is health
     assert words in str(missing.reason)
     assert "nobody knows it" in str(missing.reason)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "others", "health"),
+    [
+        ("gcu", ("gcu0vid0", "gcu0vid1", "gcuctl"), Health.NO_DRIVER),  # /dev/gcuXvidY: Enflame's FFmpeg plugin
+        ("cambricon_dev", ("cambricon_dev0vf1", "cambricon_ctl"), Health.NO_DRIVER),
+        ("mtgpu.", ("mtgpu1",), Health.FAULTY),
+    ],
+)
+def test_only_nodes_of_whole_cards_are_counted(
+    make_tree: Callable[..., Path], nodes: str, others: tuple[str, ...], health: Health
+) -> None:
+    root = make_tree(*TWO)
+    (root / "dev").mkdir()
+    for name in (f"{nodes}0", *others):
+        (root / "dev" / name).touch()
+    (root / "sys/bus/pci/drivers/its").mkdir(parents=True)
+    (root / "sys/bus/pci/devices/0000:03:00.0/driver").symlink_to(root / "sys/bus/pci/drivers/its")
+    card = Card(pci="0000:2a:00.0", uuid="u-2a", number=0)
+    functions = find_pci_functions(root)
+    missing, _ = make_devices(Vendor.MTHREADS, [card], functions, missing="", root=root, nodes=nodes)
+    assert missing.health is health
 
 
 def test_card_on_no_bus_is_listed_last_and_hides_what_the_bus_would_say(make_tree: Callable[..., Path]) -> None:

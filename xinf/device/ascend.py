@@ -31,7 +31,7 @@ class AscendProbe(RosterProbe):
     """Asks DCMI; where it does not start, npu-smi; cards that neither lists are recorded by their bus address."""
 
     vendor = Vendor.ASCEND
-    nodes = "davinci[0-9]*"
+    nodes = "davinci"
 
     def __init__(self) -> None:
         self._library = StartedLibrary(Dcmi)

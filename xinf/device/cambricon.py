@@ -32,7 +32,7 @@ class CambriconProbe(RosterProbe):
     """Asks cndev; where it does not start, cnmon; cards that neither lists are recorded by their bus address."""
 
     vendor = Vendor.CAMBRICON
-    nodes = "cambricon_dev[0-9]*"
+    nodes = "cambricon_dev"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Cndev)

@@ -32,7 +32,7 @@ class KunlunxinProbe(RosterProbe):
     """Asks libxpuml, then xpu-smi where the PCI bus shows a Kunlunxin card; what they do not say, the bus does."""
 
     vendor = Vendor.KUNLUNXIN
-    nodes = "xpu[0-9]*"
+    nodes = "xpu"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Xpuml)

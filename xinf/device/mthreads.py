@@ -24,7 +24,7 @@ class MthreadsProbe(RosterProbe):
     """Asks libmtml; where that does not answer, mthreads-gmi; where neither does, the PCI bus says what is there."""
 
     vendor = Vendor.MTHREADS
-    nodes = "mtgpu.[0-9]*"
+    nodes = "mtgpu."
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Mtml)

@@ -19,7 +19,7 @@ import msgspec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Sample, Vendor
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, name_by_address, read_numa, without_driver
-from xinf.device.quantity import celsius, count, percent, size_in_bytes, watts
+from xinf.device.quantity import celsius, count, is_count, percent, size_in_bytes, watts
 
 H = TypeVar("H")
 
@@ -118,16 +118,17 @@ def make_devices(
 ) -> tuple[Device, ...]:
     """Describe the cards and those of `functions` that are not among them, for which `missing` says why.
 
-    `nodes`: a pattern of the vendor's device nodes in /dev, one for each card that this process may open. With it a
-    card that the driver has lost is told from one that a container was not given. `may_be_cut`: nobody knows whether
-    the cards are all that would have been told of; what is not among them is silent then, not lost.
+    `nodes`: how the vendor's device nodes in /dev are called before their number, of which there is one for each card
+    that this process may open. With it a card that the driver has lost is told from one that a container was not given.
+    `may_be_cut`: nobody knows whether the cards are all that would have been told of; what is not among them is silent
+    then, not lost.
     """
     devices = [_make_device(vendor, card, root) for card in cards]
-    listed = {device.pci for device in devices}
+    listed, n_cards = {device.pci for device in devices}, sum(1 for card in cards if card.parent is None)
     for function in functions:
         # Where a card tells no address, nothing can be said of those on the bus: it may be any of them.
         if function.address not in listed and None not in listed:
-            health, reason = _why_unlisted(function, len(cards), nodes, root, may_be_cut=may_be_cut)
+            health, reason = _why_unlisted(function, n_cards, nodes, root, may_be_cut=may_be_cut)
             words = missing if reason is None else f"{reason} ({missing})" if health is not None else reason
             devices.append(without_driver(function, 0, words, health))
     # A card goes before the instances that it was divided into: they share its address.
@@ -165,17 +166,27 @@ def _why_unlisted(
         return None, None
     if function.driver is None:
         return Health.NO_DRIVER, f"no kernel driver is bound to it: load that of {function.vendor}"
-    node, n_nodes = nodes.partition("[")[0], sum(1 for _ in (root / "dev").glob(nodes))
+    n_nodes = _count_nodes(nodes, root)
     if n_nodes <= n_listed:
-        return Health.NO_DRIVER, f"it has no node /dev/{node}N here: a container shows the cards that it was given"
+        return Health.NO_DRIVER, f"it has no node /dev/{nodes}N here: a container shows the cards that it was given"
     if may_be_cut:
         return Health.SILENT, (
-            f"the tool told of {n_listed} cards where {n_nodes} have a node /dev/{node}N: its answer may be cut, and"
+            f"the tool told of {n_listed} cards where {n_nodes} have a node /dev/{nodes}N: its answer may be cut, and"
             " nobody knows how the others are"
         )
     return Health.FAULTY, (
         f"the driver lists {n_listed} of the cards but not this one: look at `dmesg`, then reset or reseat it"
     )
+
+
+def _count_nodes(nodes: str, root: Path) -> int:
+    """Count the cards' own nodes: not `gcu0vid1`, a decoder of Enflame's, and those of parts (`cambricon_dev0vf1`).
+
+    Moore Threads' have a dot before the number, which some releases leave out.
+    """
+    stem = nodes.rstrip(".")
+    names = [path.name.removeprefix(stem).removeprefix(".") for path in (root / "dev").glob(f"{stem}*")]
+    return sum(1 for name in names if is_count(name))
 
 
 def _make_device(vendor: Vendor, card: Card, root: Path) -> Device:

@@ -19,7 +19,7 @@ class RosterProbe:
     """Asks one way after the other; cards that none lists are recorded by their bus address."""
 
     vendor: ClassVar[Vendor]
-    nodes: ClassVar[str]  # a pattern of the vendor's device nodes in /dev
+    nodes: ClassVar[str]  # how the vendor's device nodes in /dev are called before their number
     _listed: tuple[Device, ...] | None = None
 
     def inventory_ways(self, root: Path) -> Sequence[Way]:
