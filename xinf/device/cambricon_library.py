@@ -19,6 +19,7 @@ from xinf.device.cambricon_structs import (
     CardInfo,
     EccInfo,
     HealthState,
+    HealthStateV2,
     LinkRemote,
     LinkStatus,
     LinkStatusV2,
@@ -131,7 +132,7 @@ class Cndev:
     def _describe(self, number: int, handle: int) -> Card:
         version = self._read("cndevGetVersionInfo", VersionInfo(), handle)
         memory = self._memory(handle)
-        state = self._read("cndevGetCardHealthState", HealthState(), handle)
+        state = self._state(handle)
         name, pci, uuid = self._name(handle), self._pci(handle), self._uuid(handle)
         return Card(
             number=number,
@@ -155,7 +156,7 @@ class Cndev:
         temperature = self._read("cndevGetTemperatureInfo", TemperatureInfo(), handle)
         power = self._read("cndevGetDevicePowerInfo", PowerInfo(), handle)
         ecc = self._read("cndevGetECCInfo", EccInfo(), handle)
-        state = self._read("cndevGetCardHealthState", HealthState(), handle)
+        state = self._state(handle)
         # A sensor that a product lacks reads as 0.
         celsius = 0 if temperature is None else temperature.chip or temperature.board
         pci = self._pci(handle)
@@ -172,6 +173,11 @@ class Cndev:
             health=_health_of(state),
             reason=_reason_of(state),
         )
+
+    def _state(self, handle: int) -> HealthState | HealthStateV2 | None:
+        """Ask for the health: the second form tells incidents, the first is all that older drivers have."""
+        state: HealthState | HealthStateV2 | None = self._read("cndevGetCardHealthStateV2", HealthStateV2(), handle)
+        return state or self._read("cndevGetCardHealthState", HealthState(), handle)
 
     def _memory(self, handle: int) -> MemoryInfo | MemoryInfoV2 | None:
         memory: MemoryInfo | MemoryInfoV2 | None = self._read("cndevGetMemoryUsageV2", MemoryInfoV2(), handle)
@@ -246,14 +252,18 @@ class Cndev:
         return f"{(ask(code) or b'unknown error').decode(errors='replace')} ({code})"
 
 
-def _health_of(state: HealthState | None) -> Health | None:
+def _health_of(state: HealthState | HealthStateV2 | None) -> Health | None:
     if state is None:
         return None
     return Health.OK if state.health == _GOOD else Health.FAULTY
 
 
-def _reason_of(state: HealthState | None) -> str | None:
+def _reason_of(state: HealthState | HealthStateV2 | None) -> str | None:
     if state is None or state.health == _GOOD:
         return None
     words = _DRIVER_STATES.get(state.driverState, "it has a problem")
+    if isinstance(state, HealthStateV2):
+        incidents = state.incidents[: min(state.incident_count, len(state.incidents))]
+        told = dict.fromkeys(incident.msg.decode(errors="replace").strip() for incident in incidents)
+        words = "; ".join([words, *filter(None, told)])[:300]
     return f"cndev says of the card: {words}; see `cnmon info` and `dmesg`"
