@@ -309,3 +309,24 @@ def test_mark_of_an_earlier_agent_holds_for_its_calm_time() -> None:
     assert ward.state() == [(Health.FAULTY, "Xid 48"), WELL, WELL]
     assert ward.calm()[0][0] is Health.FAULTY
     assert ward.calm()[0] == WELL
+
+
+def test_marks_of_a_card_that_was_exchanged_are_not_the_new_ones() -> None:
+    former = msgspec.structs.replace(A, extra={"uuid": "U1"})
+    ward = Ward(former, B, CPU)
+    ward.take(event("a", "xid", Health.FAULTY, 48))
+    assert ward.state()[0][0] is Health.FAULTY
+    ward.find(msgspec.structs.replace(A, extra={"uuid": "U2"}), B, CPU)
+    health, reason = ward.state()[0]
+    assert (health, "another card is in its slot (U2, before U1)" in str(reason)) == (Health.FAULTY, True)
+    assert ward.state()[1] == WELL
+    assert [one.uuid for one in ward.condition.take_exchanges()] == ["a"]
+    assert ward.condition.take_exchanges() == []
+    assert ward.calm()[0] == WELL, "an Xid 48 of the former card would have stayed"
+
+
+def test_next_agent_finds_a_card_that_was_exchanged_meanwhile() -> None:
+    found = msgspec.structs.replace(A, extra={"serial": "S2"})
+    condition = Condition((found, B), occupants={"a": {"serial": "S1"}})
+    assert [device.health for device in condition.mark(1000.0)] == [Health.FAULTY, Health.OK]
+    assert condition.occupants == {"a": {"serial": "S2"}}

@@ -566,6 +566,41 @@ async def test_card_that_was_swapped_is_another(watch: Watch) -> None:
     assert second.uuid not in {device.uuid for device in record.devices}
 
 
+async def test_card_that_was_exchanged_under_its_name_is_told_and_kept_free_for_a_while(watch: Watch) -> None:
+    first, second, cpu = watch.bench.node.devices
+    former, new = (msgspec.structs.replace(second, extra={"uuid": name}) for name in ("GCU-A1", "GCU-B2"))
+    for found in (former, new):
+        watch.found = Inventory(devices=(first, found, cpu))
+        await watch.watcher.take(event("driver"))
+        record = await watch.until(lambda record, found=found: record.devices[1].extra == found.extra)
+    assert (record.devices[1].health, record.devices[0].health) == (Health.FAULTY, Health.OK)
+
+    async def told() -> list[str]:
+        return [
+            message
+            for kind, name, _, message, _ in await events(watch)
+            if (kind, name) == ("device_exchanged", "cuda:1")
+        ]
+
+    async with asyncio.timeout(WAIT_S):
+        while not await told():
+            await asyncio.sleep(0.01)
+    assert len(await told()) == 1
+    assert "another card is in its slot (GCU-B2, before GCU-A1)" in (await told())[0]
+    await watch.calm()
+    await watch.until(lambda record: record.devices[1].health is Health.OK)
+    # The next agent knows who sat there, also after the host was booted.
+    path = watch.bench.config.paths.devices_file
+    chart = msgspec.json.decode(path.read_bytes(), type=Chart)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(chart, boot_id="another")))
+    await watch.close()
+    third = msgspec.structs.replace(second, extra={"uuid": "GCU-C3"})
+    node = msgspec.structs.replace(watch.bench.node, devices=(first, third, cpu))
+    again = Watch(watch.bench, watch.bench.store, node)
+    assert [device.health for device in again.registration.record.devices] == [Health.OK, Health.FAULTY, Health.OK]
+    await again.close()
+
+
 async def test_next_agent_knows_how_the_devices_were(watch: Watch) -> None:
     await watch.watcher.take(event("xid", Health.FAULTY))
     before = (await watch.stored()).devices

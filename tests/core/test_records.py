@@ -85,3 +85,14 @@ def test_is_selected_by_the_uuid_that_its_vendor_gives_it() -> None:
         vendor=Vendor.CAMBRICON, index=0, uuid="MLU-0000-39-00.0", name="MLU590", extra={"uuid": "MLU-d4e5"}
     )
     assert [is_selected(device, s) for s in ("MLU-0000-39-00.0", "MLU-d4e5", "MLU-0000-3d-00.0")] == [True, True, False]
+
+
+def test_uuid_of_a_card_selects_what_it_was_divided_into() -> None:
+    card = "00000000-0000-0000-6769-df256e271362"
+    tiles = [
+        Device(vendor=Vendor.INTEL, index=number, uuid=f"{card}-t{number}", name="Max 1550", parent=card)
+        for number in range(2)
+    ]
+    assert [is_selected(tile, card) for tile in tiles] == [True, True]
+    assert [is_selected(tile, f"{card}-t1") for tile in tiles] == [False, True]
+    assert not is_selected(tiles[0], card.replace("6769", "6760"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.device.mutations import FAILURES, Damage, Failure, damages, reorder_j
 from xinf.core.device import Device, Distance, Health, Topology, Vendor
 from xinf.device import PROBES, DeviceProcess, LinkProbe, ProcessProbe, ReadingStream, read_host
 from xinf.device.amd import AmdProbe
-from xinf.device.amd_tool import LIST, METRIC, STATIC, parse_list, parse_metric, parse_static
+from xinf.device.amd_tool import LIST, METRIC, METRIC_OF_GUESTS, STATIC, parse_list, parse_metric, parse_static
 from xinf.device.amdgpu import CardReading
 from xinf.device.library import LibraryError
 from xinf.device.rocm_library import RocmSmi
@@ -296,6 +297,20 @@ def test_sample_is_of_the_tool_where_nothing_else_speaks(
     assert (second.memory_used_bytes, second.temp_c, second.power_w) == (296 << 20, 39.0, None)
     probe.sample(two_cards.root)
     assert fake_tool.calls("amd-smi") == [" ".join(LIST), " ".join(METRIC), " ".join(METRIC)]
+
+
+def test_older_tool_in_a_virtual_machine_is_asked_for_the_memory_alone(
+    two_cards: GpuTree, fake_tool: FakeTools, device_fixture: Read
+) -> None:
+    # ROCm/amdsmi, amdsmi_parser.py of its first releases: of these options a guest has --mem-usage only.
+    strip(two_cards.root, nodes=False)
+    content = json.loads(device_fixture(METRIC_7))
+    short = [{"gpu": entry["gpu"], "mem_usage": entry["mem_usage"]} for entry in content["gpu_data"]]
+    answers = {" ".join(METRIC_OF_GUESTS): json.dumps(short), " ".join(LIST): device_fixture(LIST_7)}
+    fake_tool.add("amd-smi", answers)
+    first, _ = AmdProbe().sample(two_cards.root)
+    assert (first.memory_used_bytes, first.temp_c, first.power_w) == (98304 << 20, None, None)
+    assert fake_tool.calls("amd-smi") == [" ".join(LIST), " ".join(METRIC), " ".join(METRIC_OF_GUESTS)]
 
 
 def test_bare_list_of_rocm_6_is_read(device_fixture: Read) -> None:

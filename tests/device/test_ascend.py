@@ -410,6 +410,30 @@ def test_unknown_table_is_made_up_for_by_keys(make_tree: MakeTree, fake_tool: Fa
         AscendProbe().sample(root)
 
 
+def test_chip_that_a_cut_table_lacks_is_asked_for_by_keys(
+    make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text
+) -> None:
+    known = answers(device_fixture, "a3")
+    second = known["info"].index("| 2     Ascend910           | OK            | -")
+    known["info"] = known["info"][:second]
+    root = make_tree(*((f"0000:{bus}:00.0", "0x19e5", "0x120000", 0) for bus in ("95", "97")))
+    (root / "dev").mkdir()
+    for number in (4, 5):
+        (root / f"dev/davinci{number}").touch()
+    fake_tool.add("npu-smi", known)
+    first, second_die = AscendProbe().inventory(root)
+    assert (first.uuid, first.health, second_die.uuid) == ("NPU-0000-95-00.0-0", Health.OK, "PCI-0000-97-00.0")
+    keys = {
+        "info -t usages -i 2": device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt"),
+        "info -t board -i 2 -c 1": device_fixture("npu-smi-24.1.rc3.7-board-a3.txt"),
+    }
+    fake_tool.add("npu-smi", {**known, **keys})
+    assert [(device.uuid, device.visible) for device in AscendProbe().inventory(root)] == [
+        ("NPU-0000-95-00.0-0", "0"),
+        ("NPU-0000-97-00.0-1", "1"),
+    ]
+
+
 def test_950_is_not_asked_for_a_chip_of_a_card(make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Text) -> None:
     known = answers(device_fixture, "950")
     usages = device_fixture("npu-smi-24.1.rc3.7-usages-a3.txt")

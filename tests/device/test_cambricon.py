@@ -161,6 +161,12 @@ def test_sick_card_is_faulty_and_says_why(cndev_root: Answer) -> None:
     assert [sample.health for sample in CambriconProbe().sample(root)] == [Health.FAULTY, Health.OK]
 
 
+def test_incidents_of_a_sick_card_are_told(cndev_root: Answer) -> None:
+    well, sick = CambriconProbe().sample(cndev_root("modern"))[::-1]
+    assert (well.health, well.reason, sick.health) == (Health.OK, None, Health.FAULTY)
+    assert "it has a problem; An Xid error detected; PCIe width is too low; see `cnmon info`" in str(sick.reason)
+
+
 def test_sample_reads_what_a_card_does(cndev_root: Answer) -> None:
     sample, other = CambriconProbe().sample(cndev_root("mlu590"))
     assert (sample.uuid, other.uuid) == (RIGHT, LEFT)
@@ -249,6 +255,8 @@ SIZES = {
     "cndevTemperatureInfo_t": 148,
     "cndevUtilizationInfo_t": 328,
     "cndevCardHealthState_t": 16,
+    "cndevCardHealthStateV2_t": 34612,
+    "cndevIncidentInfo_t": 540,
     "cndevMLULinkStatus_t": 16,
     "cndevMLULinkStatusV2_t": 44,
     "cndevMLULinkRemoteInfo_t": 376,
@@ -270,6 +278,8 @@ def test_struct_layouts_are_those_of_the_header(fake_library: Callable[[str, str
         "cndevTemperatureInfo_t": cambricon_structs.TemperatureInfo,
         "cndevUtilizationInfo_t": cambricon_structs.UtilizationInfo,
         "cndevCardHealthState_t": cambricon_structs.HealthState,
+        "cndevCardHealthStateV2_t": cambricon_structs.HealthStateV2,
+        "cndevIncidentInfo_t": cambricon_structs.Incident,
         "cndevMLULinkStatus_t": cambricon_structs.LinkStatus,
         "cndevMLULinkStatusV2_t": cambricon_structs.LinkStatusV2,
         "cndevMLULinkRemoteInfo_t": cambricon_structs.LinkRemote,
@@ -442,6 +452,12 @@ def test_columns_of_the_text_may_move(respace: Damage, device_fixture: Text) -> 
 def test_damaged_text_is_refused(damage: Damage, device_fixture: Text) -> None:
     with pytest.raises(FormatError, match="cnmon"):
         cambricon_tool.parse_text(damage(device_fixture(TEXT)))
+
+
+def test_text_that_is_cut_before_the_memory_of_the_last_card_is_refused(device_fixture: Text) -> None:
+    text = device_fixture(TEXT)
+    with pytest.raises(FormatError, match=r"cnmon info is cut off: it has Physical Memory Usage\.Total of some cards"):
+        cambricon_tool.parse_text(text[: text.rindex("    Physical Memory Usage")])
 
 
 def test_sections_of_the_text_do_not_mix(device_fixture: Text) -> None:

@@ -16,6 +16,7 @@ from xinf.core.device import Health, Vendor
 from xinf.device import PROBES
 from xinf.device.hygon import HygonProbe
 from xinf.device.hygon_tool import FACTS, POWER, READINGS, parse_cards, parse_facts, parse_readings, parse_table
+from xinf.device.rocm import read_runtime_version
 from xinf.device.tool import FormatError
 
 Read = Callable[[str], str]
@@ -106,7 +107,7 @@ def test_card_without_its_driver_is_recorded(gpu_tree: GpuTree) -> None:
     gpu_tree.add_card(FIRST, vendor=0x1D94, device=0x6210, driver=None)
     (card,) = HygonProbe().inventory(gpu_tree.root)
     assert (card.health, card.uuid) == (Health.NO_DRIVER, "PCI-0000-09-00.0")
-    assert "modprobe hydcu" in str(card.reason)
+    assert "run `modprobe hycu` (older: hydcu)" in str(card.reason)
 
 
 def test_sample_is_of_the_tool_by_address(two_cards: GpuTree, fake_tool: FakeTools, device_fixture: Read) -> None:
@@ -215,3 +216,14 @@ def test_damaged_facts_are_refused(damage: Damage, device_fixture: Read) -> None
 def test_damaged_readings_are_refused(damage: Damage, device_fixture: Read) -> None:
     with pytest.raises(FormatError, match="hy-smi"):
         parse_readings(parse_cards(damage(device_fixture(LINES))))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("opt/dtk/.dtk_version", "DTK-26.04-rc4\n"), ("opt/dtk/.info/version", "26.04\n")],
+    ids=["as hcu_envcheck (Hygon, 2026) finds it", "as ROCm has it"],
+)
+def test_version_of_dtk_is_read_from_either_file(gpu_tree: GpuTree, path: str, text: str) -> None:
+    assert read_runtime_version(HygonProbe.runtime, gpu_tree.root) is None
+    gpu_tree.write(path, text)
+    assert read_runtime_version(HygonProbe.runtime, gpu_tree.root) == "26.04"

@@ -145,7 +145,7 @@ def test_processors_graphics_and_npu_are_no_devices(gpu_tree: GpuTree) -> None:
     assert IntelProbe().inventory(gpu_tree.root) == ()
 
 
-@pytest.mark.parametrize("device", [0x4680, 0x64A0, 0x7D55, 0x9A49, 0xA780, 0xB090])
+@pytest.mark.parametrize("device", [0x1912, 0x3E92, 0x4680, 0x64A0, 0x7D55, 0x9A49, 0xA780, 0xA7A1, 0xB090, 0xD750])
 def test_graphics_that_a_virtual_machine_shows_elsewhere_are_no_device(gpu_tree: GpuTree, device: int) -> None:
     gpu_tree.add_card("0000:05:00.0", vendor=0x8086, device=device, driver="xe", pci_class=0x030000)
     assert not IntelProbe().is_present(gpu_tree.root)

@@ -22,7 +22,9 @@ def test_value_that_ends_the_text_is_found(text: str, value: object) -> None:
     assert read_json(text, "x-smi") == value
 
 
-@pytest.mark.parametrize("text", ["", "\n", "no JSON", '{"a": 1} and more', '{"a": 1}\n{"b": ', ' {"a": 1}', "x{}"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "no JSON", '{"a": 1} and more', '{"a": 1}\n{"b": ', ' {"a": 1}', "x{}", "[" * 100_000]
+)
 def test_anything_else_is_refused_by_the_tools_name(text: str) -> None:
     with pytest.raises(FormatError, match="x-smi: not JSON"):
         read_json(text, "x-smi")

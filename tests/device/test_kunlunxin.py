@@ -154,11 +154,31 @@ def test_two_chips_at_one_address_are_told_apart_by_every_way(
         assert [sample.uuid for sample in KunlunxinProbe().sample(root)] == names, form
 
 
+def test_chip_keeps_its_name_when_its_neighbour_is_lost(
+    with_library: WithLibrary, fake_tool: FakeTools, device_fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = with_library("k200_half")
+    names = [f"{RIGHT}-1"]
+    listed = [card for card in KunlunxinProbe().inventory(root) if card.arch is not None]
+    assert [card.uuid for card in listed] == names
+    assert [sample.uuid for sample in KunlunxinProbe().sample(root)] == names
+    monkeypatch.setenv("FAKE_XPUML", "not_loaded")
+    machine, table = (device_fixture(name).replace("P800 OAM", "K200    ") for name in (MACHINE, TABLE))
+    second = machine.splitlines()[-1].replace(":03:", ":52:")
+    fake_tool.add("xpu-smi", {"-m": second + "\n"})
+    assert [sample.uuid for sample in KunlunxinProbe().sample(root)] == names
+    head, rule = table[: table.index("|   0 ")], "+-------------------------------+----------------------+---"
+    body = table[table.index("|   1 ") : table.index("+--", table.index("|   1 "))].replace(":03:", ":52:")
+    fake_tool.add("xpu-smi", {"": f"{head}{body}{rule}\n"})
+    assert [sample.uuid for sample in KunlunxinProbe().sample(root)] == names
+
+
 @pytest.mark.parametrize(
     ("scenario", "words"),
     [
         ("version9", "libxpuml says version '9.0.1.1'; layouts are known of 4.x and 5.x"),
         ("drift", "so its layout is not known"),
+        ("countless", "xpumlDeviceGetCount gives 4294967295 devices: its layout is not known"),
         ("not_loaded", "the Kunlunxin kernel driver is not loaded"),
     ],
 )
@@ -223,7 +243,8 @@ def test_query_and_machine_form_are_joined_by_the_bus(
     assert (second.index, second.pci, second.visible, second.uuid) == (1, "0000:52:00.0", "0", RIGHT)
     assert (second.name, second.arch, second.memory_bytes) == ("P800 OAM", "P800", 98304 << 20)
     assert (second.driver, second.runtime, second.numa) == ("5.0.21.26", "10.2", 1)
-    assert (second.dev_nodes, second.extra) == (("/dev/xpu0",), {"architecture": "KL3", "uuid": f"{UUID}1"})
+    assert second.dev_nodes == ("/dev/xpu0",)
+    assert second.extra == {"architecture": "KL3", "uuid": f"{UUID}1", "serial": "02K15K624CV99901"}
     assert {sample.uuid for sample in KunlunxinProbe().sample(root)} == {first.uuid, second.uuid}
 
 
@@ -305,13 +326,14 @@ def test_query_is_read_by_its_keys(device_fixture: Fixture) -> None:
     first, second = parse_query(device_fixture(QUERY))
     assert first == Card(
         pci="0000:52:00.0",
+        uuid=RIGHT,
         name="P800 OAM",
         arch="P800",
         memory_bytes=98304 << 20,  # not the 96 MiB of the L3 cache, whose keys are named alike
         driver="5.0.21.26",
         runtime="10.2",
         dev_nodes=("/dev/xpu0",),
-        extra={"architecture": "KL3", "uuid": f"{UUID}1"},
+        extra={"architecture": "KL3", "uuid": f"{UUID}1", "serial": "02K15K624CV99901"},
         used_bytes=1 << 30,
         free_bytes=95 << 30,
         util_pct=12.0,
@@ -328,6 +350,12 @@ def test_damaged_query_is_refused(damage: Damage, device_fixture: Fixture) -> No
         parse_query(damage(device_fixture(QUERY)))
 
 
+def test_query_that_ends_before_the_last_card_is_refused(device_fixture: Fixture) -> None:
+    text = device_fixture(QUERY)
+    with pytest.raises(FormatError, match="says `Attached XPUs` '2' and lists 1: it is cut off"):
+        parse_query(text[: text.rindex("XPU 0000")])
+
+
 @pytest.mark.parametrize(("value", "instead"), [("98304 MiB", "96 GiB"), ("12 %", "12 ‰"), ("38 C", "311 K")])
 def test_strange_value_is_refused_by_its_key(device_fixture: Fixture, value: str, instead: str) -> None:
     with pytest.raises(FormatError, match=r"xpu-smi -q: `.+` is"):
@@ -338,6 +366,7 @@ def test_machine_form_is_read_by_its_places(device_fixture: Fixture) -> None:
     first, second = parse_machine(device_fixture(MACHINE))
     assert first == Card(
         pci="0000:52:00.0",
+        uuid=RIGHT,
         number=0,
         extra={"serial": "02K15K624CV99901"},
         name="P800 OAM",
@@ -379,6 +408,7 @@ def test_table_is_read_by_its_three_lines(device_fixture: Fixture) -> None:
     first, second = parse_table(device_fixture(TABLE))
     assert first == Card(
         pci="0000:52:00.0",
+        uuid=RIGHT,
         number=0,
         name="P800 OAM",
         arch="P800",

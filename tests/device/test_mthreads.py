@@ -6,6 +6,7 @@ Proves our calls, our reading of structs and texts, and what is refused; not how
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from xinf.agent.condition import Condition
 from xinf.core.device import Distance, Health, Vendor
 from xinf.device import read_inventory
 from xinf.device.mthreads import MthreadsProbe
-from xinf.device.mthreads_library import LinkLayout, PciInfo, Property
+from xinf.device.mthreads_library import LinkLayout, LinkSpec, PciInfo, Property
 from xinf.device.mthreads_tool import parse_json, parse_table
 from xinf.device.reading import Reading
 from xinf.device.roster import Card
@@ -32,6 +33,10 @@ TABLES = {
     "mthreads-gmi-1.14.0-s80.txt": [("MTT S80", "mp_21", "2.7.0", 16384, 2, 0.0, 49.0)],
     "mthreads-gmi-2.0.0-s80.txt": [("MTT S80", "mp_21", "3.0.0", 16384, 662, 3.0, 41.0)],
     "mthreads-gmi-2.3.2-s5000.txt": [("MTT S5000", "mp_31", "3.3.5-server", 81920, 0, 0.0, 40.0)],
+    "mthreads-gmi-2.3.2-ecc-s5000.txt": [
+        ("MTT S5000", "mp_31", "3.3.5-server", 81920, 66641, 0.0, 52.0),
+        ("MTT S5000", "mp_31", "3.3.5-server", 81920, 10, 0.0, 51.0),
+    ],
     TABLE: [
         ("MTT S5000", "mp_31", "5.1.0-server", 81920, 8192, 75.0, 48.0),
         ("MTT S5000", "mp_31", "5.1.0-server", 81920, 0, 0.0, 39.0),
@@ -54,6 +59,8 @@ LAYOUT = {
     "MtmlMtLinkLayout": 24,
     "MtmlMtLinkLayout.remoteLinkId": 4,
     "MtmlMtLinkLayout.rsvd": 8,
+    "MtmlMtLinkSpec": 28,  # as test_abi_layout.py of MooreThreads/mthreads-ml-py has it
+    "MtmlMtLinkSpec.linkNum": 8,
 }
 
 
@@ -162,7 +169,13 @@ def test_slice_of_a_virtual_machine_is_not_ours(with_library: WithLibrary) -> No
 
 
 @pytest.mark.parametrize(
-    ("scenario", "distance"), [("s5000", Distance.LINK), ("wired", Distance.NODE), ("linkless", Distance.NODE)]
+    ("scenario", "distance"),
+    [
+        ("s5000", Distance.LINK),
+        ("unrelated", Distance.LINK),
+        ("wired", Distance.NODE),
+        ("linkless", Distance.NODE),
+    ],
 )
 def test_link_that_is_up_is_the_shortest_way(with_library: WithLibrary, scenario: str, distance: Distance) -> None:
     topology = MthreadsProbe().topology(with_library(scenario))
@@ -216,6 +229,8 @@ def test_structs_are_laid_out_as_the_compiler_does(fake_library: Callable[[str, 
         "MtmlMtLinkLayout": ctypes.sizeof(LinkLayout),
         "MtmlMtLinkLayout.remoteLinkId": LinkLayout.remote_link.offset,
         "MtmlMtLinkLayout.rsvd": LinkLayout.reserved.offset,
+        "MtmlMtLinkSpec": ctypes.sizeof(LinkSpec),
+        "MtmlMtLinkSpec.linkNum": LinkSpec.n_links.offset,
     }
     assert ours == LAYOUT
 
@@ -311,6 +326,27 @@ def test_table_is_read_when_the_tool_knows_no_json(
     assert fake_tool.calls("mthreads-gmi") == ["-q --json", ""]
     assert (first.pci, first.visible, first.uuid) == ("0000:18:00.0", "1", LEFT)
     assert {sample.uuid for sample in MthreadsProbe().sample(root)} == {first.uuid, second.uuid}
+
+
+def test_card_behind_the_end_of_a_cut_table_is_silent_and_not_lost(
+    make_tree: MakeTree, fake_tool: FakeTools, device_fixture: Fixture
+) -> None:
+    root = make_tree(LATER, EARLIER)
+    (root / "dev").mkdir()
+    (root / "sys/bus/pci/drivers/mtgpu").mkdir(parents=True)
+    for number, (address, *_) in enumerate((LATER, EARLIER)):
+        (root / f"dev/mtgpu.{number}").touch()
+        (root / f"sys/bus/pci/devices/{address}/driver").symlink_to(root / "sys/bus/pci/drivers/mtgpu")
+    text, json_text = device_fixture(TABLE), device_fixture(JSON)
+    fake_tool.add("mthreads-gmi", {"": text[: text.index("1    MTT S5000")]})
+    untold, told = MthreadsProbe().inventory(root)
+    assert (told.pci, told.health, untold.pci, untold.health) == (LATER[0], Health.OK, EARLIER[0], Health.SILENT)
+    assert "the tool told of 1 cards where 2 have a node /dev/mtgpu.N" in str(untold.reason)
+    # JSON that is read is whole: what it does not list, the driver does not have.
+    answer = json.loads(json_text)
+    fake_tool.add("mthreads-gmi", {"-q --json": json.dumps({**answer, "GPU": answer["GPU"][:1]})})
+    lost, _ = MthreadsProbe().inventory(root)
+    assert lost.health is Health.FAULTY
 
 
 @pytest.mark.parametrize("failure", FAILURES)

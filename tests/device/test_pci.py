@@ -29,6 +29,13 @@ def test_accelerators_are_found_by_vendor_and_class(make_tree: Callable[..., Pat
     ]
 
 
+def test_virtual_function_is_counted_only_where_its_card_is_not_to_be_seen(make_tree: Callable[..., Path]) -> None:
+    root = make_tree(("0000:c1:00.0", "0x19e5", "0x120000", 0), ("0000:c1:10.0", "0x19e5", "0x120000", 0))
+    assert len(find_pci_functions(root)) == 2, "as in a virtual machine"
+    (root / "sys/bus/pci/devices/0000:c1:10.0/physfn").symlink_to(root / "sys/bus/pci/devices/0000:c1:00.0")
+    assert [function.address for function in find_pci_functions(root)] == ["0000:c1:00.0"]
+
+
 def test_no_bus_is_no_accelerator(tmp_path: Path) -> None:
     assert find_pci_functions(tmp_path) == ()
     (tmp_path / "sys/bus/pci").mkdir(parents=True)

@@ -16,7 +16,7 @@ from tests.device.mutations import Failure
 from tests.device.test_offspring import is_running, linux_only
 from tests.engine_fixtures import wait_until
 from xinf.device.parent_death import find_tether
-from xinf.device.tool import ToolError, run_tool, time_for_tools
+from xinf.device.tool import FormatError, ToolError, run_tool, time_for_tools
 
 
 def test_tools_share_the_time_that_they_are_given(fake_tool: FakeTools) -> None:
@@ -95,3 +95,20 @@ def test_tool_that_may_not_be_run_is_told_of_in_its_own_name(tmp_path: Path) -> 
         run_tool([str(tmp_path / "shut")])
     with pytest.raises(ToolError, match=r"^gone cannot be run: No such file or directory$"):
         run_tool([str(tmp_path / "gone")])
+
+
+def test_answer_that_is_too_long_is_refused_and_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.device.tool._MAX_OUTPUT_BYTES", 1 << 20)
+    whole, longer = (write_tool(tmp_path / f"smi-{size}", f"head -c {size} /dev/zero") for size in (1 << 20, 2 << 20))
+    assert len(run_tool([whole], timeout_s=30)) == 1 << 20
+    with pytest.raises(FormatError, match="gave more than 1 MiB"):
+        run_tool([longer], timeout_s=30)
+
+
+@linux_only
+def test_tool_that_prints_without_end_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.device.tool._MAX_FILE_BYTES", 4 << 20)
+    # It begins when the bound is there: until then a real one writes what little it can.
+    tool = write_tool(tmp_path / "mad-smi", "while [ `ulimit -f` = unlimited ]; do :; done; exec cat /dev/zero")
+    with pytest.raises(ToolError, match="mad-smi ended with status -25"):
+        run_tool([tool], timeout_s=30)

@@ -24,25 +24,43 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     devices: tuple[Device, ...]
     spells: dict[str, Spell]
+    occupants: dict[str, dict[str, str]] = {}  # see Occupants; true beyond a boot, in which cards are exchanged
 
 
 def read_chart(path: Path, root: Path = Path("/")) -> Chart | None:
     """Read what an earlier agent left; None if there is nothing, it cannot be read, or the host was booted since."""
-    try:
-        chart = msgspec.json.decode(path.read_bytes(), type=Chart)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    return chart if chart.boot_id == read_boot_id(root) else None
+    chart = _decode(path)
+    return chart if chart is not None and chart.boot_id == read_boot_id(root) else None
 
 
-def write_chart(path: Path, devices: tuple[Device, ...], spells: dict[str, Spell], root: Path = Path("/")) -> None:
+def read_occupants(path: Path) -> dict[str, dict[str, str]]:
+    """Read who sat in which slot when an earlier agent looked, in this boot or before it; empty if nobody knows."""
+    chart = _decode(path)
+    return {} if chart is None else chart.occupants
+
+
+def write_chart(
+    path: Path,
+    devices: tuple[Device, ...],
+    spells: dict[str, Spell],
+    occupants: dict[str, dict[str, str]] | None = None,
+    root: Path = Path("/"),
+) -> None:
     """Replace the file; nothing is written on hosts that do not tell one boot from another. Raises: OSError."""
     boot_id = read_boot_id(root)
     if boot_id is None:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(msgspec.json.encode(Chart(boot_id=boot_id, devices=devices, spells=spells)))
+    chart = Chart(boot_id=boot_id, devices=devices, spells=spells, occupants=occupants or {})
+    temporary.write_bytes(msgspec.json.encode(chart))
     temporary.replace(path)
+
+
+def _decode(path: Path) -> Chart | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Chart)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def read_boot_id(root: Path = Path("/")) -> str | None:

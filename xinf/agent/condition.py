@@ -10,6 +10,9 @@ own way:
     sample     the card's own state         until the next sample that says; where a count of memory errors grew under
                                             our eyes, until it begins anew: a reader that is new knows no growth
 
+A device that is another card than before, in the slot that names it, is well or not by its own word: the marks of the
+former are forgotten, and it is FAULTY once, so that what was placed on that one is placed anew.
+
 What they say together goes through the Damper: worse counts at once, better after a calm time.
 
 A driver that is silent once is late; when the reader that replaced the silent one stays silent too, its devices are
@@ -24,6 +27,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from xinf.agent.damper import WELL, Damper, Mark, Spell
+from xinf.agent.occupant import Exchange, Occupants
 from xinf.agent.succession import merge_inventory
 from xinf.core.device import Device, DeviceEvent, Health, Sample, Vendor
 from xinf.device import Inventory, Reading
@@ -38,9 +42,17 @@ _EventKey = tuple[str, int | None]  # kind and code
 class Condition:
     """The devices of a node with their marks."""
 
-    def __init__(self, devices: Iterable[Device], spells: Mapping[str, Spell] | None = None) -> None:
-        """`devices`: as an inventory found them. `spells`: what an earlier agent left."""
+    def __init__(
+        self,
+        devices: Iterable[Device],
+        spells: Mapping[str, Spell] | None = None,
+        occupants: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """`devices`: as an inventory found them. `spells`, `occupants`: what an earlier agent left."""
         self._devices = tuple(devices)
+        self._occupants = Occupants(occupants)
+        self._exchanges: list[Exchange] = []  # not yet told
+        self._exchanged: dict[str, Mark] = {}  # not yet shown
         self._found: dict[str, Mark] = {}
         self._by_event: dict[str, dict[_EventKey, Mark]] = {}
         self._by_sample: dict[str, Mark] = {}
@@ -61,6 +73,16 @@ class Condition:
     def spells(self) -> dict[str, Spell]:
         """What the next agent needs to go on."""
         return self._damper.spells
+
+    @property
+    def occupants(self) -> dict[str, dict[str, str]]:
+        """Who sits in which slot, for the next agent."""
+        return self._occupants.told
+
+    def take_exchanges(self) -> list[Exchange]:
+        """Give the exchanges of cards that were found since this was last asked."""
+        found, self._exchanges = self._exchanges, []
+        return found
 
     def must_list(self, vendor: Vendor) -> bool:
         """Whether an inventory is to be asked for until it finds more: one of the vendor's devices was not well."""
@@ -104,7 +126,10 @@ class Condition:
 
     def _note_found(self) -> None:
         """Take the word of an inventory; what is not there any more is forgotten."""
-        uuids = {device.uuid for device in self._devices}
+        exchanges = self._occupants.take(self._devices)
+        self._exchanges += exchanges
+        self._exchanged |= {one.uuid: Mark(Health.FAULTY, one.message) for one in exchanges}
+        uuids = {device.uuid for device in self._devices} - {one.uuid for one in exchanges}
         self._found = {device.uuid: Mark(device.health, device.reason) for device in self._devices}
         self._by_event = {uuid: marks for uuid, marks in self._by_event.items() if uuid in uuids}
         self._by_sample = {uuid: mark for uuid, mark in self._by_sample.items() if uuid in uuids}
@@ -169,7 +194,7 @@ class Condition:
     def _mark(self, device: Device, now_s: float) -> Device:
         own = tuple(filter(None, (device.uuid, device.parent)))
         marks = [mark for uuid in own for mark in reversed(self._by_event.get(uuid, {}).values())]
-        marks.append(self._found[device.uuid])
+        marks.append(self._exchanged.pop(device.uuid, self._found[device.uuid]))
         marks += [mark for mark in (self._by_vendor.get(device.vendor),) if mark is not None]
         marks += [self._by_sample[uuid] for uuid in own if uuid in self._by_sample]
         worst = max(marks, key=lambda mark: mark.severity)  # the first of equally bad ones

@@ -22,5 +22,5 @@ async def list_devices(config: Config, root: Path = Path("/")) -> tuple[Device, 
     chart = read_chart(config.paths.devices_file) if config.agent.sample_interval else None
     if chart is None:
         return host.devices
-    condition = Condition(resume(chart.devices, host), chart.spells)
+    condition = Condition(resume(chart.devices, host), chart.spells, chart.occupants)
     return dated(chart.devices, condition.mark(time.monotonic()), time.time())

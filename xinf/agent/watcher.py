@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from xinf.agent.chart import read_chart, write_chart
+from xinf.agent.chart import read_chart, read_occupants, write_chart
 from xinf.agent.condition import Condition, dated
 from xinf.agent.foreign import foreign_bytes, foreign_step_bytes
 from xinf.agent.lister import Lister
@@ -84,7 +84,9 @@ class DeviceWatcher:
         self._chart = chart
         self._now_s = now_s
         before = None if chart is None else read_chart(chart)
-        self._condition = Condition(registration.record.devices, None if before is None else before.spells)
+        spells = None if before is None else before.spells
+        occupants = None if chart is None else read_occupants(chart)
+        self._condition = Condition(registration.record.devices, spells, occupants)
         self._lister = Lister(self._list, first_s=interval_s)
         known = () if before is None else before.devices
         devices = dated(known, self._condition.mark(self._now_s()), time.time())
@@ -97,6 +99,7 @@ class DeviceWatcher:
         """Take readings until they end or this is cancelled."""
         try:
             self._keep_chart()
+            await self._tell_others()
             await self._tell_health(self._news)
             for vendor in {device.vendor for device in self._condition.devices}:
                 if self._condition.must_list(vendor):
@@ -144,7 +147,8 @@ class DeviceWatcher:
         if self._chart is None:
             return
         try:
-            write_chart(self._chart, self._registration.record.devices, self._condition.spells)
+            devices, condition = self._registration.record.devices, self._condition
+            write_chart(self._chart, devices, condition.spells, condition.occupants)
         except OSError as error:
             logger.warning("the next agent will not know how the devices were: %s", error)
 
@@ -160,6 +164,12 @@ class DeviceWatcher:
             await self._tell(uuid, old[uuid].selector, "device_gone", f"{old[uuid].name} ({uuid}) was taken out")
         for uuid in new.keys() - old.keys():
             await self._tell(uuid, new[uuid].selector, "device_new", f"{new[uuid].name} ({uuid}) is there now")
+
+    async def _tell_others(self) -> None:
+        """Tell which devices are other cards than they were, under the names of their slots."""
+        names = {device.uuid: device.selector for device in self._condition.devices}
+        for exchange in self._condition.take_exchanges():
+            await self._tell(exchange.uuid, names[exchange.uuid], "device_exchanged", exchange.message)
 
     async def _tell(self, uuid: str, name: str, kind: str, message: str) -> None:
         """Write an event down. What comes and goes, like heat, is one event with a count."""
@@ -213,6 +223,7 @@ class DeviceWatcher:
             await self._registration.update(topology=topology)
         changed = await self._publish()
         await self._tell_exchange(record.devices, self._registration.record.devices)
+        await self._tell_others()
         await self._tell_health(changed)
         return not self._condition.must_list(vendor)
 

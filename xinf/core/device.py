@@ -204,8 +204,11 @@ def check_selector(text: str) -> str:
 
 
 def is_selected(device: Device, selector: str) -> bool:
-    """Whether one part of a selector means this device, by its own name or by its vendor's UUID."""
-    if selector in (device.uuid, device.extra.get("uuid")):
+    """Whether one part of a selector means this device, by its own name or by its vendor's UUID.
+
+    The UUID of a card means its tiles, partitions and instances too: once it is divided, it is they that compute.
+    """
+    if selector in (device.uuid, device.extra.get("uuid"), device.parent):
         return True
     match = _SELECTOR.fullmatch(selector)
     if match is None or DEVICE_KINDS[match[1]] is not device.vendor:

@@ -21,7 +21,7 @@ class AmdProbe(RocmProbe):
 
     vendor = Vendor.AMD
     libraries = ("/opt/rocm/lib", "/opt/rocm/rocm_smi/lib")
-    runtime = "opt/rocm/.info/version"
+    runtime = ("opt/rocm/.info/version",)
 
     def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
         super().__init__(timeout_s=timeout_s)

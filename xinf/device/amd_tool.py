@@ -9,17 +9,19 @@ A quantity is {"value": 196592, "unit": "MB"}, "5325 GB/s", a number, or "N/A". 
 
 from __future__ import annotations
 
-import math
 import re
+import time
 
 from xinf.device.amdgpu import CardFacts, CardReading
 from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
-from xinf.device.tool import FormatError, run_tool
+from xinf.device.quantity import size_in_bytes
+from xinf.device.tool import FormatError, ToolError, run_tool
 
 STATIC = ("static", "--asic", "--vram", "--driver", "--bus", "--json")
 LIST = ("list", "--json")
 METRIC = ("metric", "--usage", "--power", "--temperature", "--ecc", "--mem-usage", "--json")
+METRIC_OF_GUESTS = ("metric", "--mem-usage", "--json")  # all that its first releases know in a virtual machine
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z/%]*)")
 
@@ -31,7 +33,14 @@ def read_static(tool: str, *, timeout_s: float) -> dict[str, CardFacts]:
 
 def read_metric(tool: str, addresses: dict[int, str], *, timeout_s: float) -> dict[str, CardReading]:
     """Ask what the cards are doing; `addresses` by the tool's own numbers, of read_list. Raises: ToolError."""
-    readings = parse_metric(run_tool([tool, *METRIC], timeout_s=timeout_s))
+    begun = time.monotonic()
+    try:
+        text = run_tool([tool, *METRIC], timeout_s=timeout_s)
+    except ToolError:
+        if time.monotonic() - begun > timeout_s / 2:
+            raise  # it hung, and would again
+        text = run_tool([tool, *METRIC_OF_GUESTS], timeout_s=timeout_s)
+    readings = parse_metric(text)
     return {addresses[number]: reading for number, reading in readings.items() if number in addresses}
 
 
@@ -114,7 +123,7 @@ def _quantity(value: object) -> float | None:
     if isinstance(value, dict):
         value = value.get("value")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) < 1e18 else None  # NaN is not; float() refuses an int of many digits
     match = _QUANTITY.match(value.strip()) if isinstance(value, str) else None
     return float(match[1]) if match else None
 
@@ -128,6 +137,6 @@ def _bytes(value: object) -> int | None:
         unit = value.get("unit")
     elif isinstance(value, str) and (match := _QUANTITY.match(value.strip())):
         unit = match[2]
-    if unit not in _UNITS:
+    if not isinstance(unit, str) or unit not in _UNITS:
         raise FormatError(f"amd-smi: the unit of {value!r} is not known")
-    return int(amount * _UNITS[str(unit)])
+    return size_in_bytes(amount, _UNITS[unit])

@@ -101,5 +101,5 @@ def parse_available(text: str) -> int:
 
 
 def _value(statistics: str, key: str) -> int | None:
-    match = re.search(rf'"{re.escape(key)}"\s*=\s*(\d+)', statistics)
+    match = re.search(rf'"{re.escape(key)}"\s*=\s*([0-9]{{1,18}})(?![0-9])', statistics)
     return int(match[1]) if match else None

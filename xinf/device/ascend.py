@@ -31,7 +31,7 @@ class AscendProbe(RosterProbe):
     """Asks DCMI; where it does not start, npu-smi; cards that neither lists are recorded by their bus address."""
 
     vendor = Vendor.ASCEND
-    nodes = "davinci[0-9]*"
+    nodes = "davinci"
 
     def __init__(self) -> None:
         self._library = StartedLibrary(Dcmi)
@@ -47,7 +47,7 @@ class AscendProbe(RosterProbe):
     def inventory_ways(self, root: Path) -> Sequence[Way]:
         return [
             Way("DCMI", lambda: self._library.start(root).inventory()),
-            Way("npu-smi", lambda: Listing(ascend_tool.read_cards(root))),
+            Way("npu-smi", lambda: Listing(ascend_tool.read_cards(root), may_be_cut=True)),
         ]
 
     def sample_ways(self, root: Path) -> Sequence[Way]:

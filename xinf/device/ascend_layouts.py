@@ -16,14 +16,16 @@ from xinf.device.ascend_chip import HEALTH_WORDS, Condition, Numbers, judge
 from xinf.device.framed_table import parse_framed_table
 from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
+from xinf.device.quantity import is_count, size_in_bytes
 from xinf.device.tool import FormatError
 
+_MIB = 1 << 20
 _PAIR = r"[\d.]+|NA|-"  # a number, or that there is none
 _ADDRESS = r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]"
 _USAGE = rf"(?:{_PAIR})\s*/\s*(?:{_PAIR})"
 _COLUMNS = {
-    "NPU ID": r"\d+",
-    "NPU": r"\d+",
+    "NPU ID": r"[0-9]{1,18}",
+    "NPU": r"[0-9]{1,18}",
     "Name": r"\S+(?: \S+)*",
     "Health": "|".join((*HEALTH_WORDS, "NA")),
     "Power(W)": _PAIR,
@@ -99,7 +101,7 @@ def parse_mapping(text: str) -> tuple[Numbers, ...]:
                 npu_id=_integer(row["NPU ID"], "npu-smi info -m"),
                 chip_id=_integer(row["Chip ID"], "npu-smi info -m"),
                 logic_id=_integer(logic_id, "npu-smi info -m"),
-                physical_id=int(physical_id) if physical_id.isdigit() else None,
+                physical_id=int(physical_id) if is_count(physical_id) else None,
                 has_physical_id="Chip Phy-ID" in header,
                 name=row["Chip Name"],
             )
@@ -126,7 +128,7 @@ def parse_table(text: str) -> Listing:
         rows.append(
             ChipRow(
                 npu_id=int(number),
-                chip_id=int(record.get("Chip", "0")) if record.get("Chip", "0").isdigit() else 0,
+                chip_id=int(record.get("Chip", "0")) if is_count(record.get("Chip", "0")) else 0,
                 name=record["Name"],
                 condition=judge(HEALTH_WORDS.index(word)) if word in HEALTH_WORDS else Condition(None),
                 pci=None if bus == "NA" else normalise_address(bus),
@@ -180,14 +182,14 @@ def _key_values(text: str) -> list[tuple[str, str]]:
 def _usage(text: str) -> tuple[int | None, int | None]:
     """Read "52675/ 65536", in MiB, as used and total bytes."""
     used, total = (_number(part.strip()) for part in text.split("/"))
-    return None if used is None else int(used) << 20, None if total is None else int(total) << 20
+    return size_in_bytes(used, _MIB), size_in_bytes(total, _MIB)
 
 
 def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+    return float(text) if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", text) else None
 
 
 def _integer(text: str, source: str) -> int:
-    if not text.isdigit():
+    if not is_count(text):
         raise FormatError(f"{source} has {text!r} for a number")
     return int(text)

@@ -25,6 +25,7 @@ Address = tuple[int, ...]  # (card, chip on it), or (logic id,) of the second in
 
 _DIRECTORIES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/lib64/driver")
 _MAX_CARDS = 64
+_MAX_CHIPS = 16  # on one card, with what is no NPU
 _MAX_ERRORS = 128  # as long as the list of the documents; a shorter one is refused
 _NPU = 0  # enum dcmi_unit_type; 1 is a card's own controller, 2 its processor
 _AICORE_RATE = 2
@@ -40,6 +41,7 @@ _DISTANCES = {
     7: Distance.LINK,  # HCCS through a switch
     8: Distance.LINK,  # UB
 }
+_INVALID = -8001  # an argument: of a die, that the chip has none of its kind
 _CODES = {
     -8002: "not permitted: run as root or as a member of HwHiAiUser",
     -8005: "internal error",
@@ -134,17 +136,17 @@ class Dcmi:
         numbers, count = (ctypes.c_int * _MAX_CARDS)(), ctypes.c_int()
         if self._interface == 2:
             self._demand("dcmiv2_get_device_list", numbers, ctypes.byref(count), _MAX_CARDS)
-            listed: list[Address] = [(number,) for number in numbers[: count.value]]
+            listed: list[Address] = [(number,) for number in numbers[: max(0, count.value)]]
         else:
             self._demand("dcmi_get_card_list", ctypes.byref(count), numbers, _MAX_CARDS)
-            listed = [(card, chip) for card in numbers[: count.value] for chip in range(self._chips_on(card))]
+            listed = [(card, chip) for card in numbers[: max(0, count.value)] for chip in range(self._chips_on(card))]
         return tuple(address for address in listed if self._is_npu(address))
 
     def _chips_on(self, card: int) -> int:
         """Count a card's devices, its controller among them; one that does not answer has a first chip at least."""
         count = ctypes.c_int()
         code = find_function(self._library, "dcmi_get_device_num_in_card")(card, ctypes.byref(count))
-        return count.value if code == 0 else 1
+        return min(count.value, _MAX_CHIPS) if code == 0 else 1
 
     def _is_npu(self, address: Address) -> bool:
         kind = self._read("type", address, ctypes.c_int())
@@ -264,9 +266,13 @@ class Dcmi:
         return identify(address[0], _chip_id(address), self._pci(address))
 
     def _uuid(self, address: Address) -> str | None:
+        """Ask for the id of the first of its dies that has one: of another die it would look like another chip."""
         for kind in _DIES:
-            die = self._read("die", address, DieId(), kind)
-            uuid = uuid_of_die(die.soc_die) if die is not None else None
+            die = DieId()
+            code = self._ask("die", address, die, kind)
+            if code != 0 and code not in (_INVALID, *_TELLS_NONE):
+                return None
+            uuid = uuid_of_die(die.soc_die) if code == 0 else None
             if uuid is not None:
                 return uuid
         return None

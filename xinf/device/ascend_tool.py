@@ -6,7 +6,8 @@
     npu-smi info -t usages -i N, -t board -i N -c C     key:value, a call for each card or chip
 
 The table is read before the key:value forms because it is one call: sixteen chips at half a second each do not fit
-into an inventory's deadline. Where its layout is not known, the key:value forms are asked instead.
+into an inventory's deadline. Where its layout is not known, the key:value forms are asked instead, and so they are for
+chips that it lacks while `-m` has them: it was cut off.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from xinf.device.ascend_layouts import (
     parse_topology,
     parse_usages,
 )
+from xinf.device.quantity import size_in_bytes
 from xinf.device.roster import Card
-from xinf.device.tool import TIMEOUT_S, FormatError
+from xinf.device.tool import TIMEOUT_S, FormatError, ToolError
 from xinf.device.vendor_tool import VendorTool
 
 TOOL = VendorTool(
@@ -38,14 +40,21 @@ TOOL = VendorTool(
 
 
 def read_cards(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
-    """List the chips that the tool numbers. Raises: ToolError."""
+    """List the chips that the tool numbers, as far as it tells where they are. Raises: ToolError."""
     numbers = parse_mapping(tool.run(root, "info", "-m"))
     try:
         listing = parse_table(tool.run(root, "info"))
     except FormatError:
-        listing = _list_by_keys(tool, root, numbers)
+        listing = Listing(driver=None, rows=())
     rows = {(row.npu_id, row.chip_id): row for row in listing.rows}
-    return tuple(_describe(entry, rows.get((entry.npu_id, entry.chip_id)), listing.driver) for entry in numbers)
+    lacking = [entry for entry in numbers if (entry.npu_id, entry.chip_id) not in rows]
+    try:
+        rows |= {(row.npu_id, row.chip_id): row for row in _list_by_keys(tool, root, lacking)}
+    except ToolError:
+        if not rows:
+            raise
+    found = [(entry, rows.get((entry.npu_id, entry.chip_id))) for entry in numbers]
+    return tuple(_describe(entry, row, listing.driver) for entry, row in found if row is not None)
 
 
 def read_states(root: Path, tool: VendorTool = TOOL) -> tuple[Card, ...]:
@@ -71,7 +80,7 @@ def read_distances(
     )
 
 
-def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> Listing:
+def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> list[ChipRow]:
     """Ask card by card for what the table would say of the inventory."""
     rows: list[ChipRow] = []
     usages: dict[int, Mapping[int, Mapping[str, float | None]]] = {}
@@ -84,7 +93,7 @@ def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> L
         board = tool.run(root, "info", "-t", "board", *which)
         values = usages[entry.npu_id].get(entry.chip_id, {})
         capacities = (values.get(f"{kind} Capacity(MB)") for kind in ("HBM", "DDR", "Memory"))
-        total = next((int(mib) << 20 for mib in capacities if mib), None)
+        total = next((size_in_bytes(mib, 1 << 20) for mib in capacities if mib), None)
         rows.append(
             ChipRow(
                 npu_id=entry.npu_id,
@@ -99,17 +108,11 @@ def _list_by_keys(tool: VendorTool, root: Path, numbers: Sequence[Numbers]) -> L
                 power_w=None,
             )
         )
-    return Listing(driver=None, rows=tuple(rows))
+    return rows
 
 
-def _describe(entry: Numbers, row: ChipRow | None, driver: str | None) -> Card:
-    return describe(
-        entry,
-        pci=row.pci if row is not None else None,
-        memory_bytes=row.memory_total_bytes if row is not None else None,
-        driver=driver,
-        condition=row.condition if row is not None else Condition(None),
-    )
+def _describe(entry: Numbers, row: ChipRow, driver: str | None) -> Card:
+    return describe(entry, pci=row.pci, memory_bytes=row.memory_total_bytes, driver=driver, condition=row.condition)
 
 
 def _state(row: ChipRow) -> Card:

@@ -32,7 +32,7 @@ class CambriconProbe(RosterProbe):
     """Asks cndev; where it does not start, cnmon; cards that neither lists are recorded by their bus address."""
 
     vendor = Vendor.CAMBRICON
-    nodes = "cambricon_dev[0-9]*"
+    nodes = "cambricon_dev"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Cndev)
@@ -85,7 +85,7 @@ class CambriconProbe(RosterProbe):
     def _tool_ways(self, root: Path) -> list[Way]:
         return self._tool.ways(
             root,
-            Form(arguments=("info", "-j"), parse=parse_json, output=FILE),
+            Form(arguments=("info", "-j"), parse=parse_json, output=FILE, may_be_cut=False),
             Form(arguments=("info",), parse=parse_text),
             Form(parse=parse_table),
         )

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from xinf.core.device import Distance, Health
+from xinf.device.c_calls import MAX_DEVICES
 from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.cambricon_structs import (
     CardInfo,
     EccInfo,
     HealthState,
+    HealthStateV2,
     LinkRemote,
     LinkStatus,
     LinkStatusV2,
@@ -42,6 +44,7 @@ _VERSIONS = (6, 5)
 _UNSUPPORTED_VERSION = 3
 _GOOD = 1  # `health` of a card, and `deviceState`
 _MAC_DOWN = 0
+_MAX_PORTS = 64
 _INACTIVE = 0
 _DRIVER_STATES = {5: "its driver failed to start it", 6: "it is being reset", 7: "its reset failed"}
 _RELATIONS = {  # cndevTopologyRelationshipEnum_t
@@ -113,6 +116,8 @@ class Cndev:
         cards = self._read("cndevGetDeviceCount", CardInfo())
         if cards is None:
             raise LibraryError("cndevGetDeviceCount does not answer")
+        if cards.number > MAX_DEVICES:
+            raise LibraryError(f"cndevGetDeviceCount gives {cards.number} cards: its layout is not known")
         try:
             resolve = find_function(self._library, "cndevGetDeviceHandleByIndex")
         except LibraryError:
@@ -127,7 +132,7 @@ class Cndev:
     def _describe(self, number: int, handle: int) -> Card:
         version = self._read("cndevGetVersionInfo", VersionInfo(), handle)
         memory = self._memory(handle)
-        state = self._read("cndevGetCardHealthState", HealthState(), handle)
+        state = self._state(handle)
         name, pci, uuid = self._name(handle), self._pci(handle), self._uuid(handle)
         return Card(
             number=number,
@@ -151,7 +156,7 @@ class Cndev:
         temperature = self._read("cndevGetTemperatureInfo", TemperatureInfo(), handle)
         power = self._read("cndevGetDevicePowerInfo", PowerInfo(), handle)
         ecc = self._read("cndevGetECCInfo", EccInfo(), handle)
-        state = self._read("cndevGetCardHealthState", HealthState(), handle)
+        state = self._state(handle)
         # A sensor that a product lacks reads as 0.
         celsius = 0 if temperature is None else temperature.chip or temperature.board
         pci = self._pci(handle)
@@ -168,6 +173,11 @@ class Cndev:
             health=_health_of(state),
             reason=_reason_of(state),
         )
+
+    def _state(self, handle: int) -> HealthState | HealthStateV2 | None:
+        """Ask for the health: the second form tells incidents, the first is all that older drivers have."""
+        state: HealthState | HealthStateV2 | None = self._read("cndevGetCardHealthStateV2", HealthStateV2(), handle)
+        return state or self._read("cndevGetCardHealthState", HealthState(), handle)
 
     def _memory(self, handle: int) -> MemoryInfo | MemoryInfoV2 | None:
         memory: MemoryInfo | MemoryInfoV2 | None = self._read("cndevGetMemoryUsageV2", MemoryInfoV2(), handle)
@@ -204,7 +214,7 @@ class Cndev:
         except LibraryError:
             return set()
         found: set[str] = set()
-        for port in range(max(0, n_ports)):
+        for port in range(min(max(0, n_ports), _MAX_PORTS)):
             status = self._read("cndevGetMLULinkStatusV2", LinkStatusV2(), handle, port)
             if status is not None:
                 is_up = status.macState != _MAC_DOWN
@@ -242,14 +252,18 @@ class Cndev:
         return f"{(ask(code) or b'unknown error').decode(errors='replace')} ({code})"
 
 
-def _health_of(state: HealthState | None) -> Health | None:
+def _health_of(state: HealthState | HealthStateV2 | None) -> Health | None:
     if state is None:
         return None
     return Health.OK if state.health == _GOOD else Health.FAULTY
 
 
-def _reason_of(state: HealthState | None) -> str | None:
+def _reason_of(state: HealthState | HealthStateV2 | None) -> str | None:
     if state is None or state.health == _GOOD:
         return None
     words = _DRIVER_STATES.get(state.driverState, "it has a problem")
+    if isinstance(state, HealthStateV2):
+        incidents = state.incidents[: min(state.incident_count, len(state.incidents))]
+        told = dict.fromkeys(incident.msg.decode(errors="replace").strip() for incident in incidents)
+        words = "; ".join([words, *filter(None, told)])[:300]
     return f"cndev says of the card: {words}; see `cnmon info` and `dmesg`"

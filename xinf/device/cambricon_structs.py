@@ -155,6 +155,27 @@ class HealthState(ctypes.Structure):
     )
 
 
+class Incident(ctypes.Structure):
+    """cndevIncidentInfo_t, with cndevDiagErrorDetail_t in its place: what ails a card, in the vendor's words."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("system", "health")),
+        ("msg", ctypes.c_char * 512),
+        *((name, ctypes.c_uint32) for name in ("device_id", "bdf", "code", "category", "severity")),
+    )
+
+
+class HealthStateV2(ctypes.Structure):
+    """cndevCardHealthStateV2_t, without a version."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("health", "deviceState", "driverState", "overallHealth")),
+        ("incident_count", ctypes.c_uint32),
+        ("incidents", Incident * 64),
+        ("reserved", ctypes.c_uint32 * 8),
+    )
+
+
 class LinkStatus(ctypes.Structure):
     """cndevMLULinkStatus_t."""
 

@@ -15,19 +15,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from xinf.device.cambricon_card import architecture_of, identify
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.json_answer import read_json
 from xinf.device.pci import normalise_address
+from xinf.device.quantity import is_count, size_in_bytes
 from xinf.device.roster import Card
 from xinf.device.tool import FormatError
 
 FILE = "cnmon_info.json"
+_TOTAL = "Physical Memory Usage.Total"
 _VALUE = r"\S+"
 _MIB_PAIR = r"\d+ MiB *\/ *\d+ MiB|N/A"
 _COLUMNS = {
-    "Card": r"\d+",
+    "Card": r"[0-9]{1,18}",
     "VF": _VALUE,
     "Name": _VALUE,
     "Firmware": _VALUE,
@@ -50,10 +51,7 @@ _NEEDED = ("Card", "Name", "Memory-Usage", "Util", "Temp")
 
 def parse_json(text: str) -> tuple[Card, ...]:
     """Read cnmon_info.json."""
-    try:
-        content = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise FormatError(f"{FILE} of cnmon is no JSON: {error}") from None
+    content = read_json(text, f"{FILE} of cnmon")
     entries = content.get("CnmonInfo") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise FormatError(f"{FILE} of cnmon has no CnmonInfo: {text.strip()[:100]!r}")
@@ -65,7 +63,7 @@ def parse_text(text: str) -> tuple[Card, ...]:
     cards: list[tuple[int, dict[str, str]]] = []
     sections: list[tuple[int, str]] = []  # indents and names of the open sections
     for line in text.splitlines():
-        opened = re.fullmatch(r"\s*Card *:? *(\d+) *:?\s*", line)
+        opened = re.fullmatch(r"\s*Card *:? *([0-9]{1,18}) *:?\s*", line)
         if opened is not None:
             cards.append((int(opened[1]), {}))
             sections = []
@@ -81,6 +79,8 @@ def parse_text(text: str) -> tuple[Card, ...]:
             cards[-1][1].setdefault(".".join([*(name for _, name in sections), key]), value)
     if not cards:
         raise FormatError(f"cnmon info opens no card: {text.strip()[:100]!r}")
+    if len({_TOTAL in values for _, values in cards}) > 1:
+        raise FormatError(f"cnmon info is cut off: it has {_TOTAL} of some cards, not of card {cards[-1][0]}")
     return tuple(_card_of_text(number, values) for number, values in cards)
 
 
@@ -117,7 +117,7 @@ def _card_of_json(entry: object) -> Card:
     if not isinstance(entry, dict):
         raise FormatError(f"{FILE} of cnmon has an entry that is no card: {entry!r}")
     number, name = entry.get("CardNum"), entry.get("ProductName")
-    if not str(number).isdigit() or not isinstance(name, str):
+    if not is_count(str(number)) or not isinstance(name, str):
         raise FormatError(f"{FILE} of cnmon has a card without CardNum or ProductName: {sorted(entry)}")
     memory, place = _section(entry, "PhysicalMemUsage"), _section(entry, "PCI")
     pci = _address([place.get(key) for key in ("DomainID", "Bus", "Device", "Function")])
@@ -140,7 +140,7 @@ def _card_of_json(entry: object) -> Card:
 
 
 def _card_of_text(number: int, values: Mapping[str, str]) -> Card:
-    name, total = values.get("Product Name"), _mib(values.get("Physical Memory Usage.Total"))
+    name, total = values.get("Product Name"), _mib(values.get(_TOTAL))
     if name is None:
         raise FormatError(f"cnmon info has no Product Name of card {number}: {', '.join(list(values)[:8])}")
     pci = _address([values.get(f"PCI.{key}") for key in ("Domain ID", "Bus num", "Device", "Function")])
@@ -183,11 +183,10 @@ def _address(parts: Sequence[object]) -> str | None:
 def _number(value: object) -> float | None:
     """Read a number with or without its unit: 37, "37", "37 C", "37%"; None for "N/A" and what is not there."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e18 else None
     match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(?:%|C|W|MiB|MB)?\s*", value) if isinstance(value, str) else None
     return float(match[1]) if match is not None else None
 
 
 def _mib(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number) << 20
+    return size_in_bytes(_number(value), 1 << 20)

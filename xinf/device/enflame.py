@@ -28,7 +28,7 @@ class EnflameProbe(RosterProbe):
     """Asks libefml; where that does not answer, efsmi; where neither does, the PCI bus says which cards are there."""
 
     vendor = Vendor.ENFLAME
-    nodes = "gcu[0-9]*"
+    nodes = "gcu"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Efml)

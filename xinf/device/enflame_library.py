@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xinf.core.device import Health, Vendor
-from xinf.device.c_calls import CCalls, decode
+from xinf.device.c_calls import MAX_DEVICES, CCalls, decode
 from xinf.device.library import LibraryError, load_library
 from xinf.device.roster import Card, Listing, list_readable, name_by_place
 from xinf.device.started_library import check_version
@@ -24,6 +24,7 @@ _NAMES = ("libefml.so", "libefml.so.2", "libefml.so.1", "libefml.so.2.1", "libef
 _DIRECTORIES = ("/usr/lib", "/usr/local/efsmi/lib")
 _KNOWN_MAJORS = ("1", "2")
 _PCI_VENDOR = 0x1E36
+_MAX_PORTS = 64
 _TEXT_BYTES = 1024  # the calls take no length; the header's own buffers have 128
 UNHEALTHY = "Enflame's driver says that the card is not healthy: see `efsmi -q` and `dmesg`, then reset or replace it"
 _ERRORS = {
@@ -120,7 +121,7 @@ class Efml:
                 ports = ctypes.c_uint32()
                 if not self._calls.ask(f"EfmlGet{family}PortNum", ctypes.c_uint32(number), ctypes.byref(ports)):
                     continue
-                for port in range(ports.value):
+                for port in range(min(ports.value, _MAX_PORTS)):
                     info = PortInfo()
                     arguments = (ctypes.c_uint32(number), ctypes.c_uint32(port), ctypes.byref(info))
                     if self._calls.ask(f"EfmlGet{family}PortInfo", *arguments) and info.connected == 1:
@@ -134,6 +135,8 @@ class Efml:
     def _count(self) -> int:
         count = ctypes.c_uint32()
         self._calls.demand("EfmlGetDevCount", ctypes.byref(count))
+        if count.value > MAX_DEVICES:
+            raise LibraryError(f"EfmlGetDevCount gives {count.value} devices: its layout is not known")
         return count.value
 
     def _info(self, number: int) -> DeviceInfo:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from xinf.core.device import Health, Vendor
 from xinf.device.enflame_library import UNHEALTHY, name_arch
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.quantity import is_count, size_in_bytes
 from xinf.device.roster import Card, name_by_place
 from xinf.device.tool import FormatError
 
@@ -23,7 +24,7 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _VALUE = r"\S+"
 # The columns of all versions. Source of each: the module's docstring.
 _COLUMNS = {
-    "DEV": r"\d+",
+    "DEV": r"[0-9]{1,18}",
     "NAME": r"\S+(?: \S+)*",
     "FW VER": _VALUE,
     "Boot FW VER": _VALUE,
@@ -34,7 +35,7 @@ _COLUMNS = {
     "Dpm": _VALUE,
     "Lpm": _VALUE,
     "Pwr(Usage/Cap)": rf"-|N/A|{_NUMBER}W(?:\s*/?\s*{_NUMBER}W)?",
-    "Mem": r"\d+\s*(?:MiB|GiB|M|G)",
+    "Mem": r"[0-9]{1,18}\s*(?:MiB|GiB|M|G)",
     "vGCU": _VALUE,
     "GCU Virt": _VALUE,
     "DUsed": rf"-|N/A|{_NUMBER}\s*%?",
@@ -49,7 +50,7 @@ def parse_query(text: str) -> tuple[Card, ...]:
     """Read `efsmi -q`. Raises: FormatError."""
     blocks: list[tuple[int, dict[str, str]]] = []
     for line in text.splitlines():
-        if start := re.fullmatch(r"\s*DEV ID\s+(\d+)\s*", line):
+        if start := re.fullmatch(r"\s*DEV ID\s+([0-9]{1,18})\s*", line):
             blocks.append((int(start[1]), {}))
         elif blocks:
             key, separator, value = line.partition(":")
@@ -118,7 +119,7 @@ def _read_record(record: Mapping[str, str], *, driver: str) -> Card:
         uuid=name_by_place(Vendor.ENFLAME, pci),
         name=record["NAME"],
         arch=name_arch(record["NAME"]),
-        memory_bytes=int(size[1]) * _UNITS[size[2]],
+        memory_bytes=size_in_bytes(float(size[1]), _UNITS[size[2]]),
         driver=driver,
         util_pct=_leading_number(used),
         temp_c=_leading_number(record["TEMP"]),
@@ -138,7 +139,7 @@ def _size(key: str, text: str) -> int | None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)", text)
     if found is None:
         raise FormatError(f"efsmi -q: `{key}` is {text[:60]!r}, not a size")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return size_in_bytes(float(found[1]), _UNITS[found[2]])
 
 
 def _quantity(key: str, text: str) -> float | None:
@@ -154,7 +155,7 @@ def _quantity(key: str, text: str) -> float | None:
 def _count(key: str, text: str) -> int | None:
     if text in _UNKNOWN:
         return None
-    if not text.isdigit():
+    if not is_count(text):
         raise FormatError(f"efsmi -q: `{key}` is {text[:60]!r}, not a count")
     return int(text)
 

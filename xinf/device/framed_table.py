@@ -8,7 +8,8 @@
 
 Frames are drawn with `|`, the outer ones of some tools with `*`. A column is a name and the pattern of its values. A
 name that is not known, a value that does not fit its pattern and a record that is not whole are refused: a table that
-is half understood is not understood.
+is half understood is not understood. So is one whose last record has no rule below it: all tools draw one, and what was
+cut off there had no time to. A table that was cut behind the rule between two records cannot be told from a whole one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 from xinf.device.tool import FormatError
 
 _RULE = re.compile(r"[|+=\- ]*")
+_DRAWN = re.compile(r"[|+ ]*[=\-][|+=\- ]*")  # a rule that is drawn, not a line that is blank
 
 
 class FramedTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,18 +51,30 @@ def parse_framed_table(
     lacking = [name for name in needed if name not in present]
     if lacking:
         raise FormatError(f"{tool} printed a table without the column {lacking[0]!r}: {', '.join(present)}")
-    body: list[str] = []
-    for line in lines[start + height :]:
-        if until is not None and until in line:
-            break
-        if line.startswith("|") and not _RULE.fullmatch(line):
-            body.append(line)
+    body, is_closed = _find_body(lines[start + height :], until)
     if not body or len(body) % height:
         raise FormatError(f"the table of {tool} ends within a record: {(body or lines)[-1]!r}")
+    if not is_closed:
+        raise FormatError(f"the table of {tool} is cut off: nothing closes it below {body[-1]!r}")
     patterns = [[_cell_pattern(names, columns) for names in cells] for cells in header]
     records = [_read_record(tool, body[at : at + height], header, patterns) for at in range(0, len(body), height)]
     title = " ".join(" ".join(_cells(line)) for line in lines[:start] if line.startswith("|"))
     return FramedTable(title=title, records=tuple(records))
+
+
+def _find_body(lines: list[str], until: str | None) -> tuple[list[str], bool]:
+    """Find the lines of the records, and whether something is drawn below the last of them."""
+    body: list[str] = []
+    is_closed = False
+    for line in lines:
+        if until is not None and until in line:
+            return body, True
+        if _DRAWN.fullmatch(line):
+            is_closed = True
+        elif line.startswith("|") and not _RULE.fullmatch(line):
+            body.append(line)
+            is_closed = False
+    return body, is_closed
 
 
 def _straighten(line: str) -> str:

@@ -26,7 +26,7 @@ class HygonProbe(RocmProbe):
 
     vendor = Vendor.HYGON
     libraries = ("/opt/hyhal/lib", "/opt/dtk/lib", "/opt/dtk/rocm_smi/lib")
-    runtime = "opt/dtk/.info/version"
+    runtime = ("opt/dtk/.dtk_version", "opt/dtk/.info/version")
 
     def _needs_tool(self, card: RocmCard, facts: CardFacts) -> bool:
         return facts.name is None or facts.memory_bytes is None or card.node is None
@@ -59,7 +59,7 @@ class HygonProbe(RocmProbe):
 
     def _why_unbound(self, function: PciFunction) -> str:
         if function.driver is None:
-            return "no kernel driver is bound to it: install Hygon's driver and run `modprobe hydcu`"
+            return "no kernel driver is bound to it: install Hygon's driver and run `modprobe hycu` (older: hydcu)"
         return f"the kernel driver {function.driver} is bound to it, not Hygon's: it is given to a virtual machine"
 
 

@@ -14,14 +14,15 @@ from collections.abc import Mapping
 from xinf.device.amdgpu import CardFacts, CardReading
 from xinf.device.json_answer import read_json
 from xinf.device.pci import known_address
+from xinf.device.quantity import size_in_bytes
 from xinf.device.tool import FormatError, ToolError, run_tool
 
 FACTS = ("--showproductname", "--showmeminfo", "vram", "--showbus")
 READINGS = ("--showmeminfo", "vram", "--showuse", "--showtemp", "--showbus")
 POWER = "--showpower"  # missing in some releases
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_LINE = re.compile(r"\s*(?:GPU|DCU|HCU)\[(\d+)\]\s*:\s*([^:]+?)\s*:\s*(.+?)\s*")
-_CARD = re.compile(r"card(\d+)")
+_LINE = re.compile(r"\s*(?:GPU|DCU|HCU)\[([0-9]{1,9})\]\s*:\s*([^:]+?)\s*:\s*(.+?)\s*")
+_CARD = re.compile(r"card([0-9]{1,9})")
 _MEMORY = re.compile(r"vram total (used )?memory \((\w+)\)", re.IGNORECASE)
 _USE = re.compile(r"(?:gpu|dcu|hcu) use \(%\)", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"temperature \(sensor (junction|core|edge)\) \(c\)", re.IGNORECASE)
@@ -153,8 +154,7 @@ def _memory(entry: Mapping[str, str], *, is_used: bool) -> int | None:
             continue
         if match[2] not in _UNITS:
             raise FormatError(f"hy-smi: the unit of {key!r} is not known")
-        number = _number(value)
-        return None if number is None else int(number * _UNITS[match[2]])
+        return size_in_bytes(_number(value), _UNITS[match[2]])
     return None
 
 

@@ -22,6 +22,7 @@ from xinf.device.intel_tile import name_tiles, tiles_are_devices
 from xinf.device.intel_tool import ToolCard, read_cards, read_detail, read_listed, read_stats
 from xinf.device.library import LibraryError
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address, without_driver
+from xinf.device.quantity import celsius, count, percent, size_in_bytes, watts
 from xinf.device.tool import TIMEOUT_S, ToolError, find_tool
 from xinf.device.topology import make_topology
 
@@ -30,25 +31,32 @@ _GRAPHICS_OF_PROCESSOR, _NPU_OF_PROCESSOR = "0000:00:02.", "0000:00:0b."
 _NPU_DRIVER = "intel_vpu"
 _LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
 _TOOLS = ("/usr/bin", "/opt/xpum/bin")
-# By PCI device number, first and last. Source: Linux include/drm/intel/pciids.h.
+# By PCI device number, first and last. Source: Linux include/drm/intel/pciids.h (0755a4e, 2026).
 _ARCHITECTURES = (
     (0x0B69, 0x0BE5, "pvc"),  # Data Center GPU Max
     (0x4905, 0x4909, "dg1"),
     (0x5690, 0x56C2, "dg2"),  # Arc A, Data Center GPU Flex
+    (0x674C, 0x6750, "cri"),  # Crescent Island
     (0xE200, 0xE22F, "bmg"),  # Arc B
 )
-
-
-# The graphics of processors since Tiger Lake, by the same source: a virtual machine may show them at any address.
+# The graphics of processors since Skylake, by the same source: a virtual machine may show them at any address.
 _INTEGRATED = (
+    (0x1902, 0x193D),  # Skylake
+    (0x3E90, 0x3EA9),  # Coffee, Whiskey Lake
+    (0x4541, 0x4571),  # Elkhart Lake
     (0x4626, 0x46D4),  # Alder Lake
     (0x4C80, 0x4C9A),  # Rocket Lake
+    (0x4E51, 0x4E71),  # Jasper Lake
+    (0x5902, 0x593B),  # Kaby Lake
     (0x6420, 0x64B0),  # Lunar Lake
     (0x7D40, 0x7DD5),  # Meteor Lake, Arrow Lake
+    (0x8A50, 0x8A71),  # Ice Lake
     (0x9A40, 0x9AF8),  # Tiger Lake
-    (0xA720, 0xA78B),  # Raptor Lake
+    (0x9B21, 0x9BF6),  # Comet Lake
+    (0xA720, 0xA7AD),  # Raptor Lake
     (0xB080, 0xB0B0),  # Panther Lake
     (0xB640, 0xB640),  # Arrow Lake
+    (0xD740, 0xD75F),  # Nova Lake
     (0xFD80, 0xFD81),  # Wildcat Lake
 )
 
@@ -141,18 +149,19 @@ class IntelProbe:
         return uuids, self._n_tiles, readings
 
     def _make_sample(self, uuid: str, reading: LevelZeroReading) -> Sample:
-        health, reason = self._watch.judge(uuid, ecc_uncorrected=reading.ecc_uncorrected, temp_c=reading.temp_c)
+        temp_c, errors = celsius(reading.temp_c), count(reading.ecc_uncorrected)
+        health, reason = self._watch.judge(uuid, ecc_uncorrected=errors, temp_c=temp_c)
         if reading.fault is not None:
             health, reason = Health.FAULTY, reading.fault
         return Sample(
             uuid=uuid,
             t_ns=time.time_ns(),
-            memory_used_bytes=reading.memory_used_bytes,
-            memory_free_bytes=reading.memory_free_bytes,
-            util_pct=reading.util_pct,
-            temp_c=reading.temp_c,
-            power_w=reading.power_w,
-            ecc_uncorrected=reading.ecc_uncorrected,
+            memory_used_bytes=size_in_bytes(reading.memory_used_bytes, 1),
+            memory_free_bytes=size_in_bytes(reading.memory_free_bytes, 1),
+            util_pct=percent(reading.util_pct),
+            temp_c=temp_c,
+            power_w=watts(reading.power_w),
+            ecc_uncorrected=errors,
             health=or_well(health, reading.memory_used_bytes, reading.util_pct, reading.power_w),
             reason=reason,
         )
@@ -169,13 +178,13 @@ def _functions(root: Path) -> tuple[PciFunction, ...]:
     return tuple(
         function
         for function in find_pci_functions(root)
-        if function.vendor is Vendor.INTEL and _may_be_discrete(function, root)
+        if function.vendor is Vendor.INTEL and _may_be_discrete(function)
     )
 
 
-def _may_be_discrete(function: PciFunction, root: Path) -> bool:
-    if function.driver == _NPU_DRIVER or (root / "sys/bus/pci/devices" / function.address / "physfn").exists():
-        return False  # an NPU, or a virtual function made for a virtual machine
+def _may_be_discrete(function: PciFunction) -> bool:
+    if function.driver == _NPU_DRIVER:
+        return False
     if _arch_of(function.device_id) is not None:
         return True  # also where a virtual machine shows it at a processor's address
     if any(first <= function.device_id <= last for first, last in _INTEGRATED):

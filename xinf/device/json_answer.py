@@ -24,7 +24,7 @@ def read_json(text: str, tool: str) -> object:
         if line.startswith(("{", "[")):
             try:
                 value, end = _DECODER.raw_decode(text, at)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 complaint = str(error)
             else:
                 if not text[end:].strip():

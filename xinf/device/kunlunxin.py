@@ -24,6 +24,7 @@ from xinf.device.tool import ToolError
 from xinf.device.vendor_tool import Form, VendorTool
 from xinf.device.way import Way, ask_in_turn
 
+_OF_TWO_CHIPS = ("K200",)
 _TIMEOUT_S = 4.0  # three times within the deadline of an inventory
 
 
@@ -31,7 +32,7 @@ class KunlunxinProbe(RosterProbe):
     """Asks libxpuml, then xpu-smi where the PCI bus shows a Kunlunxin card; what they do not say, the bus does."""
 
     vendor = Vendor.KUNLUNXIN
-    nodes = "xpu[0-9]*"
+    nodes = "xpu"
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Xpuml)
@@ -51,14 +52,12 @@ class KunlunxinProbe(RosterProbe):
         return [Way("libxpuml", lambda: self._library.start(root).states()), *self._tool_ways(root)]
 
     def place(self, cards: Sequence[Card], root: Path) -> Sequence[Card]:  # noqa: ARG002 (the cards tell it all)
-        """Name the cards by their places; the two chips of a K200 share one and are told apart by their order."""
+        """Tell apart the chips that share an address: the two of a K200, also where one of them is lost."""
         times = Counter(card.pci for card in cards)
-        ordered = sorted(cards, key=lambda card: (card.pci or "", _node(card)))
         placed: list[Card] = []
-        for number, card in enumerate(ordered):
+        for card in sorted(cards, key=lambda card: (card.pci or "", card.dev_nodes, card.number or 0)):
             assert card.pci is not None  # every way tells it
-            first = next(at for at, other in enumerate(ordered) if other.pci == card.pci)
-            part = None if times[card.pci] == 1 else number - first
+            part = _chip(card) if times[card.pci] > 1 or card.arch in _OF_TWO_CHIPS else None
             placed.append(msgspec.structs.replace(card, uuid=name_by_place(self.vendor, card.pci, part)))
         return placed
 
@@ -86,23 +85,25 @@ class KunlunxinProbe(RosterProbe):
     def _tool_ways(self, root: Path) -> list[Way]:
         return self._tool.ways(
             root,
-            Form(arguments=("-q",), parse=parse_query),
+            Form(arguments=("-q",), parse=parse_query, may_be_cut=False),
             Form(arguments=("-m",), parse=parse_machine),
             Form(parse=parse_table),
         )
 
 
-def _node(card: Card) -> tuple[int, str]:
-    """Order chips at one address by their ids, or by their device nodes, which count alike."""
-    node = card.dev_nodes[0] if card.dev_nodes else ""
-    number = card.number if card.number is not None else int(node.removeprefix("/dev/xpu") or "0")
-    return number, node
+def _chip(card: Card) -> int | None:
+    """Number a chip of a card of two: their nodes, /dev/xpuN, follow each other and stay when one of them is lost.
+
+    The ids of xpu-smi count alike, but only what is there: they are taken where the node is not told.
+    """
+    node = next((int(path.removeprefix("/dev/xpu")) for path in card.dev_nodes), card.number)
+    return None if node is None else node % 2
 
 
 def _number(listing: Listing, others: Sequence[Way]) -> Listing:
     """Give the cards the tool's ids of those at the same addresses, and with the same node where both tell it."""
     complaints: list[str] = []
-    numbered = ask_in_turn(others, complaints) if listing.cards else ()
+    numbered = ask_in_turn(others, complaints).cards if listing.cards else ()
     found: list[Card] = []
     for card in listing.cards:
         numbers = [
@@ -111,4 +112,5 @@ def _number(listing: Listing, others: Sequence[Way]) -> Listing:
             if other.pci == card.pci and (not other.dev_nodes or other.dev_nodes == card.dev_nodes)
         ]
         found.append(msgspec.structs.replace(card, number=numbers[0] if len(numbers) == 1 else None))
-    return Listing(tuple(found), (*listing.complaints, *(() if numbered else complaints)))
+    said = (*listing.complaints, *(() if numbered else complaints))
+    return msgspec.structs.replace(listing, cards=tuple(found), complaints=said)

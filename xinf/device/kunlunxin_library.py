@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from xinf.core.device import Health, Vendor
-from xinf.device.c_calls import CCalls
+from xinf.device.c_calls import CCalls, Handle
 from xinf.device.health import or_well
 from xinf.device.library import LibraryError, load_library
 from xinf.device.reading import DeviceProcess
@@ -90,12 +89,6 @@ class ProcessInfo(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class _Handle:
-    index: int
-    pointer: ctypes.c_void_p
-
-
 class Xpuml:
     """The started library. Raises: LibraryError when it cannot be started or is of a version that is not known."""
 
@@ -116,7 +109,7 @@ class Xpuml:
     def processes(self) -> tuple[DeviceProcess, ...]:
         """List who holds memory of which card, under the cards' names where each has an address of its own."""
         found: list[DeviceProcess] = []
-        for handle in self._handles([]):
+        for handle in self._open()[0]:
             infos, count = (ProcessInfo * _MAX_PROCESSES)(), ctypes.c_uint(_MAX_PROCESSES)
             arguments = (handle.pointer, ctypes.byref(count), infos)
             if self._calls.code("xpumlDeviceGetComputeRunningProcesses", *arguments) != 0:
@@ -128,32 +121,23 @@ class Xpuml:
             ]
         return tuple(found)
 
-    def _handles(self, complaints: list[str]) -> list[_Handle]:
-        count, found = ctypes.c_uint(), list[_Handle]()
-        self._calls.demand("xpumlDeviceGetCount", ctypes.byref(count))
-        for index in range(count.value):
-            pointer = ctypes.c_void_p()
-            try:
-                self._calls.demand("xpumlDeviceGetHandleByIndex", ctypes.c_uint(index), ctypes.byref(pointer))
-            except LibraryError as error:
-                complaints.append(f"device {index}: {error}")
-                continue
-            found.append(_Handle(index, pointer))
-        return found
+    def _open(self) -> tuple[list[Handle], list[str]]:
+        return self._calls.open_all("xpumlDeviceGetCount", "xpumlDeviceGetHandleByIndex")
 
-    def _read_all(self, read: Callable[[_Handle], Card]) -> Listing:
-        complaints: list[str] = []
-        handles = [(handle.index, handle) for handle in self._handles(complaints)]
-        return list_readable(handles, read, complaints)
+    def _read_all(self, read: Callable[[Handle], Card]) -> Listing:
+        handles, complaints = self._open()
+        return list_readable(((handle.number, handle) for handle in handles), read, complaints)
 
-    def _describe(self, handle: _Handle, driver: str | None) -> Card:
+    def _describe(self, handle: Handle, driver: str | None) -> Card:
         name, minor = self._calls.text("xpumlDeviceGetName", handle.pointer, length=_TEXT_BYTES), self._minor(handle)
         serial = self._calls.text("xpumlDeviceGetSerial", handle.pointer, length=_TEXT_BYTES)
         health, reason = self._condition(handle, 0)
+        pci = self._address(handle)
         return Card(
-            pci=self._address(handle),
+            pci=pci,
+            uuid=name_by_place(Vendor.KUNLUNXIN, pci),
             # The variable takes xpu-smi's id, which is the node's number; the header warns that an index may not be.
-            number=handle.index if minor == handle.index else None,
+            number=handle.number if minor == handle.number else None,
             name=name,
             arch=name_arch(name),
             memory_bytes=self._memory(handle)[0],
@@ -164,7 +148,7 @@ class Xpuml:
             extra={} if serial is None else {"serial": serial},
         )
 
-    def _measure(self, handle: _Handle) -> Card:
+    def _measure(self, handle: Handle) -> Card:
         load, heat, power = Utilization(), ctypes.c_uint(), ctypes.c_uint()
         total, free = self._memory(handle)
         minor = self._minor(handle)
@@ -178,8 +162,11 @@ class Xpuml:
         health, reason = self._condition(
             handle, max((code for code in codes if code in (_LOST, _RESET_REQUIRED)), default=0)
         )
+        pci = self._address(handle)
         return Card(
-            pci=self._address(handle),
+            pci=pci,
+            uuid=name_by_place(Vendor.KUNLUNXIN, pci),
+            arch=name_arch(self._calls.text("xpumlDeviceGetName", handle.pointer, length=_TEXT_BYTES)),
             dev_nodes=() if minor is None else (f"/dev/xpu{minor}",),
             memory_bytes=total,
             used_bytes=None if total is None or free is None else total - free,
@@ -191,7 +178,7 @@ class Xpuml:
             reason=reason,
         )
 
-    def _condition(self, handle: _Handle, code: int) -> tuple[Health | None, str | None]:
+    def _condition(self, handle: Handle, code: int) -> tuple[Health | None, str | None]:
         """Judge by the state that it is in, and by what a question about it came back with."""
         state = ctypes.c_int()
         told = self._calls.code("xpumlDeviceGetState", handle.pointer, ctypes.byref(state))
@@ -203,7 +190,7 @@ class Xpuml:
         words = _STATES.get(state.value)
         return (Health.OK, None) if words is None else (Health.FAULTY, f"libxpuml says of the card: {words}")
 
-    def _memory(self, handle: _Handle) -> tuple[int | None, int | None]:
+    def _memory(self, handle: Handle) -> tuple[int | None, int | None]:
         """Read total and free bytes; what does not add up is of another layout, or of a card that is starting."""
         memory = MemoryInfo()
         if self._calls.code("xpumlDeviceGetMemoryInfo", handle.pointer, ctypes.byref(memory)) != 0:
@@ -212,14 +199,14 @@ class Xpuml:
         is_whole = 0 < total < _TOO_MANY_BYTES and free <= total and memory.usedGlobalMemory <= total
         return (total, free) if is_whole else (None, None)
 
-    def _minor(self, handle: _Handle) -> int | None:
+    def _minor(self, handle: Handle) -> int | None:
         """Read N of /dev/xpuN."""
         minor, number = ctypes.c_uint(), ctypes.c_int()
         if self._calls.code("xpumlDeviceGetMinorNumber", handle.pointer, ctypes.byref(minor)) == 0:
             return minor.value
         return number.value if self._calls.code("xpumlDeviceGetId", handle.pointer, ctypes.byref(number)) == 0 else None
 
-    def _address(self, handle: _Handle) -> str:
+    def _address(self, handle: Handle) -> str:
         place = PciInfo()
         self._calls.demand("xpumlDeviceGetPciInfo", handle.pointer, ctypes.byref(place))
         text = place.busId.decode(errors="replace").lower()

@@ -14,26 +14,28 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from xinf.core.device import Distance
+from xinf.core.device import Distance, Vendor
 from xinf.device.framed_table import parse_framed_table
 from xinf.device.kunlunxin_library import name_arch
 from xinf.device.link_matrix import Link, parse_link_matrix
 from xinf.device.pci import normalise_address
-from xinf.device.roster import Card
+from xinf.device.quantity import is_count, size_in_bytes
+from xinf.device.roster import Card, name_by_place
 from xinf.device.tool import FormatError
 
 _FIELDS = 32
 # Of `-m`, counted from 0. What the others mean is not known, or not asked.
 _BUS, _ID, _MINOR, _SERIAL, _TEMP, _POWER, _USED, _TOTAL, _LOAD, _NAME = 0, 1, 2, 3, 4, 8, 17, 18, 19, 21
+_MIB = 1 << 20
 _MOST_WATTS = 2000  # drivers of the K200 gave milliwatts here: a number above is of a unit that is not known
 _UNKNOWN = ("", "-", "N/A")
 _ADDRESS = re.compile(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 _TITLE = re.compile(r"XPU-SMI\s+Driver Version:\s*(?P<driver>[\w.-]+)\s+XPU-RT Version:\s*(?P<runtime>[\w./-]+)")
 _VALUE = r"\S+"
-_MIB_PAIR = r"\d+MiB\s*/\s*\d+MiB"
+_MIB_PAIR = r"[0-9]{1,18}MiB\s*/\s*[0-9]{1,18}MiB"
 _WATTS = r"(?:\d+W|N/A)"
 _COLUMNS = {
-    "XPU": r"\d+",
+    "XPU": r"[0-9]{1,18}",
     "Name": r"\S+(?: \S+)*",
     "Persistence-M": _VALUE,
     "Bus-Id": _ADDRESS.pattern,
@@ -82,6 +84,9 @@ def parse_query(text: str) -> tuple[Card, ...]:
             path.append((indent, key.strip()))
     if not blocks or "XPU-RT Version" not in common:
         raise FormatError(f"xpu-smi -q printed no `XPU-RT Version` and `XPU <bus id>`, but {_begin(text)}")
+    n_attached = common.get("Attached XPUs", "")
+    if n_attached != str(len(blocks)):
+        raise FormatError(f"xpu-smi -q says `Attached XPUs` {n_attached!r} and lists {len(blocks)}: it is cut off")
     return tuple(_read_block(bus, fields, common) for bus, fields in blocks)
 
 
@@ -117,10 +122,13 @@ def _read_block(bus: str, fields: dict[str, str], common: dict[str, str]) -> Car
             raise FormatError(f"xpu-smi -q: XPU {bus} has no `{key}`")
     name, minor = fields["Product Name"], _number(fields, "Minor Number", "")
     runtime = common["XPU-RT Version"]
-    told = {"architecture": fields.get("Product Architecture", ""), "uuid": fields.get("XPU UUID", "")}
+    keys = {"architecture": "Product Architecture", "uuid": "XPU UUID", "serial": "Serial Number"}
+    told = {name: fields.get(key, "") for name, key in keys.items()}
     errors = _number(fields, "ECC Errors/Volatile/DRAM Uncorrectable", "")
+    pci = normalise_address(address)
     return Card(
-        pci=normalise_address(address),
+        pci=pci,
+        uuid=name_by_place(Vendor.KUNLUNXIN, pci),
         name=name,
         arch=name_arch(name),
         memory_bytes=_size(fields, "Memory Usage/Total"),
@@ -145,20 +153,22 @@ def _read_machine_line(line: str) -> Card:
     if len(fields) != _FIELDS:
         raise FormatError(f"xpu-smi -m printed {len(fields)} fields, not {_FIELDS}: {line[:60]!r}")
     numbers = {at: fields[at] for at in (_ID, _MINOR, _TEMP, _POWER, _USED, _TOTAL, _LOAD)}
-    if not _ADDRESS.fullmatch(fields[_BUS]) or not all(number.isdigit() for number in numbers.values()):
+    if not _ADDRESS.fullmatch(fields[_BUS]) or not all(map(is_count, numbers.values())):
         raise FormatError(f"xpu-smi -m printed fields in an order that is not known: {line[:60]!r}")
     number, minor, temp, power, used, total, load = (int(text) for text in numbers.values())
     if total == 0 or used > total or load > 100:
         raise FormatError(f"xpu-smi -m uses {used} of {total} MiB at {load} %: its fields are not in the known order")
+    pci = normalise_address(fields[_BUS])
     return Card(
-        pci=normalise_address(fields[_BUS]),
+        pci=pci,
+        uuid=name_by_place(Vendor.KUNLUNXIN, pci),
         number=number,
         extra={"serial": fields[_SERIAL]},
         name=fields[_NAME],
         arch=name_arch(fields[_NAME]),
-        memory_bytes=total << 20,
+        memory_bytes=size_in_bytes(total, _MIB),
         dev_nodes=(f"/dev/xpu{minor}",),
-        used_bytes=used << 20,
+        used_bytes=size_in_bytes(used, _MIB),
         util_pct=float(load),
         temp_c=float(temp),
         power_w=float(power) if power <= _MOST_WATTS else None,
@@ -166,34 +176,36 @@ def _read_machine_line(line: str) -> Card:
 
 
 def _read_record(record: Mapping[str, str], *, driver: str, runtime: str | None) -> Card:
-    used, total = (int(mib) for mib in re.findall(r"(\d+)MiB", record["Memory-Usage"]))
-    watts, errors = record["Pwr:Usage/Cap"].partition("/")[0].strip(), record["Volatile Uncorr. ECC"]
+    used, total = (size_in_bytes(int(mib), _MIB) for mib in re.findall(r"(\d+)MiB", record["Memory-Usage"]))
+    power = re.match(r"\d+(?=W)", record["Pwr:Usage/Cap"])  # else N/A, which has a stroke of its own
+    errors = record["Volatile Uncorr. ECC"]
+    pci = normalise_address(record["Bus-Id"])
     return Card(
-        pci=normalise_address(record["Bus-Id"]),
+        pci=pci,
+        uuid=name_by_place(Vendor.KUNLUNXIN, pci),
         number=int(record["XPU"]),
         name=record["Name"],
         arch=name_arch(record["Name"]),
-        memory_bytes=total << 20,
+        memory_bytes=total,
         driver=driver,
         runtime=runtime,
-        used_bytes=used << 20,
+        used_bytes=used,
         util_pct=None if record["XPU-Util"] in _UNKNOWN else float(record["XPU-Util"].rstrip("%")),
         temp_c=None if record["Temp"] in _UNKNOWN else float(record["Temp"].rstrip("C")),
-        power_w=None if watts in _UNKNOWN else float(watts.rstrip("W")),
-        ecc_uncorrected=int(errors) if errors.isdigit() else None,
+        power_w=None if power is None else float(power[0]),
+        ecc_uncorrected=int(errors) if is_count(errors) else None,
     )
 
 
 def _size(fields: dict[str, str], key: str) -> int | None:
-    number = _number(fields, key, "MiB")
-    return None if number is None else int(number) << 20
+    return size_in_bytes(_number(fields, key, "MiB"), _MIB)
 
 
 def _number(fields: dict[str, str], key: str, unit: str) -> float | None:
     text = fields.get(key, "")
     if text in _UNKNOWN:
         return None
-    found = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{unit}", text)
+    found = re.fullmatch(rf"([0-9]{{1,18}}(?:\.[0-9]+)?)\s*{unit}", text)
     if found is None:
         raise FormatError(f"xpu-smi -q: `{key}` is {text[:60]!r}, not a number" + (f" of {unit}" if unit else ""))
     return float(found[1])

@@ -24,7 +24,7 @@ class MthreadsProbe(RosterProbe):
     """Asks libmtml; where that does not answer, mthreads-gmi; where neither does, the PCI bus says what is there."""
 
     vendor = Vendor.MTHREADS
-    nodes = "mtgpu.[0-9]*"
+    nodes = "mtgpu."
 
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._library = StartedLibrary(Mtml)
@@ -50,4 +50,6 @@ class MthreadsProbe(RosterProbe):
         return Topology(pairs=tuple(sorted((*pair, distance) for pair, distance in distances)))
 
     def _tool_ways(self, root: Path) -> list[Way]:
-        return self._tool.ways(root, Form(arguments=("-q", "--json"), parse=parse_json), Form(parse=parse_table))
+        return self._tool.ways(
+            root, Form(arguments=("-q", "--json"), parse=parse_json, may_be_cut=False), Form(parse=parse_table)
+        )

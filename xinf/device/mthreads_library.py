@@ -19,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 
 from xinf.core.device import Distance, Health, Vendor
-from xinf.device.c_calls import CCalls
+from xinf.device.c_calls import CCalls, Handle
 from xinf.device.health import or_well
 from xinf.device.library import LibraryError, load_library
 from xinf.device.pci import normalise_address
@@ -49,6 +49,7 @@ _MPC_PARENT, _MPC_INSTANCE = 1, 2
 _VIRTUAL_OF_HOST = 1
 _UNCORRECTED, _VOLATILE, _DRAM = 1, 0, 1
 _LINK_DOWN = 0
+_MAX_LINKS = 64  # an S5000 has 14
 # MtmlDeviceTopologyLevel: internal, one switch, several, a host bridge, a NUMA node, the system.
 _LEVELS = (Distance.PIX, Distance.PIX, Distance.PXB, Distance.PHB, Distance.NODE, Distance.SYS)
 # Which instruction set a product has: scripts of MooreThreads/torch_musa (MP_21, MP_22; cc3.1 is mp_31).
@@ -82,6 +83,15 @@ class Property(ctypes.Structure):
     )
 
 
+class LinkSpec(ctypes.Structure):
+    """MtmlMtLinkSpec."""
+
+    _fields_ = (
+        *((field, ctypes.c_uint) for field in ("version", "bandwidth", "n_links")),
+        ("reserved", ctypes.c_uint * 4),
+    )
+
+
 class LinkLayout(ctypes.Structure):
     """MtmlMtLinkLayout."""
 
@@ -111,9 +121,8 @@ class Mtml:
         system = ctypes.c_void_p()
         has_system = self._calls.ask("mtmlLibraryInitSystem", self._root, ctypes.byref(system))
         self._driver = self._calls.text("mtmlSystemGetDriverVersion", system, length=80) if has_system else None
-        self._handles: list[_Handles] = []
-        self._complaints: list[str] = []
-        self._open()
+        opened = self._calls.open_all("mtmlLibraryCountDevice", "mtmlLibraryInitDeviceByIndex", self._root)
+        self._handles, self._complaints = [self._open(handle) for handle in opened[0]], opened[1]
 
     def inventory(self) -> Listing:
         """List the cards, and what kept others from being listed. Raises: LibraryError when there is none."""
@@ -143,20 +152,11 @@ class Mtml:
         own = [(handles.number, handles) for handles in self._handles if not self._is_foreign(handles)]
         return list_readable(own, read, self._complaints)
 
-    def _open(self) -> None:
-        count = ctypes.c_uint()
-        self._calls.demand("mtmlLibraryCountDevice", self._root, ctypes.byref(count))
-        for number in range(count.value):
-            device, gpu, memory = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
-            try:
-                arguments = (self._root, ctypes.c_uint(number), ctypes.byref(device))
-                self._calls.demand("mtmlLibraryInitDeviceByIndex", *arguments)
-            except LibraryError as error:
-                self._complaints.append(f"device {number}: {error}")
-                continue
-            has_gpu = self._calls.ask("mtmlDeviceInitGpu", device, ctypes.byref(gpu))
-            has_memory = self._calls.ask("mtmlDeviceInitMemory", device, ctypes.byref(memory))
-            self._handles.append(_Handles(number, device, gpu if has_gpu else None, memory if has_memory else None))
+    def _open(self, handle: Handle) -> _Handles:
+        gpu, memory = ctypes.c_void_p(), ctypes.c_void_p()
+        has_gpu = self._calls.ask("mtmlDeviceInitGpu", handle.pointer, ctypes.byref(gpu))
+        has_memory = self._calls.ask("mtmlDeviceInitMemory", handle.pointer, ctypes.byref(memory))
+        return _Handles(handle.number, handle.pointer, gpu if has_gpu else None, memory if has_memory else None)
 
     def _describe(self, handles: _Handles) -> Card:
         number, kind = ctypes.c_uint(), self._property(handles)
@@ -222,18 +222,40 @@ class Mtml:
 
     def _is_linked(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> bool:
         """Whether an MtLink joins them that is not down: one that is only wired carries nothing."""
+        return any(self._is_up(one, link) for link in self._links_between(one, other))
+
+    def _links_between(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> list[int]:
+        """List the first card's MtLinks that lead to the second.
+
+        Where the library does not relate two cards, each link is asked for its other end, as pymtml does.
+        """
         count = ctypes.c_uint()
-        if not self._calls.ask("mtmlDeviceCountMtLinkLayouts", one, other, ctypes.byref(count)) or not count.value:
-            return False
-        layouts = (LinkLayout * count.value)()
-        if not self._calls.ask("mtmlDeviceGetMtLinkLayouts", one, other, count, layouts):
-            return False
-        for layout in layouts:
-            state = ctypes.c_uint(_LINK_DOWN)
-            arguments = (one, ctypes.c_uint(layout.local_link), ctypes.byref(state))
-            if self._calls.ask("mtmlDeviceGetMtLinkState", *arguments) and state.value != _LINK_DOWN:
-                return True
-        return False
+        if self._calls.ask("mtmlDeviceCountMtLinkLayouts", one, other, ctypes.byref(count)):
+            layouts = (LinkLayout * min(count.value, _MAX_LINKS))()
+            arguments = (one, other, ctypes.c_uint(len(layouts)), layouts)
+            is_told = bool(layouts) and self._calls.ask("mtmlDeviceGetMtLinkLayouts", *arguments)
+            return [layout.local_link for layout in layouts] if is_told else []
+        spec = LinkSpec()
+        if not self._calls.ask("mtmlDeviceGetMtLinkSpec", one, ctypes.byref(spec)):
+            return []
+        there = self._address(other)
+        return [link for link in range(min(spec.n_links, _MAX_LINKS)) if self._end_of(one, link) == there]
+
+    def _end_of(self, device: ctypes.c_void_p, link: int) -> str | None:
+        """Ask where a link leads; None: to nothing that is here."""
+        remote = ctypes.c_void_p()
+        arguments = (device, ctypes.c_uint(link), ctypes.byref(remote))
+        if not self._calls.ask("mtmlDeviceGetMtLinkRemoteDevice", *arguments):
+            return None
+        try:
+            return self._address(remote)
+        except LibraryError:
+            return None
+
+    def _is_up(self, device: ctypes.c_void_p, link: int) -> bool:
+        state = ctypes.c_uint(_LINK_DOWN)
+        arguments = (device, ctypes.c_uint(link), ctypes.byref(state))
+        return self._calls.ask("mtmlDeviceGetMtLinkState", *arguments) and state.value != _LINK_DOWN
 
     def _is_foreign(self, handles: _Handles) -> bool:
         """Whether it is a slice of a card that the host has given to a virtual machine."""

@@ -7,15 +7,16 @@ the bus is `Bus ID` or `PCI/Bus ID`, and `Power Draw ` ends in a space); the tab
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from xinf.core.device import Vendor
 from xinf.device.framed_table import parse_framed_table
+from xinf.device.json_answer import read_json
 from xinf.device.mthreads_library import name_arch
 from xinf.device.pci import normalise_address
+from xinf.device.quantity import is_count, size_in_bytes
 from xinf.device.roster import Card, name_by_place
 from xinf.device.tool import FormatError
 
@@ -24,11 +25,11 @@ _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
 _ADDRESS = re.compile(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 _TITLE = re.compile(r"mthreads-gmi:\s*(?P<version>[\d.]+)\s+Driver Version:\s*(?P<driver>\S+)")
 _COLUMNS = {
-    "ID": r"\d+",
+    "ID": r"[0-9]{1,18}",
     "Name": r"\S+(?: \S+)*",
     "PCIe": _ADDRESS.pattern,
     "%GPU": r"N/A|\d+%",
-    "Mem": r"\d+MiB\s*\(\s*\d+MiB\s*\)",
+    "Mem": r"[0-9]{1,18}MiB\s*\(\s*[0-9]{1,18}MiB\s*\)",
     "Device Type": r"\S+",
     "Perf": r"\S+",
     "Pcie Lane Width": r"\S+",
@@ -41,10 +42,7 @@ _NEEDED = ("ID", "Name", "PCIe", "%GPU", "Mem", "Temp")
 
 def parse_json(text: str) -> tuple[Card, ...]:
     """Read `mthreads-gmi -q --json`. Raises: FormatError."""
-    try:
-        answer = _strip_keys(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise FormatError(f"mthreads-gmi -q --json printed no JSON: {error}") from None
+    answer = _strip_keys(read_json(text, "mthreads-gmi -q --json"))
     if not isinstance(answer, dict) or not isinstance(answer.get("GPU"), list):
         raise FormatError("mthreads-gmi -q --json has no list `GPU`")
     driver = answer.get("Driver Version")
@@ -73,7 +71,7 @@ def _check_places(cards: Sequence[Card], source: str) -> tuple[Card, ...]:
 
 def _read_gpu(entry: object, driver: str | None) -> Card:
     number = _text(entry, "Index")
-    if number is None or not number.isdigit():
+    if number is None or not is_count(number):
         raise FormatError(f"mthreads-gmi -q --json: a GPU has the `Index` {number!r}, not a number")
     address = _text(entry, "PCI", "Bus ID") or _text(entry, "PCI", "PCI/Bus ID")
     if address is None or not _ADDRESS.fullmatch(address):
@@ -103,16 +101,16 @@ def _read_gpu(entry: object, driver: str | None) -> Card:
 
 def _read_record(record: Mapping[str, str], driver: str) -> Card:
     pci = normalise_address(record["PCIe"])
-    used, total = (int(mib) for mib in re.findall(r"(\d+)MiB", record["Mem"]))
+    used, total = (size_in_bytes(int(mib), 1 << 20) for mib in re.findall(r"(\d+)MiB", record["Mem"]))
     return Card(
         pci=pci,
         number=int(record["ID"]),
         uuid=name_by_place(Vendor.MTHREADS, pci),
         name=record["Name"],
         arch=name_arch(record["Name"]),
-        memory_bytes=total << 20,
+        memory_bytes=total,
         driver=driver,
-        used_bytes=used << 20,
+        used_bytes=used,
         util_pct=None if record["%GPU"] in _UNKNOWN else float(record["%GPU"].rstrip("%")),
         temp_c=None if record["Temp"] in _UNKNOWN else float(record["Temp"].rstrip("C")),
     )
@@ -139,7 +137,7 @@ def _size(entry: object, *path: str) -> int | None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)", text)
     if found is None:
         raise FormatError(f"mthreads-gmi -q --json: `{'/'.join(path)}` is {text[:60]!r}, not a size")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return size_in_bytes(float(found[1]), _UNITS[found[2]])
 
 
 def _quantity(unit: str, entry: object, *path: str) -> float | None:
@@ -156,5 +154,5 @@ def _frame(line: str) -> str:
     """Draw the frames that the tool leaves out: the outer ones, and where it likes the first inner one of ECC Mode."""
     cells = line.split("|")
     if len(cells) == 1:
-        return ""  # a rule, or nothing
+        return line  # a rule, or nothing
     return "|".join(["", *([""] if len(cells) == 2 and not cells[0].strip() else []), *cells, ""])

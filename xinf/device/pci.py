@@ -45,7 +45,11 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> tuple[PciFunction, ...]:
-    """List the accelerators below `root`, of one vendor or of all, by bus address; none if no PCI bus is to be seen."""
+    """List the accelerators below `root`, of one vendor or of all, by bus address; none if no PCI bus is to be seen.
+
+    A virtual function is a part of a card that is here too, made for virtual machines or containers: it is not counted.
+    In a virtual machine it is all there is, and the kernel there does not know that it is one.
+    """
     found: list[PciFunction] = []
     try:
         entries = sorted((root / "sys/bus/pci/devices").iterdir(), key=lambda path: path.name)
@@ -56,7 +60,7 @@ def find_pci_functions(root: Path = Path("/"), vendor: Vendor | None = None) -> 
         if maker is None or (vendor or maker) is not maker:
             continue  # most of a server's functions: their other files are not even opened
         pci_class, device_id = (_read_int(entry / name) for name in ("class", "device"))
-        if pci_class is None or not _is_accelerator(maker, pci_class):
+        if pci_class is None or not _is_accelerator(maker, pci_class) or (entry / "physfn").exists():
             continue
         driver = entry / "driver"
         found.append(

@@ -7,6 +7,7 @@ the driver's files, so inventory and samples name it alike without asking each o
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from xinf.device.health import HealthWatch, or_well
 from xinf.device.host_memory import read_host_memory
 from xinf.device.kfd import KfdNode, read_nodes, read_processes
 from xinf.device.pci import PASSED_ON, PciFunction, find_pci_functions, name_by_address
+from xinf.device.quantity import celsius, count, percent, watts
 from xinf.device.reading import DeviceProcess
 from xinf.device.tool import ToolError
 
@@ -172,12 +174,19 @@ def read_driver_version(module: str, root: Path) -> str | None:
     return None
 
 
-def read_runtime_version(path: str, root: Path) -> str | None:
-    """Read which ROCm or DTK the host has: `6.4.1-83` is 6.4.1. Engines in containers bring their own."""
-    try:
-        return (root / path).read_text().strip().partition("-")[0] or None
-    except OSError:
-        return None
+def read_runtime_version(paths: Sequence[str], root: Path) -> str | None:
+    """Read which ROCm or DTK the host has: `6.4.1-83` is 6.4.1, `DTK-26.04-rc4` is 26.04.
+
+    Engines in containers bring their own.
+    """
+    for path in paths:
+        try:
+            match = re.search(r"^(?:DTK-)?([0-9]+(?:\.[0-9]+)+)", (root / path).read_text(), re.MULTILINE)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if match is not None:
+            return match[1]
+    return None
 
 
 def why_hidden(node: KfdNode) -> str | None:
@@ -207,15 +216,17 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
     """Make the sample of a card from what was read."""
     health: Health | None
     reason: str | None
+    temp_c, errors = celsius(reading.temp_c), count(reading.ecc_uncorrected)
+    limit_c, shutdown_c = (celsius(limit) for limit in (reading.temp_limit_c, reading.temp_shutdown_c))
     if is_lost(card.address, root):
         health, reason = Health.FAULTY, f"{card.address} fell off the PCI bus: look at `dmesg`, reset or reseat it"
     else:
         health, reason = watch.judge(
             card.uuid,
-            ecc_uncorrected=reading.ecc_uncorrected,
-            temp_c=reading.temp_c,
-            temp_limit_c=reading.temp_limit_c,
-            temp_shutdown_c=reading.temp_shutdown_c,
+            ecc_uncorrected=errors,
+            temp_c=temp_c,
+            temp_limit_c=limit_c,
+            temp_shutdown_c=shutdown_c,
         )
     used, free = _memory(card, reading, root)
     return Sample(
@@ -223,10 +234,10 @@ def make_sample(card: RocmCard, reading: CardReading, watch: HealthWatch, root: 
         t_ns=time.time_ns(),
         memory_used_bytes=used,
         memory_free_bytes=free,
-        util_pct=reading.util_pct,
-        temp_c=reading.temp_c,
-        power_w=reading.power_w,
-        ecc_uncorrected=reading.ecc_uncorrected,
+        util_pct=percent(reading.util_pct),
+        temp_c=temp_c,
+        power_w=watts(reading.power_w),
+        ecc_uncorrected=errors,
         health=or_well(health, used, reading.util_pct, reading.power_w),
         reason=reason,
     )

@@ -42,7 +42,7 @@ class RocmProbe(ABC):
 
     vendor: ClassVar[Vendor]
     libraries: ClassVar[tuple[str, ...]]  # where its librocm_smi64 may lie
-    runtime: ClassVar[str]  # the file with the version of its ROCm
+    runtime: ClassVar[tuple[str, ...]]  # the files that may have the version of its ROCm
 
     def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s

@@ -10,7 +10,7 @@ import msgspec
 
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.pci import PciFunction, find_pci_functions
-from xinf.device.roster import Card, leave_out_placeless, make_devices, make_samples
+from xinf.device.roster import Card, leave_out_placeless, leave_out_twins, make_devices, make_samples
 from xinf.device.tool import ToolError
 from xinf.device.way import Way, ask_in_turn
 
@@ -19,7 +19,7 @@ class RosterProbe:
     """Asks one way after the other; cards that none lists are recorded by their bus address."""
 
     vendor: ClassVar[Vendor]
-    nodes: ClassVar[str]  # a pattern of the vendor's device nodes in /dev
+    nodes: ClassVar[str]  # how the vendor's device nodes in /dev are called before their number
     _listed: tuple[Device, ...] | None = None
 
     def inventory_ways(self, root: Path) -> Sequence[Way]:
@@ -46,13 +46,19 @@ class RosterProbe:
 
     def inventory(self, root: Path) -> tuple[Device, ...]:
         said: list[str] = []
-        cards = self._ask(self.inventory_ways(root), said, root)
+        cards, may_be_cut = self._ask(self.inventory_ways(root), said, root)
         runtime = self.runtime(root)
         if runtime is not None:
             cards = [msgspec.structs.replace(card, runtime=runtime) for card in cards]
-        missing = "; ".join(said)
-        functions = self.functions(root)
-        self._listed = make_devices(self.vendor, cards, functions, missing=missing, root=root, nodes=self.nodes)
+        self._listed = make_devices(
+            self.vendor,
+            cards,
+            self.functions(root),
+            missing="; ".join(said),
+            root=root,
+            nodes=self.nodes,
+            may_be_cut=may_be_cut,
+        )
         return self._listed
 
     def listed(self, root: Path) -> tuple[Device, ...]:
@@ -62,11 +68,13 @@ class RosterProbe:
     def sample(self, root: Path) -> tuple[Sample, ...]:
         """Read what the cards are doing. Raises: ToolError with what was tried."""
         said: list[str] = []
-        cards = self._ask(self.sample_ways(root), said, root)
+        cards, _ = self._ask(self.sample_ways(root), said, root)
         if not cards:
             raise ToolError("; ".join(said))
         return make_samples(cards)
 
-    def _ask(self, ways: Sequence[Way], said: list[str], root: Path) -> Sequence[Card]:
-        cards = self.place(ask_in_turn(ways, said), root)
-        return leave_out_placeless(cards, lambda: self.functions(root), said)
+    def _ask(self, ways: Sequence[Way], said: list[str], root: Path) -> tuple[Sequence[Card], bool]:
+        """List the cards, and say whether there may be others that the answer lost."""
+        listing = ask_in_turn(ways, said)
+        cards = leave_out_placeless(self.place(listing.cards, root), lambda: self.functions(root), said)
+        return leave_out_twins(cards, said), listing.may_be_cut

@@ -15,14 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import BinaryIO
 
 from xinf.device.parent_death import die_with_parent, find_tether
 
 TIMEOUT_S = 8.0  # below the deadline of the whole inventory, so that the reason names the tool
 _MAX_OUTPUT_BYTES = 8 << 20
+# Of any file that a tool writes: one that prints without end must not fill the disk until it is ended. So large since
+# it counts for logs that the vendor's library keeps, too.
+_MAX_FILE_BYTES = 1 << 30
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 # When the time that all tools have together is over, as time.monotonic() counts; None: nobody waits for them.
 _END_S: ContextVar[float | None] = ContextVar("end of the tools' time", default=None)
@@ -99,16 +103,20 @@ def run_tool(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, output: str |
             )
         except OSError as error:
             raise ToolError(f"{name} cannot be run: {error.strerror}") from error
+        _limit_files(process.pid)
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             _end(process)
             raise ToolError(f"{name} did not end within {timeout_s:.3g} s: look at `dmesg` for the driver") from error
         if status != 0:
-            said = _read(complaint.fileno()).strip() or _read(printed.fileno()).strip()
+            said = (_read(complaint.fileno()) or "").strip() or (_read(printed.fileno()) or "").strip()
             last = "".join(said.splitlines()[-1:])[:300]
             raise ToolError(f"{name} ended with status {status}: {last or 'it said nothing'}")
-        return _read(printed.fileno()) if output is None else _read_file(Path(directory) / output, name)
+        text = _read(printed.fileno()) if output is None else _read_file(Path(directory) / output, name)
+        if text is None:
+            raise FormatError(f"{name} gave more than {_MAX_OUTPUT_BYTES >> 20} MiB")
+        return text
 
 
 def _environ() -> dict[str, str]:
@@ -121,18 +129,36 @@ def _environ() -> dict[str, str]:
     return environ
 
 
-def _read(descriptor: int) -> str:
+def _limit_files(pid: int) -> None:
+    """Bound what a process and those that it starts write to one file; where that cannot be done, its time does."""
+    if sys.platform != "linux":
+        return
+    import resource  # not on every system
+
+    with suppress(OSError):  # it has ended
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        is_less = hard != resource.RLIM_INFINITY and hard < _MAX_FILE_BYTES
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if is_less else _MAX_FILE_BYTES, hard))
+
+
+def _read(descriptor: int) -> str | None:
     os.lseek(descriptor, 0, os.SEEK_SET)
     with os.fdopen(os.dup(descriptor), "rb") as file:
-        return file.read(_MAX_OUTPUT_BYTES).decode(errors="replace")
+        return _decode(file)
 
 
-def _read_file(path: Path, name: str) -> str:
+def _read_file(path: Path, name: str) -> str | None:
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_OUTPUT_BYTES).decode(errors="replace")
+            return _decode(file)
     except FileNotFoundError:
         raise ToolError(f"{name} wrote no {path.name}") from None
+
+
+def _decode(file: BinaryIO) -> str | None:
+    """Read a text leniently; None: there is more than anybody's answer, and its beginning may look like the whole."""
+    content = file.read(_MAX_OUTPUT_BYTES + 1)
+    return None if len(content) > _MAX_OUTPUT_BYTES else content.decode(errors="replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     arguments: tuple[str, ...] = ()
     parse: Callable[[str], Sequence[Card]]
     output: str | None = None  # a file that the tool writes in its working directory
+    may_be_cut: bool = True  # False: its parser refuses an answer that ends between two cards
 
 
 class VendorTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,4 +44,5 @@ class VendorTool(msgspec.Struct, frozen=True, kw_only=True):
         return found if is_there else found[:1]
 
     def _read(self, root: Path, form: Form) -> Listing:
-        return Listing(tuple(form.parse(self.run(root, *form.arguments, output=form.output))))
+        cards = tuple(form.parse(self.run(root, *form.arguments, output=form.output)))
+        return Listing(cards, may_be_cut=form.may_be_cut)

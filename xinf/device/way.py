@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from xinf.device.library import LibraryError
-from xinf.device.roster import Card, Listing
+from xinf.device.roster import Listing
 from xinf.device.tool import ToolError
 
 
@@ -23,7 +23,7 @@ class Way(msgspec.Struct, frozen=True):
     ask: Callable[[], Listing]
 
 
-def ask_in_turn(ways: Sequence[Way], said: list[str]) -> Sequence[Card]:
+def ask_in_turn(ways: Sequence[Way], said: list[str]) -> Listing:
     """List the cards by the first way that lists any; `said` gets why those before it did not, and its name."""
     for way in ways:
         try:
@@ -34,5 +34,5 @@ def ask_in_turn(ways: Sequence[Way], said: list[str]) -> Sequence[Card]:
         said += listing.complaints
         said.append(f"{way.name} does not list it" if listing.cards else f"{way.name} lists no card")
         if listing.cards:
-            return listing.cards
-    return ()
+            return listing
+    return Listing(())

@@ -8,7 +8,7 @@
  * Scenarios: mlu590 (two cards, numbered against the order of the bus, linked), mlu370 (four cards without links: two on
  * a board, the third behind the same host bridge, the fourth across), old (driver 5: no handles, no V2 structs, version
  * 5), lost (mlu590 whose second card gives no handle), nameless (no uuid), unplugged (mlu590, the link is down but
- * remembers its peer), sick (mlu590, the first card has a problem), placeless (mlu590, the second card does not tell its
+ * remembers its peer), sick (mlu590, the first card has a problem), modern (the same, told with incidents), placeless (mlu590, the second card does not tell its
  * address), mute (no metric), no_driver, empty (no card), hang, crash.
  */
 #include <signal.h>
@@ -66,6 +66,14 @@ typedef struct {
 } cndevTemperatureInfo_t;
 typedef struct { int32_t version, averageCoreUtilization, coreUtilization[80]; } cndevUtilizationInfo_t;
 typedef struct { int32_t version, health, deviceState, driverState; } cndevCardHealthState_t;
+typedef struct { char msg[512]; uint32_t device_id, bdf, code, category, severity; } cndevDiagErrorDetail_t;
+typedef struct { int32_t system, health; cndevDiagErrorDetail_t error; } cndevIncidentInfo_t;
+typedef struct {
+    int32_t health, deviceState, driverState, overallHealth;
+    uint32_t incident_count;
+    cndevIncidentInfo_t incidents[64];
+    uint32_t reserved[8];
+} cndevCardHealthStateV2_t;
 typedef struct { int32_t version, isActive, serdesState, cableState; } cndevMLULinkStatus_t;
 typedef struct { int32_t macState, serdesState, presenceState; uint32_t serdesProgress, reserved[7]; }
     cndevMLULinkStatusV2_t;
@@ -101,6 +109,10 @@ static const struct { const char *what; size_t n; } layouts[] = {
     AT(cndevTemperatureInfo_t, isp),
     SIZE(cndevUtilizationInfo_t), AT(cndevUtilizationInfo_t, averageCoreUtilization),
     SIZE(cndevCardHealthState_t), AT(cndevCardHealthState_t, health), AT(cndevCardHealthState_t, driverState),
+    SIZE(cndevCardHealthStateV2_t), AT(cndevCardHealthStateV2_t, driverState),
+    AT(cndevCardHealthStateV2_t, incident_count), AT(cndevCardHealthStateV2_t, incidents),
+    AT(cndevCardHealthStateV2_t, reserved), SIZE(cndevIncidentInfo_t), {"cndevIncidentInfo_t.msg",
+    offsetof(cndevIncidentInfo_t, error)}, {"cndevIncidentInfo_t.code", offsetof(cndevIncidentInfo_t, error.code)},
     SIZE(cndevMLULinkStatus_t), AT(cndevMLULinkStatus_t, isActive),
     SIZE(cndevMLULinkStatusV2_t), AT(cndevMLULinkStatusV2_t, macState),
     SIZE(cndevMLULinkRemoteInfo_t), AT(cndevMLULinkRemoteInfo_t, mcSn), AT(cndevMLULinkRemoteInfo_t, uuid),
@@ -242,9 +254,25 @@ cndevRet_t cndevGetECCInfo(cndevECCInfo_t *info, cndevDevice_t device) {
     info->uncorrectedError = 1;
     return OK;
 }
+cndevRet_t cndevGetCardHealthStateV2(cndevCardHealthStateV2_t *info, cndevDevice_t device) {
+    BEGIN(device);
+    if (!is("modern")) return NOT_SUPPORTED;
+    memset(info, 0, sizeof *info);
+    info->health = info->deviceState = number_of(device) != 0;
+    info->driverState = 4;
+    info->overallHealth = info->health ? 0 : 20;
+    info->incident_count = info->health ? 0 : 2;
+    for (int at = 0; at < 2 && !info->health; at++) {
+        info->incidents[at].system = at ? 0x1 : 0x80;
+        info->incidents[at].health = 20;
+        strcpy(info->incidents[at].error.msg, at ? "PCIe width is too low" : "An Xid error detected");
+    }
+    return OK;
+}
 cndevRet_t cndevGetCardHealthState(cndevCardHealthState_t *info, cndevDevice_t device) {
     BEGIN(device);
     METRIC;
+    if (is("modern")) return NOT_SUPPORTED;
     CHECK_VERSION(info);
     info->health = info->deviceState = !(is("sick") && number_of(device) == 0);
     info->driverState = info->health ? 4 : 7;

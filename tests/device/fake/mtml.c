@@ -4,7 +4,8 @@
  * errors, and that ctypes reads the structs as a C compiler lays them out. Does not prove: that a real library answers
  * so. The structs are declared here by hand from the public header; fake_layout() tells their sizes and offsets.
  *
- * Scenarios: s5000 (two, listed against the bus, joined by MtLink), wired (their links are down: the level of the bus
+ * Scenarios: s5000 (two, listed against the bus, joined by MtLink), unrelated (the same of a library that relates no two
+ * cards: each link tells its other end), wired (their links are down: the level of the bus
  * counts), linkless (S80, which have no MtLink), mpc (a divided card: its parent and two instances), vgpu (a card and a slice of a virtual machine), half (the
  * second cannot be opened), lost (every call about a card fails), version9, not_loaded, garbled (no PCI address).
  */
@@ -24,6 +25,7 @@ typedef struct {
     unsigned int virtCap : 1, virtRole : 3, mpcCap : 1, mpcType : 3, mtLinkCap : 1, rsvd : 23;
     unsigned int rsvd2 : 32;
 } MtmlDeviceProperty;
+typedef struct { unsigned int version, bandWidth, linkNum, rsvd[4]; } MtmlMtLinkSpec;
 typedef struct { unsigned int localLinkId, remoteLinkId, rsvd[4]; } MtmlMtLinkLayout;
 
 enum { SUCCESS = 0, NOT_LOADED = 1, DRIVER_FAILURE = 2, INVALID = 3, NOT_SUPPORTED = 4, INSUFFICIENT_SIZE = 6 };
@@ -53,6 +55,8 @@ int fake_layout(const char *what) {
     SIZE(MtmlPciInfo);
     SIZE(MtmlDeviceProperty);
     SIZE(MtmlMtLinkLayout);
+    SIZE(MtmlMtLinkSpec);
+    OFFSET(MtmlMtLinkSpec, linkNum);
     OFFSET(MtmlPciInfo, segment);
     OFFSET(MtmlPciInfo, pciSubsystemId);
     OFFSET(MtmlPciInfo, busWidth);
@@ -230,7 +234,18 @@ int mtmlDeviceGetPowerUsage(const char *device, unsigned int *milliwatts) {
 }
 int mtmlDeviceCountMtLinkLayouts(const char *one, const char *other, unsigned int *count) {
     *count = 2;
-    return of_device(one) < 0 || of_device(other) < 0 ? INVALID : is("linkless") ? NOT_SUPPORTED : SUCCESS;
+    return of_device(one) < 0 || of_device(other) < 0 ? INVALID : is("linkless") || is("unrelated") ? NOT_SUPPORTED : SUCCESS;
+}
+int mtmlDeviceGetMtLinkSpec(const char *device, MtmlMtLinkSpec *spec) {
+    *spec = (MtmlMtLinkSpec){20000, 53, 7, {0}};
+    return of_device(device) < 0 ? INVALID : is("unrelated") ? SUCCESS : NOT_SUPPORTED;
+}
+int mtmlDeviceGetMtLinkRemoteDevice(const char *device, unsigned int link, const char **remote) {
+    int at = of_device(device);
+    if (at < 0) return INVALID;
+    if (link < 5) return 7; /* not found: it leads out of the host */
+    *remote = &cards[1 - at].device;
+    return SUCCESS;
 }
 int mtmlDeviceGetMtLinkLayouts(const char *one, const char *other, unsigned int count, MtmlMtLinkLayout *layouts) {
     for (unsigned int at = 0; at < count; at++) layouts[at] = (MtmlMtLinkLayout){5 + at, 9 + at, {0}};

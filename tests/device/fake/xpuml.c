@@ -4,10 +4,11 @@
  * structs as a C compiler lays them out. Does not prove: that a real library answers so. The structs are declared here by
  * hand from the public header; fake_layout() tells their sizes and offsets.
  *
- * Scenarios: p800 (two, listed against the bus, the first in use), k200 (two chips at one address), sick (the second is in
+ * Scenarios: p800 (two, listed against the bus, the first in use), k200 (two chips at one address), k200_half (of which the
+ * first gives no handle), sick (the second is in
  * an exception), lost (every metric of the first says that it is gone), half (the second gives no handle), renumbered (the
  * nodes are not numbered as the library counts), starting (no memory yet), drift (a struct that begins otherwise),
- * version9, not_loaded, mute (only identity is answered), shy (p800 that does not know what the second process holds).
+ * countless (as many cards as 32 bits hold), version9, not_loaded, mute (only identity is answered), shy (p800 that does not know what the second process holds).
  */
 #include <stddef.h>
 #include <stdio.h>
@@ -62,6 +63,7 @@ static int is(const char *name) {
     const char *scenario = getenv("FAKE_XPUML");
     return scenario && !strcmp(scenario, name);
 }
+static int k200(void) { return is("k200") || is("k200_half"); }
 static int put(char *to, unsigned int length, const char *text) {
     if (strlen(text) >= length) return INSUFFICIENT_SIZE;
     strcpy(to, text);
@@ -82,26 +84,26 @@ int xpumlInit(void) {
     return is("not_loaded") ? NOT_LOADED : SUCCESS;
 }
 int xpumlSystemGetXPUMLVersion(char *text, unsigned int length) {
-    return put(text, length, is("version9") ? "9.0.1.1" : is("k200") ? "4.0.7.1" : "5.0.21.26");
+    return put(text, length, is("version9") ? "9.0.1.1" : k200() ? "4.0.7.1" : "5.0.21.26");
 }
 int xpumlSystemGetDriverVersion(char *text, unsigned int length) { return put(text, length, "5.0.21.26 commit: abc"); }
 int xpumlDeviceGetCount(unsigned int *count) {
-    *count = 2;
+    *count = is("countless") ? 0xffffffffu : 2;
     return SUCCESS;
 }
 int xpumlDeviceGetHandleByIndex(unsigned int index, char **handle) {
     if (index > 1) return INVALID;
-    if (is("half") && index == 1) return LOST;
+    if ((is("half") && index == 1) || (is("k200_half") && index == 0)) return LOST;
     *handle = &cards[index];
     return SUCCESS;
 }
 int xpumlDeviceGetName(const char *handle, char *text, unsigned int length) {
-    return of(handle) < 0 ? INVALID : put(text, length, is("k200") ? "K200" : "P800 OAM");
+    return of(handle) < 0 ? INVALID : put(text, length, k200() ? "K200" : "P800 OAM");
 }
 int xpumlDeviceGetSerial(const char *handle, char *text, unsigned int length) {
     int at = of(handle);
     if (at < 0) return INVALID;
-    return put(text, length, at == 0 || is("k200") ? "02K15K624CV99901" : "02K15K624CV99902");
+    return put(text, length, at == 0 || k200() ? "02K15K624CV99901" : "02K15K624CV99902");
 }
 int xpumlDeviceGetId(const char *handle, int *number) {
     int at = of(handle);
@@ -112,7 +114,7 @@ int xpumlDeviceGetPciInfo(const char *handle, xpumlPciInfo_t *place) {
     int at = of(handle);
     if (at < 0) return INVALID;
     memset(place, 0, sizeof *place);
-    place->bus = at == 0 || is("k200") ? 0x52 : 0x03;
+    place->bus = at == 0 || k200() ? 0x52 : 0x03;
     snprintf(place->busId, sizeof place->busId, "%08X:%02X:%02X.%01X", 0, place->bus, 0, 0);
     if (is("drift")) memmove(place, (char *)place + 8, sizeof *place - 8);
     return SUCCESS;
