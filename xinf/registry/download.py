@@ -7,8 +7,8 @@ nobody takes a part for the whole (shelf.py).
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import shutil
 import stat
 import threading
@@ -23,8 +23,9 @@ from xinf.core.errors import InvalidRequest, Unavailable
 from xinf.core.units import format_bytes
 from xinf.registry.blob import Checksum, fetch
 from xinf.registry.hub import HubFile, HubFiles, list_repository
-from xinf.registry.shelf import CONFIGS, Shelf, shelf_of
-from xinf.registry.sources import Hub, Reference, Sources, find_sources, parse_reference
+from xinf.registry.shelf import CONFIGS, Shelf, shelf_of, unique_name
+from xinf.registry.sources import Hub, Reference, Sources, find_sources, is_commit, parse_reference
+from xinf.registry.state import drop_changed
 from xinf.registry.wanted import wanted_files
 
 # Above this Hugging Face answers no request for a whole file, but those for parts of it. Source: huggingface_hub,
@@ -103,18 +104,26 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
         # What others fetched may be whole without a README: then it must stay so, wherever this ends.
         if not shelf.is_whole(files.revision):
             shelf.write_listing(files.revision, listing)
+        if not is_commit(files.revision):
+            drop_changed(files, names, shelf)
         _check_room(reference, shelf, files, names)
         fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
-        shelf.write_listing(files.revision, listing)
-        shelf.remember(reference.revision, files.revision)
+        with contextlib.suppress(OSError):  # all files are here, if in a cache that others keep
+            shelf.write_listing(files.revision, listing)
+            shelf.remember(reference.revision, files.revision)
         directory = shelf.snapshot(files.revision)
         sizes = [(directory / name).stat().st_size for name in names]
     except OSError as error:
-        raise Unavailable(
-            f"{reference.repository} cannot be stored: {error}",
-            remedy=f"make room in {shelf.directory.parent}, and check whose it is",
-        ) from error
+        raise _not_stored(reference, shelf, error) from error
     return Download(directory=directory, revision=files.revision, n_files=len(sizes), n_bytes=sum(sizes))
+
+
+def _not_stored(reference: Reference, shelf: Shelf, error: OSError) -> Unavailable:
+    cache = shelf.directory.parent
+    remedy = f"make room in {cache}, and check whose it is"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = f"let this user write to {cache}, or set another cache (HF_HUB_CACHE, MODELSCOPE_CACHE)"
+    return Unavailable(f"{reference.repository} cannot be stored: {error}", remedy=remedy)
 
 
 def fetch_all(names: Sequence[str], fetch: Callable[[str], None], sources: Sources, meter: Meter) -> None:
@@ -150,8 +159,7 @@ class _Placer:
         with self._locks[content]:
             _bring(self._files, name, self._shelf.blobs / content, self._meter)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
+        temporary = unique_name(path)
         temporary.symlink_to("../" * (2 + name.count("/")) + f"blobs/{content}")
         temporary.replace(path)
 

@@ -11,17 +11,17 @@ reported: the branch as it was when a file changed last. Source: modelscope-hub 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from xinf.core.errors import Unavailable
-from xinf.registry.blob import Answer
+from xinf.registry.blob import Answer, is_partial
 from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
-from xinf.registry.hub_error import HubSays, first_line
+from xinf.registry.hub_error import HubSays, first_line, is_page
 from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class ModelScope:
         with self._translated():
             try:
                 listed = self._client.list_repo_files(self._reference.repository, _MODEL, revision)
+                # Kept by the client for its own download; without it a list that was cut is as good as any other.
+                if getattr(getattr(self._client, "_read_state", None), "listing_incomplete", False):
+                    raise self.says.cut()
                 entries = [entry for one in listed if (entry := _entry(one)) is not None]
             except (LookupError, TypeError, AttributeError) as error:
                 raise self.says.no_hub() from error
@@ -69,7 +72,15 @@ class ModelScope:
         with self._translated():
             response = self._client.download_stream(self._reference.repository, _MODEL, name, commit, headers=headers)
             try:
-                yield Answer(is_partial=response.status_code == 206, chunks=response.iter_content(_CHUNK_BYTES))
+                if is_page(response.headers.get("Content-Type"), name):
+                    raise self.says.no_hub()
+                sha256, tag = _tags([one.headers for one in (*response.history, response)])
+                yield Answer(
+                    is_partial=is_partial(response.status_code, response.headers.get("Content-Range"), ranges),
+                    chunks=response.iter_content(_CHUNK_BYTES),
+                    sha256=sha256,
+                    tag=tag,
+                )
             finally:
                 response.close()
 
@@ -91,7 +102,8 @@ class ModelScope:
         except scope_errors.PermissionDeniedError as error:
             raise says.denied() from error
         except scope_errors.APIError as error:
-            raise says.broken(error.status_code) from error
+            wait_s = error.retry_after if isinstance(error, scope_errors.RateLimitError) else None
+            raise says.broken(error.status_code, wait_s) from error
         except (scope_errors.HubError, requests.RequestException, ValueError) as error:
             raise says.unreachable(first_line(error)) from error
 
@@ -150,6 +162,20 @@ def _entry(listed: Mapping[str, Any]) -> _Entry | None:
         revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,
     )
+
+
+def _tags(answers: Sequence[Mapping[str, str]]) -> tuple[str | None, str | None]:
+    """The SHA-256 that a chain of answers names, and else whatever changes with the content.
+
+    The hub names the first where it redirects to the store of large files. Source: modelscope-hub 0.5, `_download.py`.
+    """
+    for headers in answers:
+        linked = headers.get("X-Linked-ETag", "").strip('"').lower()
+        if SHA256.fullmatch(linked):
+            return linked, linked
+    # A weak one says that two contents are as good as each other.
+    tag = answers[-1].get("ETag", "")
+    return None, tag if tag and not tag.startswith("W/") and tag.isprintable() else None
 
 
 def _newest(entries: list[_Entry]) -> str | None:

@@ -4,6 +4,7 @@
     snapshots/<commit>/...     files under the names that they have in the repository
     blobs/<checksum>           Hugging Face: their contents, which the names link to
     .xinf/<commit>.json        ours: what a download of the commit is to bring, written before its first byte
+    .xinf/<branch>.tags.json   ours, where a hub names no commit: which contents the names stood for when we asked last
 
 A snapshot grows file by file, so that a directory with a config.json may be anything between one file and all. It is
 whole when every file that our listing names is there with its size. What others fetched has no listing: there the index
@@ -15,7 +16,9 @@ alone by the client (`hf cache` walks refs, snapshots and blobs).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,13 +88,29 @@ class Shelf:
 
     def write_listing(self, commit: str, sizes: Mapping[str, int | None]) -> None:
         """Say what a download is to bring. Raises: OSError."""
-        _replace(self._listing_path(commit), msgspec.json.encode(sizes))
+        if self.listing(commit) != sizes:
+            _replace(self._listing_path(commit), msgspec.json.encode(sizes))
+
+    def tags(self, commit: str) -> Mapping[str, str]:
+        """Which content each name stood for when we asked last; nothing where a commit says it."""
+        try:
+            return msgspec.json.decode(self._tags_path(commit).read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def write_tags(self, commit: str, tags: Mapping[str, str]) -> None:
+        """Raises: OSError."""
+        if self.tags(commit) != tags:
+            _replace(self._tags_path(commit), msgspec.json.encode(tags))
 
     def remember(self, revision: str | None, commit: str) -> None:
         """Let a branch or tag mean a commit from now on. Raises: OSError."""
         name = revision or self._branch
-        if name != commit:
+        if commit not in (name, self.commit_of(revision)):
             _replace(self.directory / "refs" / name, commit.encode())
+
+    def _tags_path(self, commit: str) -> Path:
+        return self.directory / ".xinf" / f"{commit}.tags.json"
 
     def _listing_path(self, commit: str) -> Path:
         return self.directory / ".xinf" / f"{commit}.json"
@@ -152,7 +171,35 @@ def _has_weights(snapshot: Path) -> bool:
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Write a file that a power cut leaves whole, under this name or not at all.
+
+    Without its list a part of a model that somebody began would count as what others have fetched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    temporary = unique_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # the disk is full, say
+        raise
+    for directory in (path.parent, path.parent.parent):
+        _sync_directory(directory)
+
+
+def unique_name(path: Path) -> Path:
+    """A name beside `path` for what is to take its place: a pid is not enough where hosts share the disk."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have the disk keep the names in a directory; not every file system can."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
