@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from xinf.agent.fetcher import FetchStatus, failure_of
+from xinf.core.clock import FakeClock
 from xinf.core.config import load
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel, XinfError
 from xinf.core.ids import ReplicaId
@@ -35,38 +36,52 @@ def told(spec: ShimSpec) -> ShimStatus:
 
 
 def test_progress_is_told_at_once_and_then_every_two_seconds(tmp_path: Path) -> None:
-    spec, now_s = spec_in(tmp_path), 100.0
-    status = FetchStatus(spec, clock=lambda: now_s)
-    assert (told(spec).phase, told(spec).fetched_s) == (Phase.STARTING, None)
+    spec, clock = spec_in(tmp_path), FakeClock(100.0)
+    status = FetchStatus(spec, clock)
+    assert (told(spec).phase, told(spec).fetched_monotonic_s) == (Phase.STARTING, None)
     status.show(Progress(10 << 20, 100 << 20, "a"))
-    assert (told(spec).detail, told(spec).fetched_s) == ("fetching 10 %, 10 MiB of 100 MiB, 0 B/s", 100.0)
-    now_s = 101.9
+    assert (told(spec).detail, told(spec).fetched_monotonic_s) == ("fetching 10 %, 10 MiB of 100 MiB, 0 B/s", 100.0)
+    clock.advance(1.9)
     status.show(Progress(20 << 20, 100 << 20, "a"))
-    assert told(spec).fetched_s == 100.0
-    now_s = 102.0
+    assert told(spec).fetched_monotonic_s == 100.0
+    clock.advance(0.1)
     status.show(Progress(20 << 20, 100 << 20, "a"))
-    assert (told(spec).detail, told(spec).fetched_s) == ("fetching 20 %, 20 MiB of 100 MiB, 5 MiB/s", 102.0)
+    assert (told(spec).detail, told(spec).fetched_monotonic_s) == ("fetching 20 %, 20 MiB of 100 MiB, 5 MiB/s", 102.0)
     status.others(3 << 20)
     assert told(spec).detail == "waiting for another process that fetches it: 3 MiB of this file are here"
 
 
-def test_clock_that_was_set_back_does_not_silence_it(tmp_path: Path) -> None:
-    spec, now_s = spec_in(tmp_path), 5000.0
-    status = FetchStatus(spec, clock=lambda: now_s)
+class Jumping(FakeClock):
+    """Somebody sets the time of day."""
+
+    def set(self, jump_s: float) -> None:
+        self._jump_s = jump_s
+
+    def now_s(self) -> float:
+        return super().now_s() + getattr(self, "_jump_s", 0.0)
+
+
+@pytest.mark.parametrize("jump_s", [-4000.0, 4000.0])
+def test_clock_that_is_set_neither_silences_it_nor_makes_it_chatter(jump_s: float, tmp_path: Path) -> None:
+    spec, clock = spec_in(tmp_path), Jumping(5000.0)
+    status = FetchStatus(spec, clock)
     status.show(Progress(10 << 20, 100 << 20, "a"))
-    now_s = 1000.0
+    clock.set(jump_s)
     status.show(Progress(20 << 20, 100 << 20, "a"))
-    assert told(spec).fetched_s == 1000.0
+    assert told(spec).detail == "fetching 10 %, 10 MiB of 100 MiB, 0 B/s"
+    clock.advance(2.0)
+    status.show(Progress(20 << 20, 100 << 20, "a"))
+    assert (told(spec).detail, told(spec).fetched_monotonic_s) == ("fetching 20 %, 20 MiB of 100 MiB, 5 MiB/s", 5002.0)
 
 
 def test_shim_goes_on_with_what_its_fetcher_told(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
-    FetchStatus(spec, clock=lambda: 100.0).show(Progress(1, 2, "a"))
+    FetchStatus(spec, FakeClock(100.0)).show(Progress(1, 2, "a"))
     StatusFile(spec)
-    assert (told(spec).fetched_s, told(spec).detail) == (100.0, None)
+    assert (told(spec).fetched_monotonic_s, told(spec).detail) == (100.0, None)
     other = ShimSpec(**{name: getattr(spec, name) for name in spec.__struct_fields__} | {"start_id": "s2"})
     StatusFile(other)
-    assert told(spec).fetched_s is None, "of an earlier start"
+    assert told(spec).fetched_monotonic_s is None, "of an earlier start"
 
 
 def test_files_take_the_place_of_the_name_and_the_name_stays(tmp_path: Path) -> None:

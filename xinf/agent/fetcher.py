@@ -11,7 +11,6 @@ nothing. What ends a download fails the replica with a sentence and a remedy; th
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from xinf.core import log
+from xinf.core.clock import Clock, SystemClock
 from xinf.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, XinfError
 from xinf.core.records import Phase, ReplicaFailure
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
@@ -37,6 +37,7 @@ from xinf.registry import (
     not_cached,
     reference_of,
     shelf_of,
+    try_lock,
 )
 
 EXIT_FAILED = 1
@@ -116,13 +117,12 @@ def _wait_for(partial: Path, told: Callable[[int], None]) -> None:
     n_bytes = -1
     while True:
         try:
-            with partial.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+            # On a disk of the network only a file that is open for writing can be locked.
+            with partial.open("r+b") as file:
+                if try_lock(file):
+                    return
         except FileNotFoundError:
             return
-        except BlockingIOError:
-            pass
         try:
             found = partial.stat().st_size
         except FileNotFoundError:
@@ -147,18 +147,18 @@ def failure_of(error: XinfError) -> ReplicaFailure:
 class FetchStatus:
     """status.json while files come: how many, and when the last did."""
 
-    def __init__(self, spec: ShimSpec, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, spec: ShimSpec, clock: Clock | None = None) -> None:
         self._path = spec.status_path
-        self._clock = clock
-        now_s = clock()
-        self._told_s = self._logged_s = self._began_s = now_s
+        self._clock = clock or SystemClock()
+        # How often something is told, and the rate, are counted on the clock that does not jump.
+        self._told_s = self._logged_s = self._began_s = self._clock.monotonic_s()
         self._at_start_bytes: int | None = None
         self._doing: str | None = None
         self._status = ShimStatus(
             start_id=spec.start_id,
             pid=os.getpid(),
             phase=Phase.STARTING,
-            phase_since_s={Phase.STARTING.value: now_s},
+            phase_since_s={Phase.STARTING.value: self._clock.now_s()},
             detail="looking for the model's files",
         )
         write_file(self._path, self._status)
@@ -169,7 +169,7 @@ class FetchStatus:
             self._at_start_bytes = progress.done_bytes
         if not self._is_due(_FETCHING):
             return  # it comes with every piece of a file
-        elapsed_s = max(self._clock() - self._began_s, 1e-3)
+        elapsed_s = max(self._clock.monotonic_s() - self._began_s, 1e-3)
         rate = max(0.0, progress.done_bytes - self._at_start_bytes) / elapsed_s
         share = f"{100 * progress.done_bytes / progress.total_bytes:.0f} %, " if progress.total_bytes else ""
         done, total = format_bytes(progress.done_bytes), format_bytes(progress.total_bytes)
@@ -182,24 +182,23 @@ class FetchStatus:
 
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
-        since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
+        since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock.now_s()}
         try:
             self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
         except OSError as error:
             _log.error("the agent cannot be told: %s", error)  # as the disk is full; the log says it
 
     def _is_due(self, doing: str) -> bool:
-        # A clock that was set back must not silence it for as long: the start would count as one that does not move.
-        return doing != self._doing or not 0 <= self._clock() - self._told_s < _TOLD_EVERY_S
+        return doing != self._doing or self._clock.monotonic_s() - self._told_s >= _TOLD_EVERY_S
 
     def _tell(self, doing: str, how: str) -> None:
-        now_s = self._clock()
+        now_s = self._clock.monotonic_s()
         sentence = f"{doing} {how}"
-        if doing != self._doing or not 0 <= now_s - self._logged_s < _LOGGED_EVERY_S:
+        if doing != self._doing or now_s - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = now_s
             _log.info("%s", sentence)
         self._told_s, self._doing = now_s, doing
-        self._replace(detail=sentence, fetched_s=now_s)
+        self._replace(detail=sentence, fetched_monotonic_s=now_s)
 
     def _replace(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)
