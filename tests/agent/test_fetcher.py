@@ -146,6 +146,18 @@ async def test_part_of_a_model_is_not_taken_for_the_whole(node: Bench, hub: Hub,
     assert len(hub.gets("model.safetensors")) == 1
 
 
+async def test_weights_that_a_power_cut_left_short_are_fetched_again(node: Bench, hub: Hub, tmp_path: Path) -> None:
+    """By another's download, of which there is no list: with a config and the weights it counts as whole."""
+    snapshot(tmp_path).mkdir(parents=True)
+    (snapshot(tmp_path) / "config.json").write_bytes(FILES["config.json"])
+    (snapshot(tmp_path) / "model.safetensors").write_bytes(WEIGHTS[:HALF])
+    await node.start_agent()
+    await place_model(node, "m-1", "org/name", environ=at(hub), commit=COMMIT)
+    await node.until_phase("m-1", Phase.READY)
+    assert (snapshot(tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+    assert "is fetched again" in node.directory("m-1").log_path.read_text()
+
+
 async def test_two_replicas_of_a_node_fetch_once(node: Bench, hub: Hub, tmp_path: Path) -> None:
     hub.hold_at = {"model.safetensors": HALF}
     await node.start_agent()

@@ -92,8 +92,10 @@ def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Pa
         raise InvalidRequest(f"{spec.engine.model} is no model of a hub")
     shelf = shelf_of(reference, sources)
     if (found := shelf.find_whole(reference.revision)) is not None:
-        _log.info("%s is here: %s", reference, found)
-        return found
+        if (damage := shelf.damage(found.name)) is None or sources.is_offline:
+            _log.info("%s is here: %s", reference, found)
+            return found
+        _log.warning("%s is fetched again: %s", reference, damage)
     if sources.is_offline:
         raise not_cached(reference, sources)
     _log.info("fetching %s into %s", reference, shelf.directory)

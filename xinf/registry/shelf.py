@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.errors import UnknownModel
-from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, parse_index
+from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, check_length, parse_index
 from xinf.registry.sources import Hub, Reference, Sources
 
 # One of them is in every model that an engine loads; the second is Mistral's own.
@@ -74,6 +74,21 @@ class Shelf:
         if sizes is not None:
             return all(_has(snapshot / name, size) for name, size in sizes.items())
         return any(_has(snapshot / name, None) for name in CONFIGS) and _has_weights(snapshot)
+
+    def damage(self, commit: str) -> str | None:
+        """Which weights that others fetched end before their header says; None if all are as long.
+
+        Their clients give a file its name before the disk has it: a power cut leaves it short. Reads some 100 KB a
+        file. Of ours the sizes are known.
+        """
+        if self.listing(commit) is not None:
+            return None
+        for path in sorted(self.snapshot(commit).glob("*.safetensors")):
+            try:
+                check_length(path)
+            except (OSError, UnknownModel) as error:
+                return str(error)
+        return None
 
     def listing(self, commit: str) -> Mapping[str, int | None] | None:
         """The files of a commit with their sizes as our download was told; None: it was not ours."""
@@ -163,11 +178,17 @@ def _has_weights(snapshot: Path) -> bool:
             if index.is_file():
                 with index.open("rb") as file:
                     shards = parse_index(file.read(MAX_INDEX_BYTES), str(index), ending=ending)
-                return all((snapshot / shard).is_file() for shard in shards)
+                return all(_has_content(snapshot / shard) for shard in shards)
         with os.scandir(snapshot) as entries:
-            return any(entry.is_file() and entry.name.endswith(_WEIGHTS) for entry in entries)
+            weights = [entry.name for entry in entries if entry.name.endswith(_WEIGHTS) and entry.is_file()]
+        return bool(weights) and all(_has_content(snapshot / name) for name in weights)
     except (OSError, UnknownModel):
         return False
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a file is there and not empty, as one is that a power cut has met."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _replace(path: Path, content: bytes) -> None:
