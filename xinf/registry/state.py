@@ -7,6 +7,7 @@ answers a request for the file with, with what was noted at the last download. W
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def drop_changed(files: HubFiles, names: Sequence[str], shelf: Shelf) -> None:
         path = shelf.snapshot(files.revision) / name
         if path.is_file() and name in now and not _is_of(path, now[name], before.get(name), files.files[name].sha256):
             path.unlink()
-    shelf.write_tags(files.revision, now)
+    with contextlib.suppress(OSError):  # then the next time compares with older tags, and fetches what is right anew
+        shelf.write_tags(files.revision, now)
 
 
 def _tag(files: HubFiles, name: str) -> str | None:
