@@ -100,6 +100,17 @@ def test_waits_are_bounded(tmp_path: Path) -> None:
     assert len(pauses) == 20
 
 
+def test_hub_that_breaks_off_after_a_few_bytes_each_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.registry.blob._POOR_TRIES", 10)
+    server = Server(100)
+    with pytest.raises(Unavailable, match="broken"):
+        run(server, tmp_path / "b")
+    assert len(server.asked) == 10
+    assert (tmp_path / "b.partial").stat().st_size == 1000, "kept for the next time"
+
+
 def test_very_large_file_is_asked_for_in_pieces(tmp_path: Path) -> None:
     asked: list[str | None] = []
 

@@ -146,3 +146,13 @@ def test_caches_of_both_hubs_are_listed(tmp_path: Path) -> None:
     for reference, shelf in found.items():
         assert shelf.directory == shelf_of(reference, sources).directory
     assert [reference.model for reference in references] == ["Org/Name", "gpt2", "modelscope://Org/Name"]
+
+
+def test_branch_with_a_slash_that_stands_for_a_commit_is_found(shelf: Shelf) -> None:
+    for name in ("config.json", "model.safetensors"):
+        path = shelf.snapshot("feature/x") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    shelf.write_listing("feature/x", {"config.json": 1, "model.safetensors": 1})
+    assert shelf.find_whole("feature/x") == shelf.snapshot("feature/x")
+    assert shelf.damage("feature/x") is None

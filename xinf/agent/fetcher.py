@@ -65,16 +65,16 @@ def main(argv: Sequence[str]) -> int:
     status = FetchStatus(spec)
     try:
         directory = bring(spec, os.environ, status)
+        write_file(Path(argv[0]), msgspec.structs.replace(spec, model_path=str(directory)))
+        _become_shim(argv[1], argv[0], own=spec.fetch.environ)
     except XinfError as error:
         _log.error("the model's files cannot be had: %s", error)
         status.fail(failure_of(error))
         return EXIT_FAILED
-    except Exception as error:
+    except Exception as error:  # the interpreter of the engine may be gone, too
         _log.exception("fetching the model failed")
         status.fail(ReplicaFailure(cause="crashed", message=repr(error), remedy="read the whole log with `xinf logs`"))
         return EXIT_FAILED
-    write_file(Path(argv[0]), msgspec.structs.replace(spec, model_path=str(directory)))
-    return _become_shim(argv[1], argv[0], own=spec.fetch.environ)
 
 
 def _become_shim(python: str, spec_path: str, *, own: Mapping[str, str]) -> NoReturn:
@@ -92,7 +92,7 @@ def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Pa
         raise InvalidRequest(f"{spec.engine.model} is no model of a hub")
     shelf = shelf_of(reference, sources)
     if (found := shelf.find_whole(reference.revision)) is not None:
-        if (damage := shelf.damage(found.name)) is None or sources.is_offline:
+        if (damage := shelf.damage(reference.revision)) is None or sources.is_offline:
             _log.info("%s is here: %s", reference, found)
             return found
         _log.warning("%s is fetched again: %s", reference, damage)

@@ -33,6 +33,8 @@ _FRUITLESS_TRIES = 5
 _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 30.0
 _RICH_BYTES = 1 << 20
+# And how many in a row that bring something, but not a lot: with the waits between them that is some fifty minutes.
+_POOR_TRIES = 100
 # The most that a hub may ask to be left alone for. Hugging Face counts requests in windows of five minutes.
 _MAX_RETRY_AFTER_S = 300.0
 # Written to the disk at the latest after so much, so that the end of a large file waits seconds and not minutes, and
@@ -146,6 +148,8 @@ def fetch(
                 remedy="try again; use another mirror",
             )
         body.sync()
+        if os.fstat(file.fileno()).st_size != size:
+            raise Unavailable(f"another host writes {called} as well", remedy="try again when it is done")
         try:
             partial.replace(destination)
         except FileNotFoundError:
@@ -176,7 +180,7 @@ def _complete(
             n_came = body.file.tell() - done
             n_fruitless = n_fruitless + 1 if n_came <= 0 or body.is_trickle else 0
             n_poor = n_poor + 1 if n_came < _RICH_BYTES else 0
-            if n_fruitless >= _FRUITLESS_TRIES:
+            if n_fruitless >= _FRUITLESS_TRIES or n_poor >= _POOR_TRIES:
                 raise
             # A server that breaks off after a few bytes each time must not be asked in a loop.
             backoff_s = min(_BACKOFF_S * 2 ** max(0, n_poor - 1), _MAX_BACKOFF_S)

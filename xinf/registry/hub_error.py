@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from xinf.core.errors import PermissionDenied, Unauthenticated, Unavailable, UnknownModel
+from xinf.registry.sources import without_password
 
 _TOO_MANY = 429
 
 
 class HubSays(msgspec.Struct, frozen=True, kw_only=True):
-    """The errors of one repository of a hub. Never with a token in them."""
+    """The errors of one repository of a hub. Never with a token or a password in them."""
 
     repository: str
     endpoint: str
@@ -87,4 +88,4 @@ def is_page(content_type: str | None, name: str) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What a client's error says, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]

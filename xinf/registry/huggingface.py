@@ -23,7 +23,7 @@ from xinf.registry.blob import Answer, is_partial
 from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
 from xinf.registry.hub_error import HubSays, first_line, is_page
-from xinf.registry.sources import COMMIT, GIT_BLOB, SHA256, Reference, Sources
+from xinf.registry.sources import COMMIT, GIT_BLOB, SHA256, Reference, Sources, without_password
 
 # In `Retry-After`, where a date may stand as well, or in what Hugging Face sends: `"resolvers";r=0;t=55`.
 # Source: huggingface_hub 2.4, `utils/_http.py`, `parse_ratelimit_headers`.
@@ -37,7 +37,7 @@ class HuggingFace:
     def __init__(self, reference: Reference, sources: Sources) -> None:
         self._reference = reference
         self._sources = sources
-        endpoint = sources.huggingface_endpoint
+        endpoint = without_password(sources.huggingface_endpoint)
         self.says = HubSays(
             repository=reference.repository,
             endpoint=endpoint,

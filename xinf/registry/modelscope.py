@@ -22,7 +22,7 @@ from xinf.registry.blob import Answer, is_partial
 from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
 from xinf.registry.hub_error import HubSays, first_line, is_page
-from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, without_password
 
 if TYPE_CHECKING:
     from modelscope_hub._legacy_api import LegacyClient
@@ -43,7 +43,7 @@ class ModelScope:
     def __init__(self, reference: Reference, sources: Sources) -> None:
         self._reference = reference
         self._client = _client(sources)
-        endpoint = sources.modelscope_endpoint
+        endpoint = without_password(sources.modelscope_endpoint)
         self.says = HubSays(
             repository=reference.repository,
             endpoint=endpoint,
@@ -130,7 +130,7 @@ def _client(sources: Sources) -> LegacyClient:
         ) from error
     return LegacyClient(
         # Else that of `ms-hub login`.
-        token=sources.modelscope_token or HubConfig().token,
+        token=sources.modelscope_token or (HubConfig().token or "").strip() or None,
         endpoint=sources.modelscope_endpoint,
         timeout=seconds,
         max_retries=_RETRIES,

@@ -66,7 +66,7 @@ class Shelf:
     def find_whole(self, revision: str | None) -> Path | None:
         """The snapshot of a revision if all of it is there."""
         snapshot = self.find(revision)
-        return snapshot if snapshot is not None and self.is_whole(snapshot.name) else None
+        return snapshot if snapshot is not None and self.is_whole(self.commit_of(revision)) else None
 
     def is_whole(self, commit: str) -> bool:
         """Whether all files of a commit are there; see above."""
@@ -75,12 +75,13 @@ class Shelf:
             return all(_has(snapshot / name, size) for name, size in sizes.items())
         return any(_has(snapshot / name, None) for name in CONFIGS) and _has_weights(snapshot)
 
-    def damage(self, commit: str) -> str | None:
-        """Which weights that others fetched end before their header says; None if all are as long.
+    def damage(self, revision: str | None) -> str | None:
+        """Which weights of a revision that others fetched end before their header says; None if all are as long.
 
         Their clients give a file its name before the disk has it: a power cut leaves it short. Reads some 100 KB a
         file. Of ours the sizes are known.
         """
+        commit = self.commit_of(revision)
         if self.listing(commit) is not None:
             return None
         for path in sorted(self.snapshot(commit).glob("*.safetensors")):
@@ -213,7 +214,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def unique_name(path: Path) -> Path:
     """A name beside `path` for what is to take its place: a pid is not enough where hosts share the disk."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
+    return path.with_name(f".{secrets.token_hex(12)}")
 
 
 def _sync_directory(directory: Path) -> None:
