@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tests.agent.conftest import PACKAGE_HOME
 from xinf.agent.fetcher import FetchStatus, failure_of
 from xinf.core.clock import FakeClock
 from xinf.core.config import load
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable, UnknownModel, XinfError
 from xinf.core.ids import ReplicaId
 from xinf.core.records import EngineSpec, Phase
-from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
+from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file, write_file
 from xinf.engine.status import StatusFile
 from xinf.registry import Progress
 
@@ -102,3 +107,20 @@ def test_files_take_the_place_of_the_name_and_the_name_stays(tmp_path: Path) -> 
 ])  # fmt: skip
 def test_failure_has_one_of_the_causes(error: XinfError, cause: str) -> None:
     assert failure_of(error).cause == cause
+
+
+def test_fetcher_whose_engine_is_gone_says_so(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "pytorch_model.bin").write_bytes(b"x")
+    path = tmp_path / "spec.json"
+    write_file(path, msgspec.structs.replace(spec, engine=EngineSpec(model="org/name", commit="a" * 40)))
+    command = [sys.executable, "-m", "xinf.agent.fetcher", str(path), str(tmp_path / "no-python")]
+    environ = {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(PACKAGE_HOME), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    failure = told(spec).failure
+    assert failure is not None
+    assert (failure.cause, "no-python" in failure.message) == ("missing_dependency", True)

@@ -399,6 +399,20 @@ def test_cache_may_be_elsewhere(linked: str, tmp_path: Path) -> None:
         assert len(hub.requests) == 1
 
 
+def test_room_is_looked_for_where_contents_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = tmp_path / "cache" / "models--org--name" / "blobs"
+    blobs.parent.mkdir(parents=True)
+    (tmp_path / "large-disk").mkdir()
+    blobs.symlink_to(tmp_path / "large-disk")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(1 << 40) * (path == blobs)))
+    with serve(FILES) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=0))
+        assert download_model("org/name", environ=env) == done, "nothing is missing"
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_cache_that_others_keep_is_read_and_says_what_to_do_when_something_is_missing(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

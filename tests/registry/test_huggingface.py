@@ -200,3 +200,11 @@ def test_cached_model_is_read_from_the_disk_when_the_hub_is_away(tmp_path: Path)
 def test_what_is_no_reference_is_refused(model: str) -> None:
     with pytest.raises(InvalidRequest):
         read_model(model, environ={})
+
+
+def test_empty_file_is_not_asked_for(tmp_path: Path) -> None:
+    """There is no range of it that a server could answer."""
+    with serve({**repository(), "tokenizer_config.json": b""}) as hub:
+        facts = read_model("org/name", environ=environ(hub, tmp_path))
+        assert (facts.n_parameters, facts.has_chat_template) == (N_PARAMETERS, None)
+        assert hub.gets("tokenizer_config.json") == []

@@ -24,7 +24,15 @@ import msgspec
 
 from xinf.core import log
 from xinf.core.clock import Clock, SystemClock
-from xinf.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, XinfError
+from xinf.core.errors import (
+    Conflict,
+    EngineStartFailed,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    XinfError,
+)
 from xinf.core.records import Phase, ReplicaFailure
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
 from xinf.core.units import format_bytes
@@ -68,19 +76,26 @@ def main(argv: Sequence[str]) -> int:
         write_file(Path(argv[0]), msgspec.structs.replace(spec, model_path=str(directory)))
         _become_shim(argv[1], argv[0], own=spec.fetch.environ)
     except XinfError as error:
-        _log.error("the model's files cannot be had: %s", error)
+        _log.error("there will be no engine: %s", error)
         status.fail(failure_of(error))
         return EXIT_FAILED
-    except Exception as error:  # the interpreter of the engine may be gone, too
+    except Exception as error:
         _log.exception("fetching the model failed")
         status.fail(ReplicaFailure(cause="crashed", message=repr(error), remedy="read the whole log with `xinf logs`"))
         return EXIT_FAILED
 
 
 def _become_shim(python: str, spec_path: str, *, own: Mapping[str, str]) -> NoReturn:
-    """`own`: variables that the engine must not have."""
+    """`own`: variables that the engine must not have. Raises: EngineStartFailed."""
     environ = {name: value for name, value in os.environ.items() if name not in own}
-    os.execve(python, [python, "-m", "xinf.engine", spec_path], environ)
+    try:
+        os.execve(python, [python, "-m", "xinf.engine", spec_path], environ)
+    except OSError as error:
+        raise EngineStartFailed(
+            f"the engine's interpreter cannot be started: {error}",
+            remedy="install the engine environment again with `xinf engine install`",
+            cause="missing_dependency",
+        ) from error
 
 
 def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Path:

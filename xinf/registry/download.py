@@ -194,7 +194,9 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
     total_bytes = sum(files.sizes[name] or 0 for name in names)
     # Those of other commits count as well: then too little is refused, and the disk says the rest.
     here_bytes = sum(_size(path) for path in shelf.directory.rglob("*"))
-    free_bytes = shutil.disk_usage(shelf.directory).free
+    if shelf.blobs.is_symlink():
+        here_bytes += sum(_size(path) for path in shelf.blobs.iterdir())
+    free_bytes = shutil.disk_usage(_disk(shelf)).free
     missing_bytes = total_bytes - here_bytes
     if missing_bytes > max(0, free_bytes - _SPARE_BYTES):
         raise Unavailable(
@@ -206,9 +208,14 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
 
 def _check_spare(shelf: Shelf) -> None:
     """Raises: OSError if somebody else has filled the disk meanwhile."""
-    free_bytes = shutil.disk_usage(shelf.directory).free
+    free_bytes = shutil.disk_usage(_disk(shelf)).free
     if free_bytes < _SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"only {format_bytes(free_bytes)} are left", str(shelf.directory.parent))
+
+
+def _disk(shelf: Shelf) -> Path:
+    """Where contents go: somebody may have put them on another disk than the names."""
+    return shelf.blobs if shelf.blobs.is_dir() else shelf.directory
 
 
 def _size(path: Path) -> int:
