@@ -268,6 +268,7 @@ def test_first_failure_ends_the_files_under_way() -> None:
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(400)
 def test_download_killed_in_any_step_is_never_taken_for_whole_and_goes_on(tmp_path: Path) -> None:
     files = {**FILES, "model.safetensors": WEIGHTS[:200_000], "README.md": FILES["config.json"]}
     for name in WANTED:
@@ -276,11 +277,16 @@ def test_download_killed_in_any_step_is_never_taken_for_whole_and_goes_on(tmp_pa
     with serve(files) as hub:
         done = subprocess.run(
             [sys.executable, "-m", "tests.registry.kill_child", str(tmp_path / "cache"), str(tmp_path / "expected")],
-            env={"PYTHONPATH": str(PACKAGE_HOME), "PATH": os.environ["PATH"], "XINF_REGISTRY_DOWNLOAD_WORKERS": "1"}
+            env={
+                "PYTHONPATH": str(PACKAGE_HOME),
+                "PATH": os.environ["PATH"],
+                "XINF_REGISTRY_DOWNLOAD_WORKERS": "1",
+                "XINF_REGISTRY_TIMEOUT": "55s",
+            }
             | environ(hub, tmp_path),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=360,
             check=False,
         )
     assert done.returncode == 0, done.stderr
