@@ -56,6 +56,15 @@ def test_progress_is_told_at_once_and_then_every_two_seconds(tmp_path: Path) -> 
     assert told(spec).detail == "waiting for another process that fetches it: 3 MiB of this file are here"
 
 
+def test_wait_for_a_hub_that_wants_to_be_left_alone_is_told_and_counts_as_progress(tmp_path: Path) -> None:
+    spec, clock = spec_in(tmp_path), FakeClock(100.0)
+    status = FetchStatus(spec, clock)
+    status.show(Progress(10 << 20, 100 << 20, "a"))
+    clock.advance(0.5)
+    status.show(Progress(10 << 20, 100 << 20, "", waits_s=55.0))
+    assert (told(spec).detail, told(spec).fetched_monotonic_s) == ("waiting for the hub: next try in 55s", 100.5)
+
+
 class Jumping(FakeClock):
     """Somebody sets the time of day."""
 

@@ -52,6 +52,7 @@ class Hub(msgspec.Struct):
     page_of: str | None = None  # a file that somebody else answers with a page
     is_zipped: bool = False  # whole files come compressed, though nobody asked for that
     begins_at: int | None = None  # where every part begins, whatever was asked for
+    busy: list[dict[str, str]] = []  # headers of the next answers to requests for the list
     refusals: list[tuple[int, dict[str, str]]] = []  # status and headers of the next answers to requests for files
     url: str = ""
     requests: list[Request] = []
@@ -66,7 +67,7 @@ class Hub(msgspec.Struct):
 @contextmanager
 def serve(files: dict[str, bytes], **settings: object) -> Iterator[Hub]:
     """Run a hub with one repository whose `main` is at COMMIT."""
-    hub = Hub(files={COMMIT: files}, branches={"main": COMMIT}, cut_at={}, requests=[], refusals=[])
+    hub = Hub(files={COMMIT: files}, branches={"main": COMMIT}, cut_at={}, requests=[], refusals=[], busy=[])
     for name, value in settings.items():
         setattr(hub, name, value)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
@@ -106,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.status is not None:
             return self._fail(self.hub.status, None, "broken")
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+            if self.hub.busy:
+                return self._send(429, b"{}", self.hub.busy.pop(0))
             return self._info(api[1], api[2])
         if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[2], file[3])

@@ -10,9 +10,11 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -310,6 +312,31 @@ def test_hub_that_is_busy_is_asked_again_when_it_says(
         done = download_model("org/name", environ=environ(hub, tmp_path))
     assert pauses == [waits_s]
     assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_list_is_asked_for_again_when_the_hub_says_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    seen: list[Progress] = []
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return False
+
+    monkeypatch.setattr(
+        sys.modules["xinf.registry.download"], "threading", SimpleNamespace(Event=Impatient, Lock=threading.Lock)
+    )
+    with serve(FILES, busy=[{"Retry-After": "40"}, {"Retry-After": "9999"}]) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path), on_progress=seen.append)
+    assert pauses == [40.0, 300.0]
+    assert [progress.waits_s for progress in seen[:2]] == pauses
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    with serve(FILES, busy=[{"Retry-After": "1"}] * 9) as hub, pytest.raises(Unavailable, match="answered 429"):
+        download_model("org/name", environ=environ(hub, tmp_path / "b"))
+    with serve(FILES, busy=[{}]) as hub, pytest.raises(Unavailable, match="answered 429"):
+        download_model("org/name", environ=environ(hub, tmp_path / "b"))
 
 
 @pytest.mark.parametrize(("settings", "says"), [

@@ -35,7 +35,7 @@ from xinf.core.errors import (
 )
 from xinf.core.records import Phase, ReplicaFailure
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
-from xinf.core.units import format_bytes
+from xinf.core.units import format_bytes, format_seconds
 from xinf.registry import (
     Progress,
     Reference,
@@ -55,6 +55,7 @@ _TOLD_EVERY_S = 2.0  # in status.json, which becomes a record of the store
 _LOGGED_EVERY_S = 10.0
 _WAIT_S = 0.5
 _FETCHING = "fetching"
+_PAUSING = "waiting for the hub: next try in"
 _WAITING = "waiting for another process that fetches it:"
 # The reader can do something about these; the rest is the network's or the disk's.
 _NOT_FOUND = (NotFound, InvalidRequest, PermissionDenied, Unauthenticated)
@@ -182,6 +183,10 @@ class FetchStatus:
 
     def show(self, progress: Progress) -> None:
         """Take over how far a download is; several threads do, one at a time."""
+        if progress.waits_s is not None:
+            if self._is_due(_PAUSING):
+                self._tell(_PAUSING, format_seconds(progress.waits_s))
+            return
         if self._at_start_bytes is None:
             self._at_start_bytes = progress.done_bytes
         if not self._is_due(_FETCHING):

@@ -36,7 +36,7 @@ _RICH_BYTES = 1 << 20
 # And how many in a row that bring something, but not a lot: with the waits between them that is some fifty minutes.
 _POOR_TRIES = 100
 # The most that a hub may ask to be left alone for. Hugging Face counts requests in windows of five minutes.
-_MAX_RETRY_AFTER_S = 300.0
+MAX_RETRY_AFTER_S = 300.0
 # Written to the disk at the latest after so much, so that the end of a large file waits seconds and not minutes, and
 # what is told to be here is.
 _SYNC_BYTES = 256 << 20
@@ -185,7 +185,7 @@ def _complete(
             # A server that breaks off after a few bytes each time must not be asked in a loop.
             backoff_s = min(_BACKOFF_S * 2 ** max(0, n_poor - 1), _MAX_BACKOFF_S)
             asked_s = error.fields.get("retry_after_s")
-            pause(max(backoff_s, min(float(asked_s), _MAX_RETRY_AFTER_S)) if asked_s else backoff_s)
+            pause(max(backoff_s, min(float(asked_s), MAX_RETRY_AFTER_S)) if asked_s else backoff_s)
 
 
 def _shorter(called: str, n_bytes: int, size: int) -> Unavailable:

@@ -21,7 +21,7 @@ import msgspec
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import InvalidRequest, Unavailable
 from xinf.core.units import format_bytes
-from xinf.registry.blob import Checksum, fetch
+from xinf.registry.blob import MAX_RETRY_AFTER_S, Checksum, fetch
 from xinf.registry.hub import HubFile, HubFiles, list_repository
 from xinf.registry.shelf import CONFIGS, Shelf, shelf_of, unique_name
 from xinf.registry.sources import Hub, Reference, Sources, find_sources, is_commit, parse_reference
@@ -33,6 +33,8 @@ from xinf.registry.wanted import wanted_files
 _WHOLE_LIMIT_BYTES = 50_000_000_000
 _PIECE_BYTES = 10_000_000_000
 _MAX_FILES = 20_000  # the largest models have some hundreds; a disk has only so many inodes
+_LIST_TRIES = 4
+_TOLD_WAIT_S = 5.0  # a wait that is longer is worth telling
 _SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk: logs, our own state, why a replica failed
 _LOOK_BYTES = 16 << 20  # that come between two looks at how much is free
 
@@ -43,6 +45,7 @@ class Progress(msgspec.Struct, frozen=True):
     done_bytes: int
     total_bytes: int
     name: str  # the file that got the last bytes
+    waits_s: float | None = None  # until a hub that sends nothing, or little, is asked again
 
 
 class Download(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +85,8 @@ def download_model(
 
 def download(reference: Reference, sources: Sources, on_progress: OnProgress | None = None) -> Download:
     """The same for a reference; asks its hub whether it may or not. Raises: as `download_model`."""
-    files = list_repository(reference, sources)
+    meter = Meter(on_progress)
+    files = _list_patiently(reference, sources, meter)
     names = wanted_files(files.sizes)
     if not any(name in names for name in CONFIGS):
         raise InvalidRequest(
@@ -97,7 +101,7 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     if (unsized := next((name for name in names if files.sizes[name] is None), None)) is not None:
         raise Unavailable(f"{files.where} does not say how large {unsized} is", remedy="try again; use another mirror")
     shelf = shelf_of(reference, sources)
-    meter = Meter(on_progress, lambda: _check_spare(shelf))
+    meter.look = lambda: _check_spare(shelf)
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
     listing = {name: files.sizes[name] for name in names}
     try:
@@ -116,6 +120,18 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     except OSError as error:
         raise _not_stored(reference, shelf, error) from error
     return Download(directory=directory, revision=files.revision, n_files=len(sizes), n_bytes=sum(sizes))
+
+
+def _list_patiently(reference: Reference, sources: Sources, meter: Meter) -> HubFiles:
+    """Ask for the list, again if the hub says when: many nodes that start at once are more than it allows."""
+    for _ in range(_LIST_TRIES - 1):
+        try:
+            return list_repository(reference, sources)
+        except Unavailable as error:
+            if not (wait_s := error.fields.get("retry_after_s")):
+                raise
+            meter.pause(min(float(wait_s), MAX_RETRY_AFTER_S))
+    return list_repository(reference, sources)
 
 
 def _not_stored(reference: Reference, shelf: Shelf, error: OSError) -> Unavailable:
@@ -232,14 +248,11 @@ class _Stopped(Exception):
 
 
 class Meter:
-    """Adds up what all threads report, and ends them once it is stopped.
+    """Adds up what all threads report, and ends them once it is stopped."""
 
-    `look`: asked now and then whether to go on; it raises if not.
-    """
-
-    def __init__(self, on_progress: OnProgress | None, look: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self.look: Callable[[], None] = lambda: None  # now and then, whether to go on; it raises if not
         self._on_progress = on_progress
-        self._look = look
         self._unseen_bytes = 0  # that came since the last look
         self._lock = threading.Lock()
         self._done_bytes = 0
@@ -263,11 +276,14 @@ class Meter:
             self._unseen_bytes += max(0, n_bytes)
             if self._unseen_bytes >= _LOOK_BYTES:
                 self._unseen_bytes = 0
-                self._look()
+                self.look()
             if self._on_progress is not None and n_bytes:
                 self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
 
     def pause(self, delay_s: float) -> None:
         """Wait before another try; not longer than somebody wants it."""
+        if self._on_progress is not None and delay_s >= _TOLD_WAIT_S:
+            with self._lock:
+                self._on_progress(Progress(self._done_bytes, self._total_bytes, "", waits_s=delay_s))
         if self._stopped.wait(delay_s):
             raise _Stopped
