@@ -45,6 +45,7 @@ class Hub(msgspec.Struct):
     hold_at: dict[str, int] = {}  # bytes of a body after which the hub waits until it is told to go on
     go_on: threading.Event = msgspec.field(default_factory=threading.Event)
     wrong_bytes: bool = False
+    has_sums: bool = True  # in the list
     sizes: dict[str, object] = {}  # as it lists them, where that is wrong
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
@@ -130,10 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [
-            {"rfilename": name, "size": self.hub.sizes.get(name, len(content)), "blobId": _git_blob(content)}
+            {"rfilename": name, "size": self.hub.sizes.get(name, len(content))}
+            | ({"blobId": _git_blob(content)} if self.hub.has_sums else {})
             | (
                 {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
-                if _is_lfs(content)
+                if _is_lfs(content) and self.hub.has_sums
                 else {}
             )
             for name, content in self.hub.files[commit].items()

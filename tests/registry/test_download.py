@@ -106,6 +106,15 @@ def test_wrong_content_is_never_given_to_an_engine(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20] == []
 
 
+def test_mirror_that_lists_no_sums_is_held_to_those_of_its_answers(tmp_path: Path) -> None:
+    with serve(FILES, has_sums=False, wrong_bytes=True) as hub:
+        with pytest.raises(Unavailable, match=r"model\.safetensors came with another checksum"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        hub.wrong_bytes = False
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_revision_is_held_for_all_files_and_remembered(tmp_path: Path) -> None:
     old = {**FILES, "README.md": b"old"}
     with serve(FILES) as hub:

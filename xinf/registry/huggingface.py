@@ -24,6 +24,7 @@ from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
 from xinf.registry.hub_error import HubSays, first_line, is_page
 from xinf.registry.sources import COMMIT, GIT_BLOB, SHA256, Reference, Sources, without_password
+from xinf.registry.tag import linked_sha256
 
 # In `Retry-After`, where a date may stand as well, or in what Hugging Face sends: `"resolvers";r=0;t=55`.
 # Source: huggingface_hub 2.4, `utils/_http.py`, `parse_ratelimit_headers`.
@@ -93,7 +94,9 @@ class HuggingFace:
             if is_page(response.headers.get("Content-Type"), name):
                 raise self.says.no_hub()
             is_part = is_partial(response.status_code, response.headers.get("Content-Range"), ranges)
-            yield Answer(is_partial=is_part, chunks=response.iter_bytes())
+            # The hub lists all sums; not every mirror does.
+            sha256 = linked_sha256([one.headers for one in (*response.history, response)])
+            yield Answer(is_partial=is_part, chunks=response.iter_bytes(), sha256=sha256)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ reported: the branch as it was when a file changed last. Source: modelscope-hub 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
 from xinf.registry.hub_error import HubSays, first_line, is_page
 from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, without_password
+from xinf.registry.tag import linked_sha256, strong_tag
 
 if TYPE_CHECKING:
     from modelscope_hub._legacy_api import LegacyClient
@@ -74,12 +75,12 @@ class ModelScope:
             try:
                 if is_page(response.headers.get("Content-Type"), name):
                     raise self.says.no_hub()
-                sha256, tag = _tags([one.headers for one in (*response.history, response)])
+                sha256 = linked_sha256([one.headers for one in (*response.history, response)])
                 yield Answer(
                     is_partial=is_partial(response.status_code, response.headers.get("Content-Range"), ranges),
                     chunks=response.iter_content(_CHUNK_BYTES),
                     sha256=sha256,
-                    tag=tag,
+                    tag=sha256 or strong_tag(response.headers),
                 )
             finally:
                 response.close()
@@ -162,20 +163,6 @@ def _entry(listed: Mapping[str, Any]) -> _Entry | None:
         revision=revision if isinstance(revision, str) and COMMIT.fullmatch(revision) else None,
         changed_s=changed if isinstance(changed, int) else 0,
     )
-
-
-def _tags(answers: Sequence[Mapping[str, str]]) -> tuple[str | None, str | None]:
-    """The SHA-256 that a chain of answers names, and else whatever changes with the content.
-
-    The hub names the first where it redirects to the store of large files. Source: modelscope-hub 0.5, `_download.py`.
-    """
-    for headers in answers:
-        linked = headers.get("X-Linked-ETag", "").strip('"').lower()
-        if SHA256.fullmatch(linked):
-            return linked, linked
-    # A weak one says that two contents are as good as each other.
-    tag = answers[-1].get("ETag", "")
-    return None, tag if tag and not tag.startswith("W/") and tag.isprintable() else None
 
 
 def _newest(entries: list[_Entry]) -> str | None:
