@@ -117,10 +117,11 @@ def fetch(
 
     `ask`: takes the value of a Range header, None for the whole file. `on_bytes`: told how many more bytes are here,
     those of earlier tries too; a negative number takes some back.
-    `checksum`: None where the hub does not say; then the length alone is compared.
+    `checksum`: None where the hub does not say; then that of the answer counts, else the length alone.
     `name`: as people know it; None: as `destination` is called. `piece_bytes`: the most to ask for at once.
-    Raises: what `ask` raises, after five tries in a row that brought nothing or only trickled; Unavailable for a wrong
-    checksum; Conflict, with the `path` that is locked, if another process fetches the same; OSError.
+    Raises: what `ask` raises, after five tries in a row that brought nothing or only trickled, or a hundred that
+    brought little; Unavailable for a wrong checksum; Conflict, with the `path` that is locked, if another process
+    fetches the same; OSError.
     """
     if _is_there(destination, size):
         on_bytes(size)
@@ -135,11 +136,11 @@ def fetch(
             return
         body = _Body(file, size, checksum, on_bytes)
         body.take_up()
-        _complete(ask, body, called, piece_bytes, pause, clock)
+        _complete(ask, body, called, piece_bytes, pause=pause, clock=clock)
         if not body.is_right() and body.n_left:
             # What an earlier try left was of something else, or came damaged out of a power cut.
             body.begin_again()
-            _complete(ask, body, called, piece_bytes, pause, clock)
+            _complete(ask, body, called, piece_bytes, pause=pause, clock=clock)
         if not body.is_right():
             on_bytes(-file.tell())
             partial.unlink(missing_ok=True)
@@ -163,6 +164,7 @@ def _complete(
     body: _Body,
     called: str,
     piece_bytes: int | None,
+    *,
     pause: Callable[[float], None],
     clock: Callable[[], float],
 ) -> None:
