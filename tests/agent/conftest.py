@@ -18,6 +18,7 @@ import xinf
 from xinf.agent import Agent
 from xinf.agent.custody import ReplicaDirectory
 from xinf.agent.process import ProcessId, group_members, is_alive, kill_group
+from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config, load
 from xinf.core.device import Device, Vendor
 from xinf.core.ids import DeploymentName, NodeName, ReplicaId
@@ -62,13 +63,15 @@ class Bench:
             agent_pid=os.getpid(),
             started_s=time.time(),
         )
+        self.clock: Clock = SystemClock()
         self.agent: Agent | None = None
         self.running: asyncio.Task[None] | None = None
 
     def make_agent(self, **settings: object) -> Agent:
         """Make an agent; `settings` replace those of the configuration's agent section."""
         agent_config = msgspec.structs.replace(self.config.agent, **settings)
-        return Agent(self.store_of_agent, msgspec.structs.replace(self.config, agent=agent_config), self.node)
+        config = msgspec.structs.replace(self.config, agent=agent_config)
+        return Agent(self.store_of_agent, config, self.node, clock=self.clock)
 
     async def start_agent(self, **settings: object) -> None:
         """Start an agent as a task and wait until it is registered."""

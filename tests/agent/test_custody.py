@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+
+import msgspec
 
 from xinf.agent import custody as custody_module
 from xinf.agent.custody import Custody, ReplicaDirectory
+from xinf.agent.process import identify
 from xinf.core.ids import ReplicaId
 from xinf.core.records import EngineSpec, Phase
 from xinf.core.shim import ShimExit, ShimSpec, ShimStatus, write_file
 
-CUSTODY = Custody(replica=ReplicaId("m-1"), start_id="s1", started_s=1.0, address="unix:/s", pid=7, start_ticks=9)
+CUSTODY = Custody(
+    replica=ReplicaId("m-1"), start_id="s1", started_s=1.0, monotonic_s=5.0, address="unix:/s", pid=7, start_ticks=9
+)
 
 
 def spec_for(directory: ReplicaDirectory) -> ShimSpec:
@@ -33,6 +40,18 @@ def test_custody_is_read_back_until_it_is_dropped(tmp_path: Path) -> None:
     directory.drop_custody()
     directory.drop_custody()
     assert directory.read_custody() is None
+
+
+def test_age_of_a_start_that_an_older_agent_wrote_down_is_that_of_its_process(tmp_path: Path) -> None:
+    directory, own = ReplicaDirectory(tmp_path), identify(os.getpid())
+    assert own is not None
+    older = msgspec.structs.replace(CUSTODY, monotonic_s=None, pid=own.pid, start_ticks=own.start_ticks)
+    directory.write_custody(older)
+    found = directory.read_custody()
+    assert found is not None
+    assert found.monotonic_s is not None
+    assert 0 < found.monotonic_s < time.monotonic()
+    assert directory.read_custody() == found, "once, so that it does not move"
 
 
 def test_directory_is_private(tmp_path: Path) -> None:

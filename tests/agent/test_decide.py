@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -23,6 +25,7 @@ from xinf.agent.decide import (
     Write,
     backoff_s,
     decide,
+    quiet_s,
 )
 from xinf.agent.failure import Evidence
 from xinf.core.config import load
@@ -32,7 +35,11 @@ from xinf.core.shim import ShimStatus
 
 CONFIG = load(environ={}).agent
 NOW = 10_000.0
-CUSTODY = Custody(replica=ReplicaId("m-1"), start_id="s1", started_s=NOW - 5, address="unix:/s", pid=77, start_ticks=5)
+SEEN = 500.0  # the same moment on the clock that does not jump
+CUSTODY = Custody(
+    replica=ReplicaId("m-1"), start_id="s1", started_s=NOW - 5, monotonic_s=SEEN - 5, address="unix:/s", pid=77,
+    start_ticks=5,
+)  # fmt: skip
 FAILURE = ReplicaFailure(cause="model_not_found", message="no such model", remedy="check the path")
 
 
@@ -56,17 +63,21 @@ def status(phase: Phase, **changes: object) -> ShimStatus:
     return msgspec.structs.replace(made, **changes)
 
 
+def facts(**seen: Any) -> Facts:
+    return Facts(seen_s=SEEN, **seen)
+
+
 def running(found: ShimStatus | None = None, **changes: object) -> Facts:
-    facts = Facts(custody=CUSTODY, is_running=True, n_members=2, status=found)
-    return msgspec.structs.replace(facts, **changes)
+    return facts(custody=CUSTODY, is_running=True, n_members=2, status=found, **changes)
 
 
 def ended(exit_status: int | None = 1, found: ShimStatus | None = None, *tail: str) -> Facts:
-    return Facts(custody=CUSTODY, status=found, evidence=Evidence(exit_status=exit_status, log_tail=tail))
+    return facts(custody=CUSTODY, status=found, evidence=Evidence(exit_status=exit_status, log_tail=tail))
 
 
-def run(made: ReplicaRecord | None, facts: Facts, wish: Wish = Wish.RUN, now_s: float = NOW) -> list[Action]:
-    return decide(made, wish, facts, CONFIG, now_s)
+def run(made: ReplicaRecord | None, seen: Facts, wish: Wish = Wish.RUN, after_s: float = 0.0) -> list[Action]:
+    """`after_s`: both clocks go on so far."""
+    return decide(made, wish, msgspec.structs.replace(seen, seen_s=SEEN + after_s), CONFIG, NOW + after_s)
 
 
 def written(actions: list[Action]) -> ReplicaRecord:
@@ -79,17 +90,17 @@ def kinds(actions: list[Action]) -> list[type]:
 
 
 def test_placed_replica_is_started() -> None:
-    assert kinds(run(record(), Facts())) == [Start, LookAgain]
+    assert kinds(run(record(), facts())) == [Start, LookAgain]
 
 
 def test_start_waits_for_the_devices() -> None:
-    assert kinds(run(record(), Facts(may_start=False))) == [LookAgain]
+    assert kinds(run(record(), facts(may_start=False))) == [LookAgain]
 
 
 def test_failed_replica_waits_for_its_time() -> None:
     waiting = record(Phase.FAILED, retry_at_s=NOW + 7)
-    assert run(waiting, Facts()) == [LookAgain(delay_s=7.0)]
-    assert kinds(run(waiting, Facts(), now_s=NOW + 7)) == [Start, LookAgain]
+    assert run(waiting, facts()) == [LookAgain(delay_s=7.0)]
+    assert kinds(run(waiting, facts(), after_s=7)) == [Start, LookAgain]
 
 
 def test_unreported_process_is_reported_not_started_again() -> None:
@@ -127,12 +138,13 @@ def test_failed_engine_that_does_not_end_is_killed() -> None:
     failed = record(Phase.FAILED, phase_since_s={Phase.FAILED: NOW})
     told = running(status(Phase.FAILED))
     assert kinds(run(failed, told)) == [Kill, LookAgain]
-    assert kinds(run(failed, told, now_s=NOW + GUARD_GRACE_S + 1)) == [KillGuard, LookAgain]
+    killed = msgspec.structs.replace(told, killed_s=SEEN)
+    assert kinds(run(failed, killed, after_s=GUARD_GRACE_S)) == [Kill, LookAgain]
+    assert kinds(run(failed, killed, after_s=GUARD_GRACE_S + 1)) == [KillGuard, LookAgain]
 
 
 def test_start_that_takes_too_long_is_ended() -> None:
-    late = CUSTODY.started_s + CONFIG.start_timeout + 1
-    actions = run(record(Phase.LOADING), running(status(Phase.LOADING)), now_s=late)
+    actions = run(record(Phase.LOADING), running(status(Phase.LOADING)), after_s=CONFIG.start_timeout)
     reported = written(actions)
     assert reported.failure is not None
     assert reported.failure.cause == "start_timeout"
@@ -142,25 +154,52 @@ def test_start_that_takes_too_long_is_ended() -> None:
 
 @pytest.mark.parametrize(("waits_s", "is_ended"), [(1.0, False), (CONFIG.start_timeout + 1, True)])
 def test_time_for_a_start_counts_from_the_last_bytes_of_its_model(waits_s: float, is_ended: bool) -> None:
-    now_s = CUSTODY.started_s + 10 * CONFIG.start_timeout
-    told = status(Phase.STARTING, fetched_s=now_s - waits_s, detail="fetching 12 %")
-    actions = decide(record(Phase.STARTING), Wish.RUN, running(told), CONFIG, now_s)
+    after_s = 10 * CONFIG.start_timeout
+    told = status(Phase.STARTING, fetched_monotonic_s=SEEN + after_s - waits_s, detail="fetching 12 %")
+    actions = run(record(Phase.STARTING), running(told), after_s=after_s)
     reported = next(action.record for action in actions if isinstance(action, Write))
     assert (reported.phase is Phase.FAILED) is is_ended
     assert reported.detail == (None if is_ended else "fetching 12 %")
 
 
 def test_ready_engine_has_no_start_timeout() -> None:
-    late = CUSTODY.started_s + CONFIG.start_timeout + 1
     told = status(Phase.READY)
     once = written(run(record(Phase.STARTING), running(told)))
-    assert kinds(run(once, running(told), now_s=late)) == [LookAgain]
+    assert kinds(run(once, running(told), after_s=CONFIG.start_timeout + 1)) == [LookAgain]
+
+
+@pytest.mark.parametrize("jump_s", [10 * CONFIG.start_timeout, -10 * CONFIG.start_timeout])
+def test_clock_that_is_set_ends_nothing_and_keeps_nothing_from_its_end(jump_s: float) -> None:
+    """The time of day jumps forward when a host finds its time server, and back when somebody corrects it."""
+    starting, serving = running(status(Phase.LOADING)), running(status(Phase.READY))
+    actions = decide(record(Phase.LOADING), Wish.RUN, starting, CONFIG, NOW + jump_s)
+    assert Kill not in kinds(actions)
+    late = msgspec.structs.replace(starting, seen_s=SEEN + CONFIG.start_timeout)
+    assert Kill in kinds(decide(record(Phase.LOADING), Wish.RUN, late, CONFIG, NOW + jump_s))
+    draining = msgspec.structs.replace(serving, stopping=Stopping(since_s=SEEN))
+    made = record(Phase.DRAINING)
+    assert kinds(decide(made, Wish.STOP, draining, CONFIG, NOW + jump_s)) == [LookAgain]
+    late = msgspec.structs.replace(draining, seen_s=SEEN + CONFIG.drain_timeout + 1)
+    assert kinds(decide(made, Wish.STOP, late, CONFIG, NOW + jump_s)) == [Terminate, LookAgain]
+    failed = record(Phase.FAILED, phase_since_s={Phase.FAILED: NOW})
+    killed = running(status(Phase.FAILED), killed_s=SEEN)
+    assert kinds(decide(failed, Wish.RUN, killed, CONFIG, NOW + jump_s)) == [Kill, LookAgain]
+
+
+def test_back_off_does_not_last_until_a_clock_that_was_set_back_is_there_again() -> None:
+    waiting = record(Phase.FAILED, retry_at_s=NOW + 7)
+    assert kinds(decide(waiting, Wish.RUN, facts(), CONFIG, NOW - 30)) == [LookAgain]
+    assert kinds(decide(waiting, Wish.RUN, facts(), CONFIG, NOW - 3600)) == [Start, LookAgain]
+
+
+def test_start_of_which_nothing_is_known_has_its_time_before_it() -> None:
+    assert quiet_s(msgspec.structs.replace(CUSTODY, monotonic_s=None), None, SEEN) == 0
 
 
 def test_rest_of_a_group_is_killed_before_anything_else() -> None:
-    facts = Facts(custody=CUSTODY, n_members=1)
-    assert kinds(run(record(Phase.READY), facts)) == [KillGuard, LookAgain]
-    assert kinds(run(record(Phase.READY), facts, Wish.STOP)) == [KillGuard, LookAgain]
+    left = facts(custody=CUSTODY, n_members=1)
+    assert kinds(run(record(Phase.READY), left)) == [KillGuard, LookAgain]
+    assert kinds(run(record(Phase.READY), left, Wish.STOP)) == [KillGuard, LookAgain]
 
 
 def test_end_is_reported_with_status_cause_and_log() -> None:
@@ -189,9 +228,9 @@ def test_start_that_ended_before_it_was_reported_counts_as_a_failure() -> None:
 
 
 def test_ready_replica_without_any_trace_is_started_again() -> None:
-    lost = written(run(record(Phase.READY), Facts()))
+    lost = written(run(record(Phase.READY), facts()))
     assert lost.phase is Phase.FAILED
-    assert kinds(run(lost, Facts(), now_s=NOW + 100)) == [Start, LookAgain]
+    assert kinds(run(lost, facts(), after_s=100)) == [Start, LookAgain]
 
 
 def test_waits_double_up_to_the_longest() -> None:
@@ -199,18 +238,18 @@ def test_waits_double_up_to_the_longest() -> None:
 
 
 def test_crash_loop_waits_longer_each_time_and_a_long_life_forgives() -> None:
-    made, now_s, waits = record(Phase.LOADING), NOW, []
+    made, after_s, waits = record(Phase.LOADING), 0.0, []
     for _ in range(4):
-        made = written(run(made, ended(), now_s=now_s))
+        made = written(run(made, ended(), after_s=after_s))
         assert made.retry_at_s is not None
-        waits.append(made.retry_at_s - now_s)
-        now_s = made.retry_at_s
+        waits.append(made.retry_at_s - NOW - after_s)
+        after_s += waits[-1]
         made = msgspec.structs.replace(made, phase=Phase.LOADING)
     assert waits == [1, 2, 4, 8]
-    serving = msgspec.structs.replace(made, phase=Phase.READY, phase_since_s={Phase.READY: now_s})
-    told = status(Phase.READY, phase_since_s={Phase.READY: now_s})
-    assert kinds(run(serving, running(told), now_s=now_s + CONFIG.backoff_reset - 1)) == [LookAgain]
-    forgiven = written(run(serving, running(told), now_s=now_s + CONFIG.backoff_reset))
+    serving = msgspec.structs.replace(made, phase=Phase.READY, phase_since_s={Phase.READY: NOW + after_s})
+    told = status(Phase.READY, phase_since_s={Phase.READY: NOW + after_s})
+    assert kinds(run(serving, running(told), after_s=after_s + CONFIG.backoff_reset - 1)) == [LookAgain]
+    forgiven = written(run(serving, running(told), after_s=after_s + CONFIG.backoff_reset))
     assert forgiven.restarts == 0
     assert forgiven.failure is not None, "the last failure stays visible"
 
@@ -224,15 +263,17 @@ def test_stop_drains_then_terminates_then_kills(wish: Wish) -> None:
     if made is not None:
         assert written(first).phase is Phase.DRAINING
         made = written(first)
-    draining = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW))
-    assert kinds(run(made, draining, wish, NOW + 1)) == [LookAgain]
-    drained = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW, is_drained=True))
-    assert kinds(run(made, drained, wish, NOW + 1)) == [Terminate, LookAgain]
-    assert kinds(run(made, draining, wish, NOW + CONFIG.drain_timeout + 1)) == [Terminate, LookAgain]
-    told = msgspec.structs.replace(serving, stopping=Stopping(since_s=NOW, is_drained=True, terminated_s=NOW))
-    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S)) == [LookAgain]
-    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S + 1)) == [Kill, LookAgain]
-    assert kinds(run(made, told, wish, NOW + TERM_GRACE_S + GUARD_GRACE_S + 1)) == [KillGuard, LookAgain]
+    draining = msgspec.structs.replace(serving, stopping=Stopping(since_s=SEEN))
+    assert kinds(run(made, draining, wish, 1)) == [LookAgain]
+    drained = msgspec.structs.replace(serving, stopping=Stopping(since_s=SEEN, is_drained=True))
+    assert kinds(run(made, drained, wish, 1)) == [Terminate, LookAgain]
+    assert kinds(run(made, draining, wish, CONFIG.drain_timeout + 1)) == [Terminate, LookAgain]
+    told = msgspec.structs.replace(serving, stopping=Stopping(since_s=SEEN, is_drained=True, terminated_s=SEEN))
+    assert kinds(run(made, told, wish, TERM_GRACE_S)) == [LookAgain]
+    assert kinds(run(made, told, wish, TERM_GRACE_S + 1)) == [Kill, LookAgain]
+    killed = msgspec.structs.replace(told, killed_s=SEEN + TERM_GRACE_S + 1)
+    assert kinds(run(made, killed, wish, TERM_GRACE_S + GUARD_GRACE_S + 1)) == [Kill, LookAgain]
+    assert kinds(run(made, killed, wish, TERM_GRACE_S + GUARD_GRACE_S + 2)) == [KillGuard, LookAgain]
 
 
 def test_engine_that_loads_is_not_drained() -> None:
@@ -244,11 +285,11 @@ def test_stopped_only_when_nothing_is_left() -> None:
     assert kinds(actions) == [Clean, Write]
     gone = written(actions)
     assert (gone.phase, gone.pid, gone.address) == (Phase.STOPPED, None, None)
-    assert run(gone, Facts(), Wish.STOP) == []
+    assert run(gone, facts(), Wish.STOP) == []
 
 
 def test_replica_that_never_started_is_stopped_at_once() -> None:
-    assert written(run(record(Phase.PLACED), Facts(), Wish.STOP)).phase is Phase.STOPPED
+    assert written(run(record(Phase.PLACED), facts(), Wish.STOP)).phase is Phase.STOPPED
 
 
 def test_parked_replica_is_placed_again_for_the_next_agent() -> None:

@@ -23,6 +23,7 @@ from tests.registry import test_modelscope as modelscope
 from tests.registry.hub import COMMIT, Hub, serve
 from tests.registry.test_download import FILES, WEIGHTS
 from xinf.agent.process import ProcessId, identify
+from xinf.core.clock import SystemClock
 from xinf.core.config import to_environ
 from xinf.core.records import NodeRecord, Phase, ReplicaRecord, encode_record
 from xinf.meta import MetaServer
@@ -146,6 +147,18 @@ async def test_part_of_a_model_is_not_taken_for_the_whole(node: Bench, hub: Hub,
     assert len(hub.gets("model.safetensors")) == 1
 
 
+async def test_weights_that_a_power_cut_left_short_are_fetched_again(node: Bench, hub: Hub, tmp_path: Path) -> None:
+    """By another's download, of which there is no list: with a config and the weights it counts as whole."""
+    snapshot(tmp_path).mkdir(parents=True)
+    (snapshot(tmp_path) / "config.json").write_bytes(FILES["config.json"])
+    (snapshot(tmp_path) / "model.safetensors").write_bytes(WEIGHTS[:HALF])
+    await node.start_agent()
+    await place_model(node, "m-1", "org/name", environ=at(hub), commit=COMMIT)
+    await node.until_phase("m-1", Phase.READY)
+    assert (snapshot(tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+    assert "is fetched again" in node.directory("m-1").log_path.read_text()
+
+
 async def test_two_replicas_of_a_node_fetch_once(node: Bench, hub: Hub, tmp_path: Path) -> None:
     hub.hold_at = {"model.safetensors": HALF}
     await node.start_agent()
@@ -233,6 +246,36 @@ async def test_stop_in_a_download_ends_it(node: Bench, hub: Hub, tmp_path: Path)
     assert node.members(record) == ()
     assert partials(tmp_path), "kept for the next time"
     assert time.monotonic() - began_s < WAIT_S
+
+
+class _Jumping(SystemClock):
+    """Somebody sets the time of day; counts how often an agent has looked since."""
+
+    def __init__(self) -> None:
+        self.jump_s = 0.0
+        self.n_looks = 0
+
+    def now_s(self) -> float:
+        self.n_looks += 1
+        return super().now_s() + self.jump_s
+
+    async def jump(self, jump_s: float) -> None:
+        self.jump_s, self.n_looks = jump_s, 0
+        await until(lambda: self.n_looks >= 3)
+
+
+async def test_clock_that_is_set_ends_no_download(node: Bench, hub: Hub, tmp_path: Path) -> None:
+    hub.hold_at = {"model.safetensors": HALF}
+    clock = node.clock = _Jumping()
+    await node.start_agent()
+    await place_model(node, "m-1", "org/name", environ=at(hub), commit=COMMIT)
+    await until_half(tmp_path)
+    for jump_s in (7 * 86400.0, -7 * 86400.0):
+        await clock.jump(jump_s)
+    hub.go_on.set()
+    ready = await node.until_phase("m-1", Phase.READY)
+    assert (ready.restarts, ready.failure) == (0, None)
+    assert hub.gets("model.safetensors") == [None]
 
 
 async def test_start_whose_files_do_not_come_is_ended(node: Bench, hub: Hub, tmp_path: Path) -> None:

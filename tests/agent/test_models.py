@@ -27,7 +27,7 @@ def cached(cache: Path, name: str, *, is_loading: bool = False, has_config: bool
     (path / "refs").mkdir()
     if is_main:
         (path / "refs" / "main").write_text(REVISION)
-    (path / "blobs" / ("x.incomplete" if is_loading else "x")).touch()
+    (path / "blobs" / ("x.incomplete" if is_loading else "x")).write_bytes(b"x")
     if has_config:
         (snapshot / "config.json").touch()
     (snapshot / "model.safetensors").symlink_to("../../blobs/x")

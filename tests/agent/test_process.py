@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from xinf.agent.process import (
     ExitWatch,
     ProcessId,
+    began_monotonic_s,
     find_by_argument,
     group_members,
     identify,
@@ -162,3 +164,11 @@ async def test_exit_that_already_happened_is_told_too() -> None:
     told = asyncio.Event()
     ExitWatch(ProcessId(pid=os.getpid(), start_ticks=1), told.set)
     await asyncio.wait_for(told.wait(), 20)
+
+
+def test_process_began_between_the_moments_before_and_after_it(start: Start) -> None:
+    before_s = time.monotonic()
+    process = identify(start("import time; print(flush=True); time.sleep(600)").pid)
+    assert process is not None
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")  # the kernel counts in whole ones
+    assert before_s - tick_s <= began_monotonic_s(process) <= time.monotonic() + tick_s

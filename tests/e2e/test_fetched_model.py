@@ -36,6 +36,8 @@ def test_model_of_a_hub_is_fetched_and_served(vllm_stack: Stack, hub: Hub, clien
         assert f"commit      {COMMIT}" in described
         snapshot = cache / "models--org--name" / "snapshots" / COMMIT
         assert (snapshot / "model.safetensors").is_file()
+        log = vllm_stack.run("logs", NAME).stdout
+        assert "no hub is asked" in log
         # Clients know it by the names that they always knew it by, and never by a path of the node.
         for name in (NAME, "org/name"):
             answer = client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hello"}])

@@ -142,3 +142,23 @@ def test_engine_that_fetches_its_model_itself_is_held_to_the_commit(
 ) -> None:
     made = msgspec.structs.replace(EngineSpec(model="Org/Name"), **fields)
     assert revision_arguments(made).get("revision") == revision
+
+
+@pytest.mark.parametrize(("arguments", "held"), [
+    ({"tokenizer": "Other/Tokens"}, {"revision": "c" * 40, "tokenizer-revision": "main"}),
+    ({"--tokenizer": "Org/Name"}, {"revision": "c" * 40}),
+    ({"hf_config_path": "Other/Config"}, {}),
+    ({"hf_config_path": "Org/Name"}, {"revision": "c" * 40}),
+])  # fmt: skip
+def test_commit_of_the_model_is_asked_of_no_other_repository(
+    arguments: dict[str, ArgValue], held: dict[str, ArgValue]
+) -> None:
+    made = EngineSpec(model="Org/Name", commit="c" * 40, engine_args=arguments)
+    assert revision_arguments(made) == held
+
+
+def test_revision_of_the_user_beats_that_of_the_other_repository() -> None:
+    arguments: dict[str, ArgValue] = {"tokenizer": "Other/Tokens", "tokenizer-revision": "v2"}
+    made = EngineSpec(model="Org/Name", commit="c" * 40, engine_args=arguments)
+    found = choose_arguments(made, is_cpu=False, family=NOBODY, more=revision_arguments(made))
+    assert (found["revision"], found["tokenizer-revision"]) == ("c" * 40, "v2")

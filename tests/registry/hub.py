@@ -7,6 +7,7 @@ codes are those that huggingface_hub 2.4 reads (`hf_api.py`, `file_download.py`,
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -44,9 +45,16 @@ class Hub(msgspec.Struct):
     hold_at: dict[str, int] = {}  # bytes of a body after which the hub waits until it is told to go on
     go_on: threading.Event = msgspec.field(default_factory=threading.Event)
     wrong_bytes: bool = False
+    has_sums: bool = True  # in the list
     sizes: dict[str, object] = {}  # as it lists them, where that is wrong
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
+    loops: bool = False  # files are redirected to themselves
+    page_of: str | None = None  # a file that somebody else answers with a page
+    is_zipped: bool = False  # whole files come compressed, though nobody asked for that
+    begins_at: int | None = None  # where every part begins, whatever was asked for
+    busy: list[dict[str, str]] = []  # headers of the next answers to requests for the list
+    refusals: list[tuple[int, dict[str, str]]] = []  # status and headers of the next answers to requests for files
     url: str = ""
     requests: list[Request] = []
 
@@ -60,7 +68,7 @@ class Hub(msgspec.Struct):
 @contextmanager
 def serve(files: dict[str, bytes], **settings: object) -> Iterator[Hub]:
     """Run a hub with one repository whose `main` is at COMMIT."""
-    hub = Hub(files={COMMIT: files}, branches={"main": COMMIT}, cut_at={}, requests=[])
+    hub = Hub(files={COMMIT: files}, branches={"main": COMMIT}, cut_at={}, requests=[], refusals=[], busy=[])
     for name, value in settings.items():
         setattr(hub, name, value)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
@@ -100,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.status is not None:
             return self._fail(self.hub.status, None, "broken")
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+            if self.hub.busy:
+                return self._send(429, b"{}", self.hub.busy.pop(0))
             return self._info(api[1], api[2])
         if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[2], file[3])
@@ -121,10 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [
-            {"rfilename": name, "size": self.hub.sizes.get(name, len(content)), "blobId": _git_blob(content)}
+            {"rfilename": name, "size": self.hub.sizes.get(name, len(content))}
+            | ({"blobId": _git_blob(content)} if self.hub.has_sums else {})
             | (
                 {"lfs": {"size": len(content), "sha256": _sha256(content), "pointerSize": 134}}
-                if _is_lfs(content)
+                if _is_lfs(content) and self.hub.has_sums
                 else {}
             )
             for name, content in self.hub.files[commit].items()
@@ -143,6 +154,16 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._fail(404, "EntryNotFound", "Entry not found")
             return
+        if self.hub.refusals:
+            status, more = self.hub.refusals.pop(0)
+            self._send(status, b"{}", more)
+            return
+        if name == self.hub.page_of:
+            self._send(200, b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"})
+            return
+        if self.hub.loops:
+            self._send(302, b"", {"Location": self.path})
+            return
         if self.hub.files_at is not None:
             self._send(302, b"", {"Location": self.hub.files_at + self.path})
             return
@@ -152,10 +173,14 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if self.hub.wrong_bytes:
             content = bytes(len(content))
+        if self.hub.is_zipped:
+            self._send(200, gzip.compress(content), headers | {"Content-Encoding": "gzip"}, name)
+            return
         if wanted is None or self.hub.ignores_ranges:
             self._send(200, content, headers, name)
             return
         first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        first = first if self.hub.begins_at is None else self.hub.begins_at
         if first >= len(content):
             self._fail(416, None, "range")
             return

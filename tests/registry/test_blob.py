@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import IO
 import pytest
 
 from xinf.core.errors import Conflict, Unavailable
-from xinf.registry.blob import Answer, Checksum, fetch, take
+from xinf.registry.blob import Answer, Checksum, fetch, is_partial, take
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -96,6 +98,17 @@ def test_waits_are_bounded(tmp_path: Path) -> None:
     run(Server(500), tmp_path / "b", pauses)
     assert max(pauses) == 30.0
     assert len(pauses) == 20
+
+
+def test_hub_that_breaks_off_after_a_few_bytes_each_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.registry.blob._POOR_TRIES", 10)
+    server = Server(100)
+    with pytest.raises(Unavailable, match="broken"):
+        run(server, tmp_path / "b")
+    assert len(server.asked) == 10
+    assert (tmp_path / "b.partial").stat().st_size == 1000, "kept for the next time"
 
 
 def test_very_large_file_is_asked_for_in_pieces(tmp_path: Path) -> None:
@@ -206,12 +219,168 @@ def test_slow_line_is_no_trickle(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more"])
-def test_leftover_of_something_else_is_thrown_away(left: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"other" * 100, CONTENT + b"more", bytes(len(CONTENT))])
+def test_leftover_of_something_else_or_of_a_power_cut_is_fetched_anew_at_once(left: bytes, tmp_path: Path) -> None:
     (tmp_path / "b.partial").write_bytes(left)
+    server = Server(100_000)
+    assert run(server, tmp_path / "b") == len(CONTENT)
+    assert (tmp_path / "b").read_bytes() == CONTENT
+    assert server.asked[-1] is None
+
+
+def test_wrong_content_is_thrown_away_and_not_asked_for_for_ever(tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        asked.append(ranges)
+        yield Answer(is_partial=False, chunks=iter([bytes(len(CONTENT))]))
+
+    (tmp_path / "b.partial").write_bytes(CONTENT[:100])
     with pytest.raises(Unavailable, match="checksum"):
+        fetch(ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None)
+    assert asked == ["bytes=100-"], "the answer was of the whole file, and nothing of the leftover is in it"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xinf.registry.blob._SYNC_BYTES", 3000)
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def named(path: Path, target: Path) -> Path:
+        done.append(("name", path.stat().st_size))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", named)
+    run(Server(3000), tmp_path / "b")
+    # In between too, so that the end of a large file does not wait for all of it.
+    assert done == [*(("sync", n) for n in (3000, 6000, 9000, len(CONTENT))), ("name", len(CONTENT))]
+
+
+def test_disk_that_refuses_at_the_end_leaves_no_right_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of the network does, which takes all that is written and says only then that it is full."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         run(Server(100_000), tmp_path / "b")
-    assert run(Server(100_000), tmp_path / "b") == len(CONTENT)
+    assert not (tmp_path / "b").exists()
+
+
+def test_checksum_that_only_the_answer_knows_is_compared_too(tmp_path: Path) -> None:
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        yield Answer(is_partial=False, chunks=iter([CONTENT[::-1]]), sha256=SHA256)
+
+    with pytest.raises(Unavailable, match="checksum"):
+        fetch(ask, tmp_path / "b", size=len(CONTENT), checksum=None, on_bytes=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hub_that_wants_to_be_left_alone_is_for_as_long_as_it_says(tmp_path: Path) -> None:
+    waits = iter([7.0, 10_000.0])
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        if (wait_s := next(waits, None)) is not None:
+            raise Unavailable("answered 429", status=429, retry_after_s=wait_s)
+        yield Answer(is_partial=False, chunks=iter([CONTENT]))
+
+    pauses: list[float] = []
+    fetch(
+        ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None, pause=pauses.append
+    )
+    assert pauses == [7.0, 300.0]
+
+
+class Shorter:
+    """A hub whose file is shorter than its listing says."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.asked: list[str | None] = []
+
+    @contextmanager
+    def ask(self, ranges: str | None) -> Iterator[Answer]:
+        self.asked.append(ranges)
+        begin = int(ranges.removeprefix("bytes=").removesuffix("-")) if ranges else 0
+        if begin and begin >= len(self.content):
+            raise Unavailable("answered 416", status=416)
+        yield Answer(is_partial=ranges is not None, chunks=iter([self.content[begin:]]))
+
+
+def test_file_shorter_than_listed_is_said_to_be(tmp_path: Path) -> None:
+    hub = Shorter(CONTENT[:4000])
+    with pytest.raises(Unavailable, match=f"has 4000 bytes of b, and lists {len(CONTENT)}"):
+        fetch(hub.ask, tmp_path / "b", size=len(CONTENT), checksum=None, on_bytes=lambda _: None, pause=lambda _: None)
+    assert hub.asked == [None, "bytes=4000-"]
+
+
+def test_leftover_that_is_longer_than_the_file_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "b.partial").write_bytes(b"x" * (len(CONTENT) - 1))
+    hub = Shorter(CONTENT)
+    hub.content = CONTENT[:100]
+    with pytest.raises(Unavailable, match="has 100 bytes"):
+        fetch(hub.ask, tmp_path / "b", size=len(CONTENT), checksum=None, on_bytes=lambda _: None, pause=lambda _: None)
+    assert hub.asked == [f"bytes={len(CONTENT) - 1}-", None, "bytes=100-"]
+
+
+@pytest.mark.parametrize(("status", "content_range", "ranges", "is_part"), [
+    (200, None, "bytes=5-", False),
+    (200, "bytes 5-9/10", "bytes=5-", False),
+    (206, "bytes 5-9/10", "bytes=5-", True),
+    (206, None, "bytes=5-", True),
+    (206, "bytes 0-9/10", None, True),
+])  # fmt: skip
+def test_part_is_what_says_so(status: int, content_range: str | None, ranges: str | None, is_part: bool) -> None:
+    assert is_partial(status, content_range, ranges) is is_part
+
+
+@pytest.mark.parametrize("content_range", ["bytes 0-9/10", "bytes 50-59/60"])
+def test_part_of_something_else_is_not_taken(content_range: str) -> None:
+    with pytest.raises(Unavailable, match="was asked for bytes=5-"):
+        is_partial(206, content_range, "bytes=5-")
+
+
+def test_disk_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: IO[bytes], how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert run(Server(3000), tmp_path / "b") == len(CONTENT)
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_two_hosts_that_share_no_locks_bring_one_file(
+    is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other comes in between, writes the same bytes into the same file, and gives it its name."""
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    partial, other = tmp_path / "b.partial", Server(100_000)
+
+    @contextmanager
+    def ask(ranges: str | None) -> Iterator[Answer]:
+        def chunks() -> Iterator[bytes]:
+            yield CONTENT[:5000]
+            if is_done:
+                run(other, tmp_path / "b")
+            else:
+                partial.write_bytes(CONTENT[:7000])  # it is still at it
+            yield CONTENT[5000:]
+
+        yield Answer(is_partial=False, chunks=chunks())
+
+    fetch(ask, tmp_path / "b", size=len(CONTENT), checksum=Checksum(SHA256), on_bytes=lambda _: None)
+    assert (tmp_path / "b").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_only_one_process_fetches_a_file(tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 
-from tests.registry.hub import COMMIT, OLD_COMMIT, serve
+from tests.agent.conftest import PACKAGE_HOME
+from tests.registry.hub import COMMIT, OLD_COMMIT, _git_blob, serve
 from tests.registry.test_huggingface import environ
 from tests.registry.test_reader import LLAMA
 from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable
@@ -98,6 +104,15 @@ def test_wrong_content_is_never_given_to_an_engine(tmp_path: Path) -> None:
     with serve(FILES, wrong_bytes=True) as hub, pytest.raises(Unavailable, match="another checksum"):
         download_model("org/name", environ=environ(hub, tmp_path))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20] == []
+
+
+def test_mirror_that_lists_no_sums_is_held_to_those_of_its_answers(tmp_path: Path) -> None:
+    with serve(FILES, has_sums=False, wrong_bytes=True) as hub:
+        with pytest.raises(Unavailable, match=r"model\.safetensors came with another checksum"):
+            download_model("org/name", environ=environ(hub, tmp_path))
+        hub.wrong_bytes = False
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_revision_is_held_for_all_files_and_remembered(tmp_path: Path) -> None:
@@ -261,3 +276,203 @@ def test_first_failure_ends_the_files_under_way() -> None:
     with pytest.raises(Unavailable, match="no answer"):
         fetch_all(["endless", "broken"], bring, find_sources({}), meter)
     assert time.monotonic() < late_s
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(400)
+def test_download_killed_in_any_step_is_never_taken_for_whole_and_goes_on(tmp_path: Path) -> None:
+    files = {**FILES, "model.safetensors": WEIGHTS[:200_000], "README.md": FILES["config.json"]}
+    for name in WANTED:
+        (tmp_path / "expected").mkdir(exist_ok=True)
+        (tmp_path / "expected" / name).write_bytes(files[name])
+    with serve(files) as hub:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.registry.kill_child", str(tmp_path / "cache"), str(tmp_path / "expected")],
+            env={
+                "PYTHONPATH": str(PACKAGE_HOME),
+                "PATH": os.environ["PATH"],
+                "XINF_REGISTRY_DOWNLOAD_WORKERS": "1",
+                "XINF_REGISTRY_TIMEOUT": "55s",
+            }
+            | environ(hub, tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=360,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15
+
+
+@pytest.mark.parametrize(("status", "headers", "waits_s"), [
+    (429, {"Retry-After": "21"}, 21.0),
+    (429, {"RateLimit": '"resolvers";r=0;t=55', "RateLimit-Policy": '"fixed window";"resolvers";q=5;w=300'}, 55.0),
+    (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.5),
+    (503, {"Retry-After": "120"}, 120.0),
+    (500, {}, 0.5),
+    (502, {"Retry-After": "nonsense"}, 0.5),
+])  # fmt: skip
+def test_hub_that_is_busy_is_asked_again_when_it_says(
+    status: int, headers: dict[str, str], waits_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: pauses.append(delay_s))
+    with serve(FILES, refusals=[(status, headers)]) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert pauses == [waits_s]
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_list_is_asked_for_again_when_the_hub_says_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    seen: list[Progress] = []
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return False
+
+    monkeypatch.setattr(
+        sys.modules["xinf.registry.download"], "threading", SimpleNamespace(Event=Impatient, Lock=threading.Lock)
+    )
+    with serve(FILES, busy=[{"Retry-After": "40"}, {"Retry-After": "9999"}]) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path), on_progress=seen.append)
+    assert pauses == [40.0, 300.0]
+    assert [progress.waits_s for progress in seen[:2]] == pauses
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+    with serve(FILES, busy=[{"Retry-After": "1"}] * 9) as hub, pytest.raises(Unavailable, match="answered 429"):
+        download_model("org/name", environ=environ(hub, tmp_path / "b"))
+    with serve(FILES, busy=[{}]) as hub, pytest.raises(Unavailable, match="answered 429"):
+        download_model("org/name", environ=environ(hub, tmp_path / "b"))
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"loops": True}, "redirects"),
+    ({"page_of": "model.safetensors"}, "does not answer as a hub"),
+    ({"page_of": "config.json"}, "does not answer as a hub"),
+    ({"sizes": {"model.safetensors": len(WEIGHTS) + 5}}, f"has {len(WEIGHTS)} bytes of model.safetensors, and lists"),
+    ({"sizes": {"model.safetensors": len(WEIGHTS) - 5}}, "another checksum"),
+])  # fmt: skip
+def test_answers_of_anybody_end_in_a_sentence(
+    settings: dict[str, object], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: None)
+    with serve(FILES, **settings) as hub, pytest.raises(Unavailable, match=says) as caught:
+        download_model("org/name", environ=environ(hub, tmp_path))
+    assert caught.value.remedy
+
+
+def test_file_that_comes_compressed_all_the_same_is_the_file(tmp_path: Path) -> None:
+    with serve(FILES, is_zipped=True) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_part_that_begins_elsewhere_is_not_put_behind_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: None)
+    with serve(FILES, cut_at={"model.safetensors": [1 << 20]}, begins_at=7) as hub:
+        env = environ(hub, tmp_path)
+        with pytest.raises(Unavailable, match=f"was asked for bytes={1 << 20}-"):
+            download_model("org/name", environ=env)
+        hub.begins_at = None
+        done = download_model("org/name", environ=env)
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_names_that_nobody_expects_land_under_themselves(tmp_path: Path) -> None:
+    odd = [
+        "a b.json",
+        "größe.json",
+        "100%.json",
+        "a+b&c=d.json",
+        "what?.json",
+        "tag#1.json",
+        "d/e/f.txt",
+        "-x.json",
+        "~.json",
+    ]
+    evil = [
+        "../up.json",
+        "/etc/x.json",
+        "a//b.json",
+        "./c.json",
+        "d/./g.json",
+        "h/../../i.json",
+        "",
+        ".",
+        "k\\l.json",
+        "m\nn.json",
+    ]
+    files = {**FILES, **{name: f"content of {name!r}".encode() for name in (*odd, *evil)}}
+    with serve(files) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+    found = {str(path.relative_to(done.directory)) for path in done.directory.rglob("*") if path.is_file()}
+    assert found == WANTED | set(odd)
+    assert all((done.directory / name).read_bytes() == files[name] for name in odd)
+
+
+def test_model_of_hundreds_of_shards_is_fetched_with_a_request_each(tmp_path: Path) -> None:
+    shards = {f"model-{number:05}-of-00400.safetensors": random.Random(number).randbytes(2000) for number in range(400)}
+    index = {"weight_map": {f"layer.{name}": name for name in shards}}
+    files = {"config.json": FILES["config.json"], "model.safetensors.index.json": json.dumps(index).encode(), **shards}
+    with serve(files) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        assert len(hub.requests) == 1 + len(files)
+    assert all((done.directory / name).read_bytes() == content for name, content in shards.items())
+    assert Shelf(tmp_path / "cache" / "models--org--name", Hub.HUGGINGFACE).find_whole(None) == done.directory
+
+
+@pytest.mark.parametrize("linked", ["cache", "cache/models--org--name", "cache/models--org--name/blobs"])
+def test_cache_may_be_elsewhere(linked: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "other-disk"
+    elsewhere.mkdir()
+    (tmp_path / linked).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / linked).symlink_to(elsewhere)
+    with serve(FILES) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env)
+        assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+        hub.requests.clear()
+        assert download_model("org/name", environ=env) == done
+        assert len(hub.requests) == 1
+
+
+def test_room_is_looked_for_where_contents_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = tmp_path / "cache" / "models--org--name" / "blobs"
+    blobs.parent.mkdir(parents=True)
+    (tmp_path / "large-disk").mkdir()
+    blobs.symlink_to(tmp_path / "large-disk")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(1 << 40) * (path == blobs)))
+    with serve(FILES) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=0))
+        assert download_model("org/name", environ=env) == done, "nothing is missing"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_cache_that_others_keep_is_read_and_says_what_to_do_when_something_is_missing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(FILES) as hub:
+        env = environ(hub, tmp_path)
+        done = download_model("org/name", environ=env)
+        (tmp_path / "cache" / "models--org--name" / "refs" / "main").unlink()
+
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("xinf.registry.shelf._replace", refuse)
+        monkeypatch.setattr("xinf.registry.blob._locked", refuse)
+        assert download_model("org/name", environ=env) == done, "only the branch cannot be noted"
+        (done.directory / "README.md").unlink()
+        (tmp_path / "cache" / "models--org--name" / "blobs" / _git_blob(FILES["README.md"])).unlink()
+        with pytest.raises(Unavailable, match="cannot be stored") as caught:
+            download_model("org/name", environ=env)
+    assert "let this user write to" in str(caught.value.remedy)
+    assert "HF_HUB_CACHE" in str(caught.value.remedy)

@@ -11,7 +11,7 @@ from tests.registry.checkpoint import header
 from tests.registry.hub import COMMIT, OLD_COMMIT, Hub, serve
 from tests.registry.test_reader import ENDS, LLAMA, N_PARAMETERS, layer
 from xinf.core.config import load
-from xinf.core.errors import InvalidRequest, PermissionDenied, Unavailable, UnknownModel
+from xinf.core.errors import ConfigError, InvalidRequest, PermissionDenied, Unavailable, UnknownModel, XinfError
 from xinf.registry import download_model, read_model
 
 WEIGHTS = bytes(4 << 20)
@@ -106,6 +106,32 @@ def test_token_opens_a_private_model_and_is_in_no_message(tmp_path: Path) -> Non
     assert "hf_wrong" not in str(caught.value)
 
 
+def test_line_feed_behind_a_token_is_no_part_of_it(tmp_path: Path) -> None:
+    """As secrets have it that were read from a file."""
+    with serve(repository(), token="hf_right") as hub:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            assert read_model("org/name", environ=environ(hub, tmp_path, **{name: " hf_right\n"})).revision == COMMIT
+
+
+@pytest.mark.parametrize("token", ["hf_se\ncret", "hf_se cret", "hf_s\u00e9cret", "hf_se\x00cret"])
+def test_token_that_cannot_be_sent_is_refused_and_not_shown(token: str, tmp_path: Path) -> None:
+    for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        with pytest.raises(ConfigError, match=f"{name} has characters") as caught:
+            read_model("org/name", environ={name: token, "HF_HUB_CACHE": str(tmp_path)})
+        assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 503, None])
+def test_password_of_a_mirror_is_in_no_message(status: int | None, tmp_path: Path) -> None:
+    with serve(repository(), status=status, page=None if status else b"<html>") as hub:
+        env = {"HF_ENDPOINT": hub.url.replace("//", "//user:pa55word@"), "HF_HUB_CACHE": str(tmp_path)}
+        with pytest.raises(XinfError) as caught:
+            read_model("org/name", environ=env)
+    assert hub.requests
+    assert "pa55word" not in f"{caught.value} {caught.value.fields}"
+    assert "//127.0.0.1" in str(caught.value)
+
+
 @pytest.mark.parametrize("page", [
     b"<html>log in</html>", b"[]", b'"x"', b"{}", b"", b'{"id": "org/name", "sha": 5, "siblings": 3}',
     b'{"id": "org/name", "siblings": [{"rfilename": 5, "lfs": {}}]}',
@@ -174,3 +200,11 @@ def test_cached_model_is_read_from_the_disk_when_the_hub_is_away(tmp_path: Path)
 def test_what_is_no_reference_is_refused(model: str) -> None:
     with pytest.raises(InvalidRequest):
         read_model(model, environ={})
+
+
+def test_empty_file_is_not_asked_for(tmp_path: Path) -> None:
+    """There is no range of it that a server could answer."""
+    with serve({**repository(), "tokenizer_config.json": b""}) as hub:
+        facts = read_model("org/name", environ=environ(hub, tmp_path))
+        assert (facts.n_parameters, facts.has_chat_template) == (N_PARAMETERS, None)
+        assert hub.gets("tokenizer_config.json") == []

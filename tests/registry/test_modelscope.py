@@ -26,6 +26,7 @@ from tests.registry.test_huggingface import repository
 from tests.registry.test_reader import N_PARAMETERS
 from xinf.core.errors import PermissionDenied, Unavailable, UnknownModel
 from xinf.registry import download_model, read_model, resolve_model
+from xinf.registry.download import Meter
 
 NEWEST, OLDER = "c" * 40, "d" * 40
 
@@ -35,6 +36,11 @@ class Hub(msgspec.Struct):
     status: int | None = None
     cut_at: list[int] = []
     has_sizes: bool = True
+    has_sums: bool = True
+    has_commits: bool = True
+    tag: str | None = None  # the header that tells a content when a file is asked for
+    page_of: str | None = None  # a file that somebody else answers
+    waits: list[str] = []  # `Retry-After` of as many answers to requests for files
     page: bytes | None = None  # answered to everything, as by a proxy
     files_at: str | None = None  # another host, to which files are redirected
     url: str = ""
@@ -61,6 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return None
+        if name and self.hub.waits:
+            return self._send(429, b"{}", {"Retry-After": self.hub.waits.pop(0)})
+        if name and name == self.hub.page_of:
+            return self._send(200, b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"})
         if self.hub.page is not None:
             return self._send(200, self.hub.page)
         if self.hub.status is not None:
@@ -68,15 +78,17 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("master", NEWEST) or not re.match(r"/api/v1/models/org/name/repo", url.path):
             return self._send(404, b'{"Code": 10010205001, "Message": "not found"}')
         if url.path.endswith("/repo/files"):
-            return self._send(200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": self._list()}}).encode())
+            entries = self._list() if query.get("Root", "/") == "/" else []
+            return self._send(200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": entries}}).encode())
         content = self.hub.files.get(name)
         if content is None:
             return self._send(404, b'{"Code": 404, "Message": "no file"}')
+        headers = {} if self.hub.tag is None else {self.hub.tag: f'"{hashlib.sha256(content).hexdigest()}"'}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None:
-            return self._send(200, content)
+            return self._send(200, content, headers)
         first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
-        return self._send(206, content[first : last + 1])
+        return self._send(206, content[first : last + 1], headers)
 
     def _list(self) -> list[dict[str, object]]:
         entries: list[dict[str, object]] = [
@@ -89,15 +101,20 @@ class _Handler(BaseHTTPRequestHandler):
                     "Path": name,
                     "Type": "blob",
                     "Size": len(content) if self.hub.has_sizes else None,
-                    "Sha256": hashlib.sha256(content).hexdigest(),
-                    "Revision": OLDER if number else NEWEST,
-                    "CommittedDate": 1_700_000_000 - number,
                 }
+                | ({"Sha256": hashlib.sha256(content).hexdigest()} if self.hub.has_sums else {})
+                | (
+                    {"Revision": OLDER if number else NEWEST, "CommittedDate": 1_700_000_000 - number}
+                    if self.hub.has_commits
+                    else {}
+                )
             )
         return entries
 
-    def _send(self, status: int, body: bytes) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.hub.cut_at and len(body) > 1 << 20:
@@ -111,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(files: dict[str, bytes], *, status: int | None = None, cut_at: list[int] | None = None) -> Iterator[Hub]:
-    hub = Hub(files=files, status=status, cut_at=cut_at or [], asked=[], credentials=[])
+    hub = Hub(files=files, status=status, cut_at=cut_at or [], asked=[], credentials=[], waits=[])
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -251,3 +268,87 @@ def test_page_of_somebody_else_is_no_hub(page: bytes, tmp_path: Path, one_try: N
         hub.page = page
         with pytest.raises(Unavailable):
             read_model("modelscope://org/name", environ=environ(hub, tmp_path))
+
+
+def swapped(name: str) -> dict[str, bytes]:
+    """The same files, and one of them with another content of the same size."""
+    return {**FILES, name: FILES[name][::-1]}
+
+
+@pytest.mark.parametrize(("has_sums", "tag", "is_seen"), [
+    (True, None, True),  # the listing says it
+    (False, "ETag", True),
+    (False, "X-Linked-ETag", True),
+    (False, None, False),  # nothing does: the size is all there is
+])  # fmt: skip
+def test_mirror_that_names_no_commit_is_judged_by_content(
+    has_sums: bool, tag: str | None, is_seen: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_commits, hub.has_sums, hub.tag = False, has_sums, tag
+        env = environ(hub, tmp_path)
+        first = download_model("modelscope://org/name", environ=env)
+        assert first.revision == "master"
+        hub.asked.clear()
+        download_model("modelscope://org/name", environ=env)
+        assert {ranges for name, _, ranges in hub.asked if name} <= {"bytes=0-0"}, "nothing has changed"
+        hub.files = swapped("model.safetensors")
+        hub.asked.clear()
+        again = download_model("modelscope://org/name", environ=env)
+        brought = {name for name, _, ranges in hub.asked if name and ranges != "bytes=0-0"}
+    assert brought == ({"model.safetensors"} if is_seen else set())
+    content = (again.directory / "model.safetensors").read_bytes()
+    assert content == (hub.files if is_seen else FILES)["model.safetensors"]
+
+
+def test_file_that_somebody_else_brought_from_such_a_mirror_is_read_once(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    snapshot = tmp_path / "models" / "org--name" / "snapshots" / "master"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(WEIGHTS)
+    (snapshot / "README.md").write_bytes(FILES["README.md"][::-1])
+    with serve(FILES) as hub:
+        hub.has_commits = False
+        done = download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+        brought = {name for name, _, _ in hub.asked if name}
+    assert brought == {"README.md", "config.json"}
+    assert (done.directory / "README.md").read_bytes() == FILES["README.md"]
+
+
+def test_sum_that_the_answer_alone_names_is_compared(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_sums, hub.tag = False, "X-Linked-ETag"
+        env = environ(hub, tmp_path)
+        snapshot = tmp_path / "models" / "org--name" / "snapshots" / NEWEST
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors.partial").write_bytes(bytes(1 << 20))  # of a power cut, say
+        done = download_model("modelscope://org/name", environ=env)
+    assert (done.directory / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_page_in_the_place_of_a_file_is_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("modelscope_hub")
+    monkeypatch.setattr("xinf.registry.blob._BACKOFF_S", 0.001)
+    with serve(FILES) as hub:
+        hub.page_of = "model.safetensors"
+        with pytest.raises(Unavailable, match="does not answer as a hub"):
+            download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+
+
+def test_hub_that_asks_for_a_pause_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("modelscope_hub")
+    pauses: list[float] = []
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: pauses.append(delay_s))
+    with serve(FILES) as hub:
+        hub.waits = ["17", "3"]
+        download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+    assert sorted(pauses) == [3.0, 17.0]
+
+
+def test_list_that_the_hub_has_cut_is_not_taken_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("modelscope_hub._legacy_api")
+    monkeypatch.setattr(client, "REPO_FILES_TRUNCATION_LIMIT", len(FILES) + 2)
+    with serve(FILES) as hub, pytest.raises(Unavailable, match="does not list all files"):
+        download_model("modelscope://org/name", environ=environ(hub, tmp_path))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.registry.checkpoint import header
 from xinf.registry import Hub, Reference, Shelf, find_sources, list_shelves, shelf_of
 
 COMMIT = "c" * 40
@@ -83,6 +84,26 @@ def test_what_others_fetched_needs_all_that_its_index_names(end: str, shelf: She
     assert not shelf.is_whole(COMMIT)
 
 
+def test_weights_that_a_power_cut_has_emptied_are_none(shelf: Shelf) -> None:
+    put(shelf, "config.json", "model.safetensors")
+    assert shelf.is_whole(COMMIT)
+    put(shelf, "model.safetensors", size=0)
+    assert not shelf.is_whole(COMMIT)
+
+
+def test_weights_of_others_that_end_too_early_are_damaged(shelf: Shelf) -> None:
+    put(shelf, "config.json")
+    head = header({"a": ("F32", [100])})
+    weights = shelf.snapshot(COMMIT) / "model.safetensors"
+    weights.write_bytes(head + bytes(400))
+    assert shelf.damage(COMMIT) is None
+    for length in (len(head) + 399, len(head), 20, 3):
+        weights.write_bytes((head + bytes(400))[:length])
+        assert "model.safetensors is damaged" in str(shelf.damage(COMMIT))
+    shelf.write_listing(COMMIT, {"config.json": 3})
+    assert shelf.damage(COMMIT) is None, "ours are compared by their sizes, which we know"
+
+
 def test_listing_that_cannot_be_read_is_none(shelf: Shelf) -> None:
     shelf.write_listing(COMMIT, {"config.json": 3})
     (shelf.directory / ".xinf" / f"{COMMIT}.json").write_text("[")
@@ -125,3 +146,13 @@ def test_caches_of_both_hubs_are_listed(tmp_path: Path) -> None:
     for reference, shelf in found.items():
         assert shelf.directory == shelf_of(reference, sources).directory
     assert [reference.model for reference in references] == ["Org/Name", "gpt2", "modelscope://Org/Name"]
+
+
+def test_branch_with_a_slash_that_stands_for_a_commit_is_found(shelf: Shelf) -> None:
+    for name in ("config.json", "model.safetensors"):
+        path = shelf.snapshot("feature/x") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    shelf.write_listing("feature/x", {"config.json": 1, "model.safetensors": 1})
+    assert shelf.find_whole("feature/x") == shelf.snapshot("feature/x")
+    assert shelf.damage("feature/x") is None

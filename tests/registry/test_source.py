@@ -105,7 +105,7 @@ def test_hub_id_in_the_cache_has_facts_even_offline(tmp_path: Path) -> None:
     make_model(
         repository / "snapshots" / "abc", architectures=["LlamaForCausalLM"], hidden_size=64, num_attention_heads=2
     )
-    (repository / "snapshots" / "abc" / "model.safetensors").touch()
+    (repository / "snapshots" / "abc" / "model.safetensors").write_bytes(b"x")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     environ = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

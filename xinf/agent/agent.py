@@ -37,7 +37,7 @@ from xinf.agent.decide import (
     begin,
     decide,
     fail,
-    moved_s,
+    quiet_s,
 )
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
@@ -85,6 +85,7 @@ class _Held:
         self.watch: ExitWatch | None = None
         self.watched_start: str | None = None
         self.stopping: Stopping | None = None
+        self.killed_s: float | None = None
         self.draining: asyncio.Task[None] | None = None
         self.start: Custody | None = None  # the last that was seen, for the other replicas' `may_start`
         self.phase: Phase | None = None
@@ -327,7 +328,7 @@ class Agent:
         wish = self._wish(found[0] if found else None)
         record = None if wish is Wish.CLEAN or found is None else found[0]
         now_s = self._clock.now_s()
-        facts = self._look(name, held, record, now_s)
+        facts = self._look(name, held, record)
         delay_s: float | None = None
         actions = decide(record, wish, facts, self._config.agent, now_s)
         if held.has_looked and not any(isinstance(action, Start) for action in actions):
@@ -352,30 +353,33 @@ class Agent:
             return Wish.STOP
         return Wish.PARK if self._is_parking else Wish.RUN
 
-    def _look(self, name: str, held: _Held, record: ReplicaRecord | None, now_s: float) -> Facts:
+    def _look(self, name: str, held: _Held, record: ReplicaRecord | None) -> Facts:
         """Gather what is seen of a replica now."""
+        seen_s = self._clock.monotonic_s()
         custody = held.directory.read_custody()
         held.start, held.phase = custody, record.phase if record is not None else None
         held.shares = record is not None and record.shares
         if custody is None:
-            held.stopping = None
-            return Facts(may_start=self._may_start(name, record))
+            held.stopping, held.killed_s = None, None
+            return Facts(seen_s=seen_s, may_start=self._may_start(name, record))
         process = custody.process
         is_running = process is not None and is_alive(process)
         status = held.directory.read_status(custody.start_id)
         self._watch(name, held, custody, is_running=is_running)
-        if is_running and held.stopping is None and not _wants_evidence(status, custody, self._config, now_s):
+        if is_running and held.stopping is None and not _wants_evidence(status, custody, self._config, seen_s):
             n_members, evidence = 1, Evidence()
         else:
             n_members = len(group_members(process, held.directory.path)) if process is not None else 0
             evidence = self._evidence(held, custody)
         return Facts(
+            seen_s=seen_s,
             custody=custody,
             is_running=is_running,
             n_members=n_members,
             status=status,
             evidence=evidence,
             stopping=held.stopping,
+            killed_s=held.killed_s,
         )
 
     def _evidence(self, held: _Held, custody: Custody) -> Evidence:
@@ -432,15 +436,16 @@ class Agent:
             case Write():
                 await self._write(name, held, action.record)
             case Drain():
-                held.stopping = Stopping(since_s=now_s)
+                held.stopping = Stopping(since_s=facts.seen_s)
                 assert facts.custody is not None
                 held.draining = self._spawn(self._drain(name, held, facts.custody.address, action.timeout_s))
             case Terminate():
-                since_s = held.stopping.since_s if held.stopping is not None else now_s
-                held.stopping = Stopping(since_s=since_s, is_drained=True, terminated_s=now_s)
+                since_s = held.stopping.since_s if held.stopping is not None else facts.seen_s
+                held.stopping = Stopping(since_s=since_s, is_drained=True, terminated_s=facts.seen_s)
                 if process is not None:
                     send_signal(process, signal.SIGTERM)
             case Kill() | KillGuard():
+                held.killed_s = facts.seen_s if held.killed_s is None else held.killed_s
                 kill = kill_followers if isinstance(action, Kill) else kill_group
                 if process is not None and (n := kill(process, held.directory.path)):
                     logger.warning("killed %d processes of %s: %s", n, name, action.reason)
@@ -519,6 +524,7 @@ class Agent:
             replica=record.id,
             start_id=secrets.token_hex(8),
             started_s=now_s,
+            monotonic_s=self._clock.monotonic_s(),
             address=self._address(record.id),
             device_uuids=record.device_uuids,
             oom_kills=read_oom_kills(),
@@ -526,7 +532,7 @@ class Agent:
         fetch = fetch_spec(record.spec, self._config.registry, environ)
         held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory, fetch))
         held.directory.write_custody(custody)
-        held.stopping = None
+        held.stopping, held.killed_s = None, None
         held.child = start_guard(environment, held.directory, environ)
         # The child is ours and not reaped, so its pid is its own even if it is dead already.
         process = identify(held.child.pid)
@@ -599,7 +605,7 @@ class Agent:
         held.directory.drop_custody()
         if held.child is not None:
             held.child.poll()  # reap
-        held.child, held.stopping, held.start = None, None, None
+        held.child, held.stopping, held.killed_s, held.start = None, None, None, None
         self._wake_waiting(name)
 
     def _wake_waiting(self, name: str) -> None:
@@ -626,11 +632,11 @@ class Agent:
         return task
 
 
-def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config, now_s: float) -> bool:
+def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config, seen_s: float) -> bool:
     """Whether a start that still runs may be about to be declared failed."""
     is_ready = status is not None and status.phase not in (*STARTING_PHASES, Phase.FAILED)
     has_failed = status is not None and status.phase is Phase.FAILED
-    return has_failed or (not is_ready and now_s - moved_s(custody, status) > config.agent.start_timeout)
+    return has_failed or (not is_ready and quiet_s(custody, status, seen_s) > config.agent.start_timeout)
 
 
 def _spawn_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:

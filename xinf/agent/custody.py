@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from xinf.agent.process import ProcessId, find_by_argument
+from xinf.agent.process import ProcessId, began_monotonic_s, find_by_argument
 from xinf.core.ids import ReplicaId
 from xinf.core.shim import ShimExit, ShimSpec, ShimStatus, read_file, write_file
 
@@ -31,7 +31,8 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
 
     replica: ReplicaId
     start_id: str
-    started_s: float
+    started_s: float  # since the epoch, for people
+    monotonic_s: float | None = None  # the same moment by time.monotonic(), which all processes of a host share
     address: str
     device_uuids: tuple[str, ...] = ()
     pid: int | None = None
@@ -59,13 +60,19 @@ class ReplicaDirectory:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read_custody(self) -> Custody | None:
-        """Read what was started here, None for nothing. A start whose pid was not written down is looked for."""
+        """Read what was started here, None for nothing.
+
+        What was not written down is looked for: the pid, and of an agent before this one when the process began.
+        """
         try:
             custody = msgspec.json.decode(self._custody_path.read_bytes(), type=Custody)
         except (OSError, msgspec.MsgspecError):
             return None
         if custody.process is None and (found := find_by_argument(str(self.spec_path))):
             custody = msgspec.structs.replace(custody, pid=found.pid, start_ticks=found.start_ticks)
+            self.write_custody(custody)
+        if custody.monotonic_s is None and custody.process is not None:
+            custody = msgspec.structs.replace(custody, monotonic_s=began_monotonic_s(custody.process))
             self.write_custody(custody)
         return custody
 

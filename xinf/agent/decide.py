@@ -40,7 +40,7 @@ class Wish(StrEnum):
 
 
 class Stopping(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a stop has come; kept in memory, a new agent begins again."""
+    """How far a stop has come, by `Facts.seen_s`; kept in memory, a new agent begins again."""
 
     since_s: float
     is_drained: bool = False
@@ -48,8 +48,12 @@ class Stopping(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is seen of a replica on this host."""
+    """What is seen of a replica on this host.
 
+    All that is waited for is measured from `seen_s`: the time of day may be set forward or back meanwhile.
+    """
+
+    seen_s: float  # when, on a clock that does not jump
     custody: Custody | None = None  # None: nothing was started that has not been dealt with
     is_running: bool = False  # its guard lives
     n_members: int = 0  # processes alive in its group
@@ -57,6 +61,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Evidence = Evidence()  # gathered when it is not running, has failed or takes too long
     may_start: bool = True  # no other engine starts on, or still holds, its devices
     stopping: Stopping | None = None
+    killed_s: float | None = None  # when this start was killed first; kept in memory, a new agent begins again
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,10 +127,10 @@ def backoff_s(restarts: int, config: AgentConfig) -> float:
     return float(min(config.backoff_max, config.backoff_initial * 2 ** min(restarts, 30)))
 
 
-def moved_s(custody: Custody, status: ShimStatus | None) -> float:
-    """When the time for a start began: with it, or when the model's files came last, however long they took."""
-    fetched_s = None if status is None else status.fetched_s
-    return custody.started_s if fetched_s is None else max(custody.started_s, fetched_s)
+def quiet_s(custody: Custody, status: ShimStatus | None, seen_s: float) -> float:
+    """For how long a start has had its time: since it began, or since files of its model came last."""
+    fetched_s = None if status is None else status.fetched_monotonic_s
+    return seen_s - max((at_s for at_s in (custody.monotonic_s, fetched_s) if at_s is not None), default=seen_s)
 
 
 def fail(record: ReplicaRecord, failure: ReplicaFailure, config: AgentConfig, now_s: float) -> ReplicaRecord:
@@ -163,8 +168,10 @@ def _start(record: ReplicaRecord, facts: Facts, config: AgentConfig, now_s: floa
         # It ran, and not even its files are there: another data directory, or one that was emptied.
         failure = classify(Evidence(), at_s=now_s)
         return [Write(record=fail(record, failure, config, now_s)), LookAgain(delay_s=0)]
-    if record.phase is Phase.FAILED and record.retry_at_s is not None and record.retry_at_s > now_s:
-        return [LookAgain(delay_s=record.retry_at_s - now_s)]
+    wait_s = (record.retry_at_s or now_s) - now_s if record.phase is Phase.FAILED else 0.0
+    # More than the longest wait is left if the time of day was set back: then it is over.
+    if 0 < wait_s <= config.backoff_max:
+        return [LookAgain(delay_s=wait_s)]
     if not facts.may_start:
         return [LookAgain(delay_s=_POLL_STARTING_S)]
     return [Start(), LookAgain(delay_s=_POLL_STARTING_S)]
@@ -178,14 +185,13 @@ def _watch(record: ReplicaRecord, facts: Facts, config: AgentConfig, now_s: floa
         reported = begin(record, custody, record.log_path or "")
         return [Write(record=_with_status(reported, facts.status)), LookAgain(delay_s=_POLL_STARTING_S)]
     if record.phase is Phase.FAILED:
-        failed_s = record.phase_since_s.get(Phase.FAILED, now_s)
-        return _kill("it failed and has not ended", failed_s, now_s)
+        return _kill("it failed and has not ended", facts)
     if facts.status is not None and facts.status.phase is Phase.FAILED:
         return _end(record, _explain(facts, now_s), config, now_s)
     reported = _with_status(record, facts.status)
     actions: list[Action] = [Write(record=reported)] if reported != record else []
     if reported.phase in STARTING_PHASES:
-        if now_s - moved_s(custody, facts.status) > config.start_timeout:
+        if quiet_s(custody, facts.status, facts.seen_s) > config.start_timeout:
             return _end(record, _too_slow(reported, facts, config, now_s), config, now_s)
         return [*actions, LookAgain(delay_s=_POLL_STARTING_S)]
     if reported.restarts and now_s - reported.phase_since_s.get(Phase.READY, now_s) >= config.backoff_reset:
@@ -229,17 +235,16 @@ def _stop(record: ReplicaRecord | None, wish: Wish, facts: Facts, config: AgentC
             actions.append(Write(record=draining))
         return [*actions, look]
     if stopping.terminated_s is None:
-        is_over = stopping.is_drained or now_s - stopping.since_s > config.drain_timeout
+        is_over = stopping.is_drained or facts.seen_s - stopping.since_s > config.drain_timeout
         return [Terminate(), look] if is_over else [look]
-    kill_s = stopping.terminated_s + TERM_GRACE_S
-    if now_s > kill_s:
-        return _kill(f"it did not end within {TERM_GRACE_S:g} s of SIGTERM", kill_s, now_s)
+    if facts.seen_s > stopping.terminated_s + TERM_GRACE_S:
+        return _kill(f"it did not end within {TERM_GRACE_S:g} s of SIGTERM", facts)
     return [look]
 
 
-def _kill(reason: str, since_s: float, now_s: float) -> list[Action]:
+def _kill(reason: str, facts: Facts) -> list[Action]:
     """Kill, sparing the guard for as long as it may need to clean up."""
-    is_stuck = now_s - since_s > GUARD_GRACE_S
+    is_stuck = facts.killed_s is not None and facts.seen_s - facts.killed_s > GUARD_GRACE_S
     return [KillGuard(reason=reason) if is_stuck else Kill(reason=reason), LookAgain(delay_s=_POLL_STOPPING_S)]
 
 

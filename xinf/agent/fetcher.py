@@ -11,7 +11,6 @@ nothing. What ends a download fails the replica with a sentence and a remedy; th
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -24,10 +23,19 @@ from typing import NoReturn
 import msgspec
 
 from xinf.core import log
-from xinf.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, XinfError
+from xinf.core.clock import Clock, SystemClock
+from xinf.core.errors import (
+    Conflict,
+    EngineStartFailed,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    XinfError,
+)
 from xinf.core.records import Phase, ReplicaFailure
 from xinf.core.shim import ShimSpec, ShimStatus, read_file, write_file
-from xinf.core.units import format_bytes
+from xinf.core.units import format_bytes, format_seconds
 from xinf.registry import (
     Progress,
     Reference,
@@ -37,6 +45,7 @@ from xinf.registry import (
     not_cached,
     reference_of,
     shelf_of,
+    try_lock,
 )
 
 EXIT_FAILED = 1
@@ -46,6 +55,7 @@ _TOLD_EVERY_S = 2.0  # in status.json, which becomes a record of the store
 _LOGGED_EVERY_S = 10.0
 _WAIT_S = 0.5
 _FETCHING = "fetching"
+_PAUSING = "waiting for the hub: next try in"
 _WAITING = "waiting for another process that fetches it:"
 # The reader can do something about these; the rest is the network's or the disk's.
 _NOT_FOUND = (NotFound, InvalidRequest, PermissionDenied, Unauthenticated)
@@ -64,22 +74,29 @@ def main(argv: Sequence[str]) -> int:
     status = FetchStatus(spec)
     try:
         directory = bring(spec, os.environ, status)
+        write_file(Path(argv[0]), msgspec.structs.replace(spec, model_path=str(directory)))
+        _become_shim(argv[1], argv[0], own=spec.fetch.environ)
     except XinfError as error:
-        _log.error("the model's files cannot be had: %s", error)
+        _log.error("there will be no engine: %s", error)
         status.fail(failure_of(error))
         return EXIT_FAILED
     except Exception as error:
         _log.exception("fetching the model failed")
         status.fail(ReplicaFailure(cause="crashed", message=repr(error), remedy="read the whole log with `xinf logs`"))
         return EXIT_FAILED
-    write_file(Path(argv[0]), msgspec.structs.replace(spec, model_path=str(directory)))
-    return _become_shim(argv[1], argv[0], own=spec.fetch.environ)
 
 
 def _become_shim(python: str, spec_path: str, *, own: Mapping[str, str]) -> NoReturn:
-    """`own`: variables that the engine must not have."""
+    """`own`: variables that the engine must not have. Raises: EngineStartFailed."""
     environ = {name: value for name, value in os.environ.items() if name not in own}
-    os.execve(python, [python, "-m", "xinf.engine", spec_path], environ)
+    try:
+        os.execve(python, [python, "-m", "xinf.engine", spec_path], environ)
+    except OSError as error:
+        raise EngineStartFailed(
+            f"the engine's interpreter cannot be started: {error}",
+            remedy="install the engine environment again with `xinf engine install`",
+            cause="missing_dependency",
+        ) from error
 
 
 def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Path:
@@ -91,8 +108,10 @@ def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Pa
         raise InvalidRequest(f"{spec.engine.model} is no model of a hub")
     shelf = shelf_of(reference, sources)
     if (found := shelf.find_whole(reference.revision)) is not None:
-        _log.info("%s is here: %s", reference, found)
-        return found
+        if (damage := shelf.damage(reference.revision)) is None or sources.is_offline:
+            _log.info("%s is here: %s", reference, found)
+            return found
+        _log.warning("%s is fetched again: %s", reference, damage)
     if sources.is_offline:
         raise not_cached(reference, sources)
     _log.info("fetching %s into %s", reference, shelf.directory)
@@ -116,13 +135,12 @@ def _wait_for(partial: Path, told: Callable[[int], None]) -> None:
     n_bytes = -1
     while True:
         try:
-            with partial.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+            # On a disk of the network only a file that is open for writing can be locked.
+            with partial.open("r+b") as file:
+                if try_lock(file):
+                    return
         except FileNotFoundError:
             return
-        except BlockingIOError:
-            pass
         try:
             found = partial.stat().st_size
         except FileNotFoundError:
@@ -147,29 +165,33 @@ def failure_of(error: XinfError) -> ReplicaFailure:
 class FetchStatus:
     """status.json while files come: how many, and when the last did."""
 
-    def __init__(self, spec: ShimSpec, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, spec: ShimSpec, clock: Clock | None = None) -> None:
         self._path = spec.status_path
-        self._clock = clock
-        now_s = clock()
-        self._told_s = self._logged_s = self._began_s = now_s
+        self._clock = clock or SystemClock()
+        # How often something is told, and the rate, are counted on the clock that does not jump.
+        self._told_s = self._logged_s = self._began_s = self._clock.monotonic_s()
         self._at_start_bytes: int | None = None
         self._doing: str | None = None
         self._status = ShimStatus(
             start_id=spec.start_id,
             pid=os.getpid(),
             phase=Phase.STARTING,
-            phase_since_s={Phase.STARTING.value: now_s},
+            phase_since_s={Phase.STARTING.value: self._clock.now_s()},
             detail="looking for the model's files",
         )
         write_file(self._path, self._status)
 
     def show(self, progress: Progress) -> None:
         """Take over how far a download is; several threads do, one at a time."""
+        if progress.waits_s is not None:
+            if self._is_due(_PAUSING):
+                self._tell(_PAUSING, format_seconds(progress.waits_s))
+            return
         if self._at_start_bytes is None:
             self._at_start_bytes = progress.done_bytes
         if not self._is_due(_FETCHING):
             return  # it comes with every piece of a file
-        elapsed_s = max(self._clock() - self._began_s, 1e-3)
+        elapsed_s = max(self._clock.monotonic_s() - self._began_s, 1e-3)
         rate = max(0.0, progress.done_bytes - self._at_start_bytes) / elapsed_s
         share = f"{100 * progress.done_bytes / progress.total_bytes:.0f} %, " if progress.total_bytes else ""
         done, total = format_bytes(progress.done_bytes), format_bytes(progress.total_bytes)
@@ -182,24 +204,23 @@ class FetchStatus:
 
     def fail(self, failure: ReplicaFailure) -> None:
         """Say why there will be no engine."""
-        since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock()}
+        since = {**self._status.phase_since_s, Phase.FAILED.value: self._clock.now_s()}
         try:
             self._replace(phase=Phase.FAILED, detail=None, phase_since_s=since, failure=failure)
         except OSError as error:
             _log.error("the agent cannot be told: %s", error)  # as the disk is full; the log says it
 
     def _is_due(self, doing: str) -> bool:
-        # A clock that was set back must not silence it for as long: the start would count as one that does not move.
-        return doing != self._doing or not 0 <= self._clock() - self._told_s < _TOLD_EVERY_S
+        return doing != self._doing or self._clock.monotonic_s() - self._told_s >= _TOLD_EVERY_S
 
     def _tell(self, doing: str, how: str) -> None:
-        now_s = self._clock()
+        now_s = self._clock.monotonic_s()
         sentence = f"{doing} {how}"
-        if doing != self._doing or not 0 <= now_s - self._logged_s < _LOGGED_EVERY_S:
+        if doing != self._doing or now_s - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = now_s
             _log.info("%s", sentence)
         self._told_s, self._doing = now_s, doing
-        self._replace(detail=sentence, fetched_s=now_s)
+        self._replace(detail=sentence, fetched_monotonic_s=now_s)
 
     def _replace(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)

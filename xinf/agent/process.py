@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def is_alive(process: ProcessId) -> bool:
     """Whether this very process runs; a zombie and a namesake do not count."""
     stat = read_stat(process.pid)
     return stat is not None and stat.start_ticks == process.start_ticks and not stat.is_dead
+
+
+def began_monotonic_s(process: ProcessId) -> float:
+    """When a process began, as time.monotonic() would have said it; time that the host slept counts as its age."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age_s
 
 
 def group_members(leader: ProcessId, directory: Path) -> tuple[ProcessId, ...]:

@@ -81,7 +81,8 @@ class ShimStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     phase_since_s: dict[str, float]  # phase -> wall-clock second it was entered
     detail: str | None = None  # "loading weights 3/7", for people
-    fetched_s: float | None = None  # when files came last: the time for a start counts from there
+    # When files came last, as time.monotonic() of this host has it: the time for a start counts from there.
+    fetched_monotonic_s: float | None = None
     failure: ReplicaFailure | None = None
     engine_version: str | None = None
     block_tokens: int | None = None

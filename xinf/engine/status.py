@@ -29,7 +29,9 @@ class StatusFile:
             pid=os.getpid(),
             phase=Phase.STARTING,
             phase_since_s={Phase.STARTING.value: now_s},
-            fetched_s=before.fetched_s if before is not None and before.start_id == spec.start_id else None,
+            fetched_monotonic_s=(
+                before.fetched_monotonic_s if before is not None and before.start_id == spec.start_id else None
+            ),
         )
         write_file(self._path, self._status)
 

@@ -28,7 +28,7 @@ import msgspec
 from xinf.core.errors import EngineDied, EngineError, EngineStartFailed, InvalidRequest, NotFound, Unavailable
 from xinf.core.records import EngineSpec
 from xinf.core.shim import ShimSpec
-from xinf.engine import vllm_args, vllm_cpu
+from xinf.engine import vllm_args, vllm_cpu, vllm_hub
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
 from xinf.engine.residency import Residency
 from xinf.engine.vllm_app import AsgiApp, CollectedReply, Exchange
@@ -99,6 +99,8 @@ class VllmAdapter:
             vllm_cpu.set_variables(os.environ)
             if self._spec.kv_cache_bytes is not None:
                 vllm_cpu.hold_to_grant(os.environ, self._spec.engine.env)
+        why = vllm_hub.seal(os.environ, self._spec.loaded)
+        _log.info("no hub is asked" if why is None else "a hub may be asked: %s", *filter(None, [why]))
         os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
         os.environ.setdefault("VLLM_LOGGING_LEVEL", self._spec.log_level.upper())
         # Keys are the gateway's business; vLLM would ask for this one as well.

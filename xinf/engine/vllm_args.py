@@ -29,6 +29,7 @@ _RESERVED = {
 # Blocks of 32 tokens: what vLLM's attention for CPU likes, and a fourth of its default: more of a prefix is shared.
 _CPU_DEFAULTS: Mapping[str, ArgValue] = {"enforce-eager": True, "block-size": 32}
 _DEFAULTS: Mapping[str, ArgValue] = {"enable-prompt-tokens-details": True}
+_DEFAULT_BRANCH = "main"  # of Hugging Face, which alone engines ask themselves
 
 
 class ModelFamily(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,9 +105,21 @@ def memory_arguments(share: float | None) -> dict[str, ArgValue]:
 
 
 def revision_arguments(spec: EngineSpec) -> dict[str, ArgValue]:
-    """Hold an engine that fetches its model itself to the commit that was meant."""
-    revision = spec.commit or spec.revision
-    return {} if revision is None or Path(spec.model).is_absolute() else {"revision": revision}
+    """Hold an engine that fetches its model itself to the commit that was meant.
+
+    Tokenizer and code of the same repository follow the model's revision. Another repository has no such commit, but
+    is asked for it unless something else is said; for a configuration of its own nothing else can be.
+    Source: vLLM 0.32, `config/model.py`; transformers 5.19, `dynamic_module_utils.py`.
+    """
+    given = {name.removeprefix("--").replace("_", "-"): value for name, value in spec.engine_args.items()}
+    has_own = given.get("hf-config-path", spec.model) != spec.model
+    revision = spec.revision if has_own else spec.commit or spec.revision
+    if revision is None or Path(spec.model).is_absolute():
+        return {}
+    held: dict[str, ArgValue] = {"revision": revision}
+    if given.get("tokenizer", spec.model) != spec.model:
+        held["tokenizer-revision"] = _DEFAULT_BRANCH
+    return held
 
 
 def is_about(name: str, options: Collection[str]) -> bool:

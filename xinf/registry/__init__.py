@@ -14,6 +14,7 @@ never a guess; a file may be hostile, and is read within bounds. What no source 
 
 from xinf.core.model import KvLayers, ModelFacts, Quantization
 from xinf.registry.advice import Room, advise, count_needed
+from xinf.registry.blob import try_lock
 from xinf.registry.cards import imagine_hosts
 from xinf.registry.compatibility import Compatibility, capabilities, read_compatibility, shipped
 from xinf.registry.device_memory import need_on, plan_on
@@ -106,6 +107,7 @@ __all__ = [
     "shelf_of",
     "shipped",
     "split_problem",
+    "try_lock",
     "usable_bytes",
     "write_scripted_model",
 ]

@@ -7,8 +7,8 @@ nobody takes a part for the whole (shelf.py).
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import shutil
 import stat
 import threading
@@ -21,10 +21,11 @@ import msgspec
 from xinf.core.config import RegistryConfig
 from xinf.core.errors import InvalidRequest, Unavailable
 from xinf.core.units import format_bytes
-from xinf.registry.blob import Checksum, fetch
+from xinf.registry.blob import MAX_RETRY_AFTER_S, Checksum, fetch
 from xinf.registry.hub import HubFile, HubFiles, list_repository
-from xinf.registry.shelf import CONFIGS, Shelf, shelf_of
-from xinf.registry.sources import Hub, Reference, Sources, find_sources, parse_reference
+from xinf.registry.shelf import CONFIGS, Shelf, shelf_of, unique_name
+from xinf.registry.sources import Hub, Reference, Sources, find_sources, is_commit, parse_reference
+from xinf.registry.state import drop_changed
 from xinf.registry.wanted import wanted_files
 
 # Above this Hugging Face answers no request for a whole file, but those for parts of it. Source: huggingface_hub,
@@ -32,6 +33,8 @@ from xinf.registry.wanted import wanted_files
 _WHOLE_LIMIT_BYTES = 50_000_000_000
 _PIECE_BYTES = 10_000_000_000
 _MAX_FILES = 20_000  # the largest models have some hundreds; a disk has only so many inodes
+_LIST_TRIES = 4
+_TOLD_WAIT_S = 5.0  # a wait that is longer is worth telling
 _SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk: logs, our own state, why a replica failed
 _LOOK_BYTES = 16 << 20  # that come between two looks at how much is free
 
@@ -42,6 +45,7 @@ class Progress(msgspec.Struct, frozen=True):
     done_bytes: int
     total_bytes: int
     name: str  # the file that got the last bytes
+    waits_s: float | None = None  # until a hub that sends nothing, or little, is asked again
 
 
 class Download(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +85,8 @@ def download_model(
 
 def download(reference: Reference, sources: Sources, on_progress: OnProgress | None = None) -> Download:
     """The same for a reference; asks its hub whether it may or not. Raises: as `download_model`."""
-    files = list_repository(reference, sources)
+    meter = Meter(on_progress)
+    files = _list_patiently(reference, sources, meter)
     names = wanted_files(files.sizes)
     if not any(name in names for name in CONFIGS):
         raise InvalidRequest(
@@ -96,25 +101,45 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     if (unsized := next((name for name in names if files.sizes[name] is None), None)) is not None:
         raise Unavailable(f"{files.where} does not say how large {unsized} is", remedy="try again; use another mirror")
     shelf = shelf_of(reference, sources)
-    meter = Meter(on_progress, lambda: _check_spare(shelf))
+    meter.look = lambda: _check_spare(shelf)
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
     listing = {name: files.sizes[name] for name in names}
     try:
         # What others fetched may be whole without a README: then it must stay so, wherever this ends.
         if not shelf.is_whole(files.revision):
             shelf.write_listing(files.revision, listing)
+        if not is_commit(files.revision):
+            drop_changed(files, names, shelf)
         _check_room(reference, shelf, files, names)
         fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
-        shelf.write_listing(files.revision, listing)
-        shelf.remember(reference.revision, files.revision)
+        with contextlib.suppress(OSError):  # all files are here, if in a cache that others keep
+            shelf.write_listing(files.revision, listing)
+            shelf.remember(reference.revision, files.revision)
         directory = shelf.snapshot(files.revision)
         sizes = [(directory / name).stat().st_size for name in names]
     except OSError as error:
-        raise Unavailable(
-            f"{reference.repository} cannot be stored: {error}",
-            remedy=f"make room in {shelf.directory.parent}, and check whose it is",
-        ) from error
+        raise _not_stored(reference, shelf, error) from error
     return Download(directory=directory, revision=files.revision, n_files=len(sizes), n_bytes=sum(sizes))
+
+
+def _list_patiently(reference: Reference, sources: Sources, meter: Meter) -> HubFiles:
+    """Ask for the list, again if the hub says when: many nodes that start at once are more than it allows."""
+    for _ in range(_LIST_TRIES - 1):
+        try:
+            return list_repository(reference, sources)
+        except Unavailable as error:
+            if not (wait_s := error.fields.get("retry_after_s")):
+                raise
+            meter.pause(min(float(wait_s), MAX_RETRY_AFTER_S))
+    return list_repository(reference, sources)
+
+
+def _not_stored(reference: Reference, shelf: Shelf, error: OSError) -> Unavailable:
+    cache = shelf.directory.parent
+    remedy = f"make room in {cache}, and check whose it is"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = f"let this user write to {cache}, or set another cache (HF_HUB_CACHE, MODELSCOPE_CACHE)"
+    return Unavailable(f"{reference.repository} cannot be stored: {error}", remedy=remedy)
 
 
 def fetch_all(names: Sequence[str], fetch: Callable[[str], None], sources: Sources, meter: Meter) -> None:
@@ -150,8 +175,7 @@ class _Placer:
         with self._locks[content]:
             _bring(self._files, name, self._shelf.blobs / content, self._meter)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
+        temporary = unique_name(path)
         temporary.symlink_to("../" * (2 + name.count("/")) + f"blobs/{content}")
         temporary.replace(path)
 
@@ -186,7 +210,9 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
     total_bytes = sum(files.sizes[name] or 0 for name in names)
     # Those of other commits count as well: then too little is refused, and the disk says the rest.
     here_bytes = sum(_size(path) for path in shelf.directory.rglob("*"))
-    free_bytes = shutil.disk_usage(shelf.directory).free
+    if shelf.blobs.is_symlink():
+        here_bytes += sum(_size(path) for path in shelf.blobs.iterdir())
+    free_bytes = shutil.disk_usage(_disk(shelf)).free
     missing_bytes = total_bytes - here_bytes
     if missing_bytes > max(0, free_bytes - _SPARE_BYTES):
         raise Unavailable(
@@ -198,9 +224,14 @@ def _check_room(reference: Reference, shelf: Shelf, files: HubFiles, names: Sequ
 
 def _check_spare(shelf: Shelf) -> None:
     """Raises: OSError if somebody else has filled the disk meanwhile."""
-    free_bytes = shutil.disk_usage(shelf.directory).free
+    free_bytes = shutil.disk_usage(_disk(shelf)).free
     if free_bytes < _SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"only {format_bytes(free_bytes)} are left", str(shelf.directory.parent))
+
+
+def _disk(shelf: Shelf) -> Path:
+    """Where contents go: somebody may have put them on another disk than the names."""
+    return shelf.blobs if shelf.blobs.is_dir() else shelf.directory
 
 
 def _size(path: Path) -> int:
@@ -217,14 +248,11 @@ class _Stopped(Exception):
 
 
 class Meter:
-    """Adds up what all threads report, and ends them once it is stopped.
+    """Adds up what all threads report, and ends them once it is stopped."""
 
-    `look`: asked now and then whether to go on; it raises if not.
-    """
-
-    def __init__(self, on_progress: OnProgress | None, look: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self.look: Callable[[], None] = lambda: None  # now and then, whether to go on; it raises if not
         self._on_progress = on_progress
-        self._look = look
         self._unseen_bytes = 0  # that came since the last look
         self._lock = threading.Lock()
         self._done_bytes = 0
@@ -248,11 +276,14 @@ class Meter:
             self._unseen_bytes += max(0, n_bytes)
             if self._unseen_bytes >= _LOOK_BYTES:
                 self._unseen_bytes = 0
-                self._look()
+                self.look()
             if self._on_progress is not None and n_bytes:
                 self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
 
     def pause(self, delay_s: float) -> None:
         """Wait before another try; not longer than somebody wants it."""
+        if self._on_progress is not None and delay_s >= _TOLD_WAIT_S:
+            with self._lock:
+                self._on_progress(Progress(self._done_bytes, self._total_bytes, "", waits_s=delay_s))
         if self._stopped.wait(delay_s):
             raise _Stopped

@@ -19,7 +19,9 @@ def is_inside(name: str) -> bool:
     """Whether a name that a hub gave stays below the directory that it is put into."""
     # What a terminal or the file system would take for something else is no name of a model's file.
     is_plain = bool(name) and name.isprintable() and "\\" not in name
-    return is_plain and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+    path = PurePosixPath(name)
+    # One file has one name: `a//b` and `./b` would be found, and be linked to the wrong place.
+    return is_plain and bool(path.parts) and str(path) == name and not path.is_absolute() and ".." not in path.parts
 
 
 def as_size(value: object) -> int | None:

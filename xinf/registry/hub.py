@@ -90,6 +90,9 @@ class HubFiles:
             raise UnknownModel(
                 f"{self.where} has no {name}", remedy="choose a repository of a model for transformers", param="model"
             )
+        size = self.files[name].size
+        if size is not None and offset >= size:
+            return b""  # there is no such range to ask for
         with self.ask(name, f"bytes={offset}-{offset + length - 1}") as answer:
             return take(answer, length, skip=0 if answer.is_partial else offset)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from xinf.core.errors import PermissionDenied, Unauthenticated, Unavailable, UnknownModel
+from xinf.registry.sources import without_password
+
+_TOO_MANY = 429
 
 
 class HubSays(msgspec.Struct, frozen=True, kw_only=True):
-    """The errors of one repository of a hub. Never with a token in them."""
+    """The errors of one repository of a hub. Never with a token or a password in them."""
 
     repository: str
     endpoint: str
@@ -45,10 +48,18 @@ class HubSays(msgspec.Struct, frozen=True, kw_only=True):
             param="model",
         )
 
-    def broken(self, status: int | None) -> Unavailable:
+    def broken(self, status: int | None, retry_after_s: float | None = None) -> Unavailable:
+        """`retry_after_s`: for how long the hub wants to be left alone."""
         what = "with an error" if status is None else str(status)
         remedy = "check the name, and the address of the hub" if status == 404 else "try again later"
-        return Unavailable(f"{self.endpoint} answered {what} for {self.repository}", remedy=remedy)
+        if status == _TOO_MANY:
+            remedy = f"try again later; with {self.token_variable} set a hub allows more"
+        return Unavailable(
+            f"{self.endpoint} answered {what} for {self.repository}",
+            remedy=remedy,
+            status=status,
+            retry_after_s=retry_after_s,
+        )
 
     def unreachable(self, why: str) -> Unavailable:
         return Unavailable(
@@ -56,14 +67,25 @@ class HubSays(msgspec.Struct, frozen=True, kw_only=True):
             remedy=f"check the network, or set a mirror ({self.endpoint_settings})",
         )
 
+    def cut(self) -> Unavailable:
+        return Unavailable(
+            f"{self.endpoint} does not list all files of {self.repository}: a directory of it has too many",
+            remedy="use another mirror, or fetch the files by hand and give their directory (./name)",
+        )
+
     def no_hub(self) -> Unavailable:
-        """A page of a proxy, a login of a hotel."""
+        """A page of a proxy, a login of a hotel; for a file too."""
         return Unavailable(
             f"{self.endpoint} does not answer as a hub",
             remedy=f"check the address ({self.endpoint_settings}), and what is between here and there",
         )
 
 
+def is_page(content_type: str | None, name: str) -> bool:
+    """Whether an answer is a page for people where a file was asked for."""
+    return (content_type or "").startswith("text/html") and not name.endswith((".html", ".htm"))
+
+
 def first_line(error: BaseException) -> str:
     """What a client's error says, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]

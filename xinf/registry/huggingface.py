@@ -9,6 +9,7 @@ Source: huggingface_hub 2.4, `hf_api.py`, `file_download.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,11 +19,17 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
 
 from xinf.core.errors import InvalidRequest, UnknownModel, XinfError
-from xinf.registry.blob import Answer
+from xinf.registry.blob import Answer, is_partial
 from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
-from xinf.registry.hub_error import HubSays, first_line
-from xinf.registry.sources import COMMIT, GIT_BLOB, SHA256, Reference, Sources
+from xinf.registry.hub_error import HubSays, first_line, is_page
+from xinf.registry.sources import COMMIT, GIT_BLOB, SHA256, Reference, Sources, without_password
+from xinf.registry.tag import linked_sha256
+
+# In `Retry-After`, where a date may stand as well, or in what Hugging Face sends: `"resolvers";r=0;t=55`.
+# Source: huggingface_hub 2.4, `utils/_http.py`, `parse_ratelimit_headers`.
+_RETRY_AFTER = re.compile(r"\s*([0-9]{1,6})\s*")
+_RATE_LIMIT = re.compile(r".*;\s*t\s*=\s*([0-9]{1,6})")
 
 
 class HuggingFace:
@@ -31,7 +38,7 @@ class HuggingFace:
     def __init__(self, reference: Reference, sources: Sources) -> None:
         self._reference = reference
         self._sources = sources
-        endpoint = sources.huggingface_endpoint
+        endpoint = without_password(sources.huggingface_endpoint)
         self.says = HubSays(
             repository=reference.repository,
             endpoint=endpoint,
@@ -84,7 +91,12 @@ class HuggingFace:
             ) as response,
         ):
             huggingface_hub.hf_raise_for_status(response)
-            yield Answer(is_partial=response.status_code == 206, chunks=response.iter_bytes())
+            if is_page(response.headers.get("Content-Type"), name):
+                raise self.says.no_hub()
+            is_part = is_partial(response.status_code, response.headers.get("Content-Range"), ranges)
+            # The hub lists all sums; not every mirror does.
+            sha256 = linked_sha256([one.headers for one in (*response.history, response)])
+            yield Answer(is_partial=is_part, chunks=response.iter_bytes(), sha256=sha256)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -105,13 +117,19 @@ class HuggingFace:
         except hub_errors.HFValidationError as error:
             raise InvalidRequest(f"{repository!r} is no hub id: {first_line(error)}", param="model") from error
         except hub_errors.HfHubHTTPError as error:
-            raise self._by_status(error.response.status_code) from error
+            raise self._by_status(error.response) from error
         except (hub_errors.OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's, not the network's
             raise says.unreachable(first_line(error)) from error
 
-    def _by_status(self, status: int) -> XinfError:
-        if status == 401:
+    def _by_status(self, response: httpx2.Response) -> XinfError:
+        if response.status_code == 401:
             return self.says.unauthenticated()
-        return self.says.denied() if status == 403 else self.says.broken(status)
+        if response.status_code == 403:
+            return self.says.denied()
+        headers = response.headers
+        seconds = _RETRY_AFTER.fullmatch(headers.get("Retry-After", ""))
+        if seconds is None and response.status_code == 429:
+            seconds = _RATE_LIMIT.match(headers.get("RateLimit", ""))
+        return self.says.broken(response.status_code, None if seconds is None else float(seconds[1]))

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from xinf.core.errors import Unavailable
-from xinf.registry.blob import Answer
+from xinf.registry.blob import Answer, is_partial
 from xinf.registry.files import as_size, is_inside
 from xinf.registry.hub import HubFile, Listing
-from xinf.registry.hub_error import HubSays, first_line
-from xinf.registry.sources import COMMIT, SHA256, Reference, Sources
+from xinf.registry.hub_error import HubSays, first_line, is_page
+from xinf.registry.sources import COMMIT, SHA256, Reference, Sources, without_password
+from xinf.registry.tag import linked_sha256, strong_tag
 
 if TYPE_CHECKING:
     from modelscope_hub._legacy_api import LegacyClient
@@ -43,7 +44,7 @@ class ModelScope:
     def __init__(self, reference: Reference, sources: Sources) -> None:
         self._reference = reference
         self._client = _client(sources)
-        endpoint = sources.modelscope_endpoint
+        endpoint = without_password(sources.modelscope_endpoint)
         self.says = HubSays(
             repository=reference.repository,
             endpoint=endpoint,
@@ -57,6 +58,9 @@ class ModelScope:
         with self._translated():
             try:
                 listed = self._client.list_repo_files(self._reference.repository, _MODEL, revision)
+                # Kept by the client for its own download; without it a list that was cut is as good as any other.
+                if getattr(getattr(self._client, "_read_state", None), "listing_incomplete", False):
+                    raise self.says.cut()
                 entries = [entry for one in listed if (entry := _entry(one)) is not None]
             except (LookupError, TypeError, AttributeError) as error:
                 raise self.says.no_hub() from error
@@ -69,7 +73,15 @@ class ModelScope:
         with self._translated():
             response = self._client.download_stream(self._reference.repository, _MODEL, name, commit, headers=headers)
             try:
-                yield Answer(is_partial=response.status_code == 206, chunks=response.iter_content(_CHUNK_BYTES))
+                if is_page(response.headers.get("Content-Type"), name):
+                    raise self.says.no_hub()
+                sha256 = linked_sha256([one.headers for one in (*response.history, response)])
+                yield Answer(
+                    is_partial=is_partial(response.status_code, response.headers.get("Content-Range"), ranges),
+                    chunks=response.iter_content(_CHUNK_BYTES),
+                    sha256=sha256,
+                    tag=sha256 or strong_tag(response.headers),
+                )
             finally:
                 response.close()
 
@@ -91,7 +103,8 @@ class ModelScope:
         except scope_errors.PermissionDeniedError as error:
             raise says.denied() from error
         except scope_errors.APIError as error:
-            raise says.broken(error.status_code) from error
+            wait_s = error.retry_after if isinstance(error, scope_errors.RateLimitError) else None
+            raise says.broken(error.status_code, wait_s) from error
         except (scope_errors.HubError, requests.RequestException, ValueError) as error:
             raise says.unreachable(first_line(error)) from error
 
@@ -118,7 +131,7 @@ def _client(sources: Sources) -> LegacyClient:
         ) from error
     return LegacyClient(
         # Else that of `ms-hub login`.
-        token=sources.modelscope_token or HubConfig().token,
+        token=sources.modelscope_token or (HubConfig().token or "").strip() or None,
         endpoint=sources.modelscope_endpoint,
         timeout=seconds,
         max_retries=_RETRIES,

@@ -10,8 +10,10 @@ type and shape say, and must lie inside the file. Source: the format's descripti
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -86,6 +88,14 @@ def parse_header(content: bytes, name: str, *, file_bytes: int | None = None) ->
     entries.pop("__metadata__", None)
     data_bytes = None if file_bytes is None else file_bytes - LENGTH_BYTES - len(content)
     return [_parse_tensor(key, raw, name, data_bytes) for key, raw in entries.items()]
+
+
+def check_length(path: Path) -> None:
+    """Compare how long a file is with what its header says. Raises: UnknownModel if it is shorter; OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = header_bytes(file.read(LENGTH_BYTES), str(path), file_bytes=size)
+        parse_header(file.read(length), str(path), file_bytes=size)
 
 
 def parse_index(content: bytes, name: str, *, ending: str = ".safetensors") -> list[str]:

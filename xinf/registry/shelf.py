@@ -4,6 +4,7 @@
     snapshots/<commit>/...     files under the names that they have in the repository
     blobs/<checksum>           Hugging Face: their contents, which the names link to
     .xinf/<commit>.json        ours: what a download of the commit is to bring, written before its first byte
+    .xinf/<branch>.tags.json   ours, where a hub names no commit: which contents the names stood for when we asked last
 
 A snapshot grows file by file, so that a directory with a config.json may be anything between one file and all. It is
 whole when every file that our listing names is there with its size. What others fetched has no listing: there the index
@@ -15,7 +16,9 @@ alone by the client (`hf cache` walks refs, snapshots and blobs).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.core.errors import UnknownModel
-from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, parse_index
+from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, check_length, parse_index
 from xinf.registry.sources import Hub, Reference, Sources
 
 # One of them is in every model that an engine loads; the second is Mistral's own.
@@ -63,7 +66,7 @@ class Shelf:
     def find_whole(self, revision: str | None) -> Path | None:
         """The snapshot of a revision if all of it is there."""
         snapshot = self.find(revision)
-        return snapshot if snapshot is not None and self.is_whole(snapshot.name) else None
+        return snapshot if snapshot is not None and self.is_whole(self.commit_of(revision)) else None
 
     def is_whole(self, commit: str) -> bool:
         """Whether all files of a commit are there; see above."""
@@ -71,6 +74,22 @@ class Shelf:
         if sizes is not None:
             return all(_has(snapshot / name, size) for name, size in sizes.items())
         return any(_has(snapshot / name, None) for name in CONFIGS) and _has_weights(snapshot)
+
+    def damage(self, revision: str | None) -> str | None:
+        """Which weights of a revision that others fetched end before their header says; None if all are as long.
+
+        Their clients give a file its name before the disk has it: a power cut leaves it short. Reads some 100 KB a
+        file. Of ours the sizes are known.
+        """
+        commit = self.commit_of(revision)
+        if self.listing(commit) is not None:
+            return None
+        for path in sorted(self.snapshot(commit).glob("*.safetensors")):
+            try:
+                check_length(path)
+            except (OSError, UnknownModel) as error:
+                return str(error)
+        return None
 
     def listing(self, commit: str) -> Mapping[str, int | None] | None:
         """The files of a commit with their sizes as our download was told; None: it was not ours."""
@@ -85,13 +104,29 @@ class Shelf:
 
     def write_listing(self, commit: str, sizes: Mapping[str, int | None]) -> None:
         """Say what a download is to bring. Raises: OSError."""
-        _replace(self._listing_path(commit), msgspec.json.encode(sizes))
+        if self.listing(commit) != sizes:
+            _replace(self._listing_path(commit), msgspec.json.encode(sizes))
+
+    def tags(self, commit: str) -> Mapping[str, str]:
+        """Which content each name stood for when we asked last; nothing where a commit says it."""
+        try:
+            return msgspec.json.decode(self._tags_path(commit).read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def write_tags(self, commit: str, tags: Mapping[str, str]) -> None:
+        """Raises: OSError."""
+        if self.tags(commit) != tags:
+            _replace(self._tags_path(commit), msgspec.json.encode(tags))
 
     def remember(self, revision: str | None, commit: str) -> None:
         """Let a branch or tag mean a commit from now on. Raises: OSError."""
         name = revision or self._branch
-        if name != commit:
+        if commit not in (name, self.commit_of(revision)):
             _replace(self.directory / "refs" / name, commit.encode())
+
+    def _tags_path(self, commit: str) -> Path:
+        return self.directory / ".xinf" / f"{commit}.tags.json"
 
     def _listing_path(self, commit: str) -> Path:
         return self.directory / ".xinf" / f"{commit}.json"
@@ -144,15 +179,49 @@ def _has_weights(snapshot: Path) -> bool:
             if index.is_file():
                 with index.open("rb") as file:
                     shards = parse_index(file.read(MAX_INDEX_BYTES), str(index), ending=ending)
-                return all((snapshot / shard).is_file() for shard in shards)
+                return all(_has_content(snapshot / shard) for shard in shards)
         with os.scandir(snapshot) as entries:
-            return any(entry.is_file() and entry.name.endswith(_WEIGHTS) for entry in entries)
+            weights = [entry.name for entry in entries if entry.name.endswith(_WEIGHTS) and entry.is_file()]
+        return bool(weights) and all(_has_content(snapshot / name) for name in weights)
     except (OSError, UnknownModel):
         return False
 
 
+def _has_content(path: Path) -> bool:
+    """Whether a file is there and not empty, as one is that a power cut has met."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _replace(path: Path, content: bytes) -> None:
+    """Write a file that a power cut leaves whole, under this name or not at all.
+
+    Without its list a part of a model that somebody began would count as what others have fetched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    temporary = unique_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # the disk is full, say
+        raise
+    for directory in (path.parent, path.parent.parent):
+        _sync_directory(directory)
+
+
+def unique_name(path: Path) -> Path:
+    """A name beside `path` for what is to take its place: a pid is not enough where hosts share the disk."""
+    return path.with_name(f".{secrets.token_hex(12)}")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have the disk keep the names in a directory; not every file system can."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

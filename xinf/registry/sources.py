@@ -26,6 +26,7 @@ COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")  # of either hub; becomes the name of 
 SHA256 = re.compile(r"[0-9a-f]{64}")  # becomes the name of a file
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 GIT_BLOB = re.compile(r"[0-9a-f]{40}")  # becomes the name of a file
+_USER = re.compile(r"//[^/@\s]+@")  # of an address
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
 _HUGGINGFACE, _MODELSCOPE = "https://huggingface.co", "https://modelscope.cn"
@@ -75,7 +76,7 @@ def find_sources(
     environ: Mapping[str, str] | None = None, config: RegistryConfig | None = None, *, offline: bool | None = None
 ) -> Sources:
     """Put together what the configuration, the hubs' own variables and a flag say; each beats the ones after it in
-    the order flag, configuration, variable, default. Raises: ConfigError for an address that is none.
+    the order flag, configuration, variable, default. Raises: ConfigError for an address, or a token, that is none.
     """
     env = os.environ if environ is None else environ
     settings = config or load(environ=env).registry
@@ -84,10 +85,10 @@ def find_sources(
         default=Hub(settings.source),
         huggingface_endpoint=_endpoint(settings.huggingface_endpoint or env.get("HF_ENDPOINT") or _HUGGINGFACE),
         huggingface_cache=hub_cache_dir(env),
-        huggingface_token=env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"),
+        huggingface_token=_token(env, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
         modelscope_endpoint=_endpoint(settings.modelscope_endpoint or _modelscope_variable(env) or _MODELSCOPE),
         modelscope_cache=Path(env.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser(),
-        modelscope_token=env.get("MODELSCOPE_API_TOKEN"),
+        modelscope_token=_token(env, "MODELSCOPE_API_TOKEN"),
         is_offline=is_offline if offline is None else offline,
         timeout_s=settings.timeout,
         download_workers=settings.download_workers,
@@ -150,9 +151,27 @@ def reference_of(spec: EngineSpec) -> Reference | None:
     return parse_reference(spec.model, Hub.HUGGINGFACE, revision=spec.commit or spec.revision)
 
 
+def without_password(text: str) -> str:
+    """What people and records are shown of an address, and of a sentence that has some in it."""
+    return _USER.sub("//", text)
+
+
+def _token(environ: Mapping[str, str], *names: str) -> str | None:
+    """The first token that is set; a secret that was read from a file often ends with a line feed.
+
+    A client would say what it cannot send, and a replica's failure is for all to read.
+    """
+    for name in names:
+        if token := environ.get(name, "").strip():
+            if not (token.isascii() and token.isprintable()) or " " in token:
+                raise ConfigError(f"{name} has characters that no token has", remedy="set it again, without quotes")
+            return token
+    return None
+
+
 def _endpoint(address: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", address):
-        raise ConfigError(f"{address[:200]!r} is no address of a hub", remedy="write https://host")
+        raise ConfigError(f"{without_password(address)[:200]!r} is no address of a hub", remedy="write https://host")
     return address.rstrip("/")
 
 
