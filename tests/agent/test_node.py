@@ -11,7 +11,8 @@ import pytest
 
 from xinf.agent import describe_node, engines_dir
 from xinf.agent.node import node_name, parse_labels
-from xinf.agent.starter import choose_environment, engine_environ, fetch_spec, free_endpoint
+from xinf.agent.starter import fetch_spec, free_endpoint
+from xinf.agent.surroundings import choose_environment, engine_environ
 from xinf.core.config import load
 from xinf.core.device import VISIBLE_ENV, Device, Health, Vendor
 from xinf.core.errors import ConfigError, EngineStartFailed, InvalidRequest

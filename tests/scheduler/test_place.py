@@ -17,7 +17,7 @@ from tests.scheduler.worlds import (
     node,
     with_health,
 )
-from xinf.agent.starter import choose_environment
+from xinf.agent.surroundings import choose_environment
 from xinf.core.device import Device, Distance, Dtype, Health, Topology, Vendor
 from xinf.core.ids import NodeName
 from xinf.core.model import ModelFacts, Quantization

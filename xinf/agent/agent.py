@@ -8,11 +8,8 @@ handling is logged with its id and tried again; it never ends the loop.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import secrets
-import shutil
 import signal
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -39,27 +36,21 @@ from xinf.agent.decide import (
     fail,
     quiet_s,
 )
+from xinf.agent.directories import ReplicaDirectories
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
-from xinf.agent.memory import StartMemory, granted_cache_bytes, measure, read_start_memory
+from xinf.agent.memory import StartMemory, measure, read_start_memory
 from xinf.agent.models import find_models
-from xinf.agent.process import ExitWatch, group_members, identify, is_alive, kill_followers, kill_group, send_signal
+from xinf.agent.process import ExitWatch, group_members, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
-from xinf.agent.starter import (
-    EngineProcess,
-    choose_environment,
-    engine_environ,
-    fetch_spec,
-    free_endpoint,
-    start_guard,
-)
+from xinf.agent.starter import EngineProcess, Starter, start_failure
 from xinf.agent.watcher import DeviceWatcher, EngineUse
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
-from xinf.core.errors import Conflict, EngineStartFailed, NotFound, Unavailable, XinfError
-from xinf.core.ids import ReplicaId, Revision
-from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaFailure, ReplicaRecord
-from xinf.core.shim import FetchSpec, ShimSpec, ShimStatus, read_file
+from xinf.core.errors import Conflict, NotFound, Unavailable, XinfError
+from xinf.core.ids import Revision
+from xinf.core.records import REPLICAS, NodeRecord, Phase, ReplicaRecord
+from xinf.core.shim import ShimSpec, ShimStatus, read_file
 from xinf.device import ReadingStream, read_host, read_once
 from xinf.meta import KeyQueue, Mirror, Records, Store, record_measured
 
@@ -67,7 +58,6 @@ logger = logging.getLogger(__name__)
 
 _N_WORKERS = 4  # replicas handled at once; a handler waits for the store, and before a start for the driver
 _LOG_LINES = 200  # looked through for a cause
-_KEPT_DIRECTORIES = 20  # of replicas without a record, for their logs
 _STOP_MARGIN_S = 30.0
 _POLL_S = 0.05
 _MODELS_S = 30.0  # between two looks at which models are on the disk
@@ -119,6 +109,8 @@ class Agent:
         self._queue = KeyQueue(clock=self._clock)
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
         self._watcher = self._make_watcher() if config.agent.sample_interval else None
+        self._directories = ReplicaDirectories(config.paths.replicas_dir)
+        self._starter = Starter(config, self._clock)
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,7 +125,7 @@ class Agent:
         Raises: Conflict when another agent runs this node.
         """
         self._runner = asyncio.current_task()
-        lock = self._lock()
+        lock = self._directories.lock()
         try:
             await self._start_mirror()
             self._adopt()
@@ -179,24 +171,6 @@ class Agent:
             self._runner.cancel()
             await asyncio.wait([self._runner])
 
-    def _lock(self) -> int:
-        """Make sure that one agent at a time has this data directory. Raises: Conflict."""
-        directory = self._config.paths.replicas_dir
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(directory / ".agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise Conflict(
-                f"another agent (pid {pid}) runs the engines of {self._config.paths.data_dir}",
-                remedy="stop it, or use another --data-dir",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return descriptor
-
     async def _start_mirror(self) -> None:
         """Read the records; without them nothing can be told from an orphan, so this waits as long as it takes."""
         while True:
@@ -214,15 +188,14 @@ class Agent:
 
         What runs is known before the first start is considered, so that no device gets a second engine.
         """
-        for path in self._config.paths.replicas_dir.iterdir():
-            if path.is_dir() and (custody := ReplicaDirectory(path).read_custody()):
-                self._hold(path.name).start = custody
+        for name, custody in self._directories.started():
+            self._hold(name).start = custody
         self._add_all()
 
     def _hold(self, name: str) -> _Held:
         found = self._held.get(name)
         if found is None:
-            found = self._held[name] = _Held(ReplicaDirectory(self._config.paths.replicas_dir / name))
+            found = self._held[name] = _Held(self._directories.of(name))
         return found
 
     def _add_all(self) -> None:
@@ -237,7 +210,7 @@ class Agent:
             await asyncio.sleep(self._config.control.resync_interval)
             self._add_all()
             try:
-                self._prune_directories()
+                self._directories.prune({*self._mirror.items, *self._held})
             except OSError as error:
                 logger.warning("old replica directories stay: %s", error)
 
@@ -508,63 +481,15 @@ class Agent:
             return  # it changed meanwhile, and is looked at again
         record = found[0]
         try:
-            custody = self._start_process(record, held, now_s)
+            custody, held.child = self._starter.start(record, held.directory, held.memory, self._node)
         except (OSError, XinfError) as error:
             held.directory.drop_custody()
-            await self._write(name, held, fail(record, _spawn_failure(error, now_s), self._config.agent, now_s))
+            await self._write(name, held, fail(record, start_failure(error, now_s), self._config.agent, now_s))
             return
+        held.stopping, held.killed_s = None, None
         self._watch(name, held, custody, is_running=True)
         held.start = custody
         await self._write(name, held, begin(record, custody, str(held.directory.log_path)))
-
-    def _start_process(self, record: ReplicaRecord, held: _Held, now_s: float) -> Custody:
-        environment = choose_environment(record, self._node)
-        environ = engine_environ(os.environ, environment, record, self._node)
-        custody = Custody(
-            replica=record.id,
-            start_id=secrets.token_hex(8),
-            started_s=now_s,
-            monotonic_s=self._clock.monotonic_s(),
-            address=self._address(record.id),
-            device_uuids=record.device_uuids,
-            oom_kills=read_oom_kills(),
-        )
-        fetch = fetch_spec(record.spec, self._config.registry, environ)
-        held.directory.begin(self._shim_spec(record, custody, held.directory, held.memory, fetch))
-        held.directory.write_custody(custody)
-        held.stopping, held.killed_s = None, None
-        held.child = start_guard(environment, held.directory, environ)
-        # The child is ours and not reaped, so its pid is its own even if it is dead already.
-        process = identify(held.child.pid)
-        assert process is not None
-        custody = msgspec.structs.replace(custody, pid=process.pid, start_ticks=process.start_ticks)
-        held.directory.write_custody(custody)
-        return custody
-
-    def _shim_spec(
-        self,
-        record: ReplicaRecord,
-        custody: Custody,
-        directory: ReplicaDirectory,
-        memory: StartMemory,
-        fetch: FetchSpec | None,
-    ) -> ShimSpec:
-        return ShimSpec(
-            replica=record.id,
-            start_id=custody.start_id,
-            engine=record.spec,
-            devices=record.devices,
-            device_uuids=record.device_uuids,
-            fetch=fetch,
-            listen=custody.address,
-            directory=str(directory.path),
-            watchdog_timeout_s=self._config.engine.watchdog_timeout,
-            warmup_timeout_s=self._config.engine.warmup_timeout,
-            drain_timeout_s=self._config.agent.drain_timeout,
-            memory_share=memory.share,
-            kv_cache_bytes=granted_cache_bytes(record),
-            log_level=self._config.log_level,
-        )
 
     async def _measure(self, record: ReplicaRecord, held: _Held) -> None:
         """Keep what a load took, for the plans after it. Nothing depends on it: what fails is logged."""
@@ -583,13 +508,6 @@ class Agent:
                 await record_measured(self._store, found, n_kept=self._config.agent.measured_kept)
         except (XinfError, OSError) as error:
             logger.warning("what %s took is not kept: %s", record.id, error)
-
-    def _address(self, id_: ReplicaId) -> str:
-        """Where the shim is to listen: a socket file, or a port where other hosts are to reach it."""
-        if self._config.agent.address:
-            return free_endpoint(self._config.agent.address)
-        self._config.paths.make_runtime_dir()
-        return f"unix:{self._config.paths.socket(id_)}"
 
     async def _drain(self, name: str, held: _Held, address: str, timeout_s: float) -> None:
         unfinished = await drain(address, timeout_s)
@@ -614,17 +532,6 @@ class Agent:
             if other != name and held.start is None:
                 self._queue.add(other)
 
-    def _prune_directories(self) -> None:
-        """Remove the directories of replicas that are long gone; the youngest are kept for their logs."""
-        gone: list[Path] = []
-        for path in self._config.paths.replicas_dir.iterdir():
-            is_known = path.name in self._mirror.items or path.name in self._held
-            if path.is_dir() and not is_known and not (path / "custody.json").exists():
-                gone.append(path)
-        gone.sort(key=lambda path: path.stat().st_mtime)
-        for path in gone[:-_KEPT_DIRECTORIES]:
-            shutil.rmtree(path, ignore_errors=True)
-
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -637,21 +544,6 @@ def _wants_evidence(status: ShimStatus | None, custody: Custody, config: Config,
     is_ready = status is not None and status.phase not in (*STARTING_PHASES, Phase.FAILED)
     has_failed = status is not None and status.phase is Phase.FAILED
     return has_failed or (not is_ready and quiet_s(custody, status, seen_s) > config.agent.start_timeout)
-
-
-def _spawn_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:
-    """A start that did not even become a process."""
-    if isinstance(error, XinfError):
-        cause = error.fields.get("cause") if isinstance(error, EngineStartFailed) else None
-        remedy = error.remedy or "correct the configuration"
-        return ReplicaFailure(cause=str(cause or "crashed"), message=error.message, remedy=remedy, at_s=now_s)
-    cause = "missing_dependency" if isinstance(error, FileNotFoundError) else "crashed"
-    return ReplicaFailure(
-        cause=cause,
-        message=f"the engine process cannot be started: {error}",
-        remedy="build the engine environment again with `make engine`, and look at the data directory",
-        at_s=now_s,
-    )
 
 
 def _log_phase(record: ReplicaRecord) -> None:

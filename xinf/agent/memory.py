@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from xinf.agent.process import ProcessId, group_members
-from xinf.agent.starter import choose_environment
+from xinf.agent.surroundings import choose_environment
 from xinf.core.device import Device, Sample, Vendor
 from xinf.core.errors import XinfError
 from xinf.core.records import MeasuredRecord, NodeRecord, Phase, ReplicaRecord

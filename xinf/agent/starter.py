@@ -1,4 +1,4 @@
-"""Starts the guard of an engine: in a session of its own, with a clean environment, its output in a file.
+"""Starts the engine of a replica: what it is told in its directory, and its guard in a session of its own.
 
 The process is nobody's prisoner: no pipe and no death signal ties it to the agent, so it serves on when the agent ends.
 """
@@ -6,36 +6,28 @@ The process is nobody's prisoner: no pipe and no death signal ties it to the age
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from xinf.agent.custody import ReplicaDirectory
-from xinf.core.config import RegistryConfig
-from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, VISIBLE_ENV, Device, Health, Vendor
-from xinf.core.errors import EngineStartFailed
-from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaRecord
-from xinf.core.shim import FetchSpec
+import msgspec
+
+from xinf.agent.custody import Custody, ReplicaDirectory, read_oom_kills
+from xinf.agent.memory import StartMemory, granted_cache_bytes
+from xinf.agent.process import identify, kill_group
+from xinf.agent.surroundings import choose_environment, engine_environ
+from xinf.core.clock import Clock
+from xinf.core.config import Config, RegistryConfig
+from xinf.core.errors import EngineStartFailed, XinfError
+from xinf.core.ids import ReplicaId
+from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaFailure, ReplicaRecord
+from xinf.core.shim import FetchSpec, ShimSpec
 from xinf.registry import Hub, reference_of
 
-# Not for engines: our own settings, and what would make an engine environment see the packages of another.
-_OWN_PREFIX = "XINF_"
-_FOREIGN = frozenset(
-    {
-        *("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_DEVICE_ORDER"),
-        *(name for names in VISIBLE_ENV.values() for name in names),
-        # They narrow down, by index, what the variables above have left.
-        *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
-    }
-)
-# Set but empty, these hide every device. Others take that for unset. Source: docs/reference/devices.md.
-_EMPTY_HIDES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # With one of these an engine takes its files from elsewhere, or in a way of its own. Source: vLLM 0.32, `LoadConfig`.
 _OWN_FILES = frozenset({"download_dir", "load_format", "model_loader_extra_config"})
-# On a hot device engines stay, so one that ended there starts there again: slow is better than not at all.
-_USABLE = (Health.OK, Health.DEGRADED)
 
 
 class EngineProcess(subprocess.Popen[bytes]):
@@ -45,99 +37,93 @@ class EngineProcess(subprocess.Popen[bytes]):
         pass
 
 
-def choose_environment(replica: ReplicaRecord, node: NodeRecord) -> EngineEnvironment:
-    """Choose the engine environment for a replica's engine and devices.
+class Starter:
+    """Starts engines of one node."""
 
-    Raises: EngineStartFailed naming what the node has.
-    """
-    kind = device_kind(replica, node)
-    for environment in node.environments:
-        fits = not environment.device_kinds or kind in environment.device_kinds
-        if replica.spec.engine in environment.engines and fits:
-            return environment
-    has = ", ".join(environment.name for environment in node.environments) or "none"
-    raise EngineStartFailed(
-        f"{node.name} has no environment for {replica.spec.engine} on {kind}; it has {has}",
-        remedy="run `make engine`, then restart `xinf worker`",
-        cause="missing_dependency",
-    )
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
 
+    def start(
+        self, record: ReplicaRecord, directory: ReplicaDirectory, memory: StartMemory, node: NodeRecord
+    ) -> tuple[Custody, EngineProcess]:
+        """Write down that it is started, start it, and write down which process it is.
 
-def device_kind(replica: ReplicaRecord, node: NodeRecord) -> str:
-    """Which kind of device a replica was placed on: `cuda`, `cpu`.
-
-    Raises: EngineStartFailed if a device is not there (any more) or does not work.
-    """
-    kind: str | None = None
-    for uuid in replica.device_uuids:
-        device = _find(node.devices, uuid)
-        if device is None:
-            raise EngineStartFailed(
-                f"device {uuid} is not on {node.name} any more",
-                remedy="run `xinf devices`; a new launch places it elsewhere",
-                cause="device_unavailable",
-            )
-        if device.health not in _USABLE:
-            raise EngineStartFailed(
-                f"{device.selector} on {node.name} cannot be used: {device.reason or device.health}",
-                remedy="see to the device; the replica starts again when it is well, or is placed elsewhere",
-                cause="device_unavailable",
-            )
-        kind = kind or KIND_OF_VENDOR[device.vendor]
-    if kind is not None:
-        return kind
-    first = (replica.devices or ("cpu",))[0].partition(":")[0]
-    return first if first in DEVICE_KINDS else "cpu"
-
-
-def engine_environ(
-    base: Mapping[str, str], environment: EngineEnvironment, replica: ReplicaRecord, node: NodeRecord
-) -> dict[str, str]:
-    """Make the environment of an engine process: the agent's without our settings, only its own devices visible.
-
-    Raises: EngineStartFailed if the engine cannot be confined to its devices.
-    """
-    own_python = environment.python == sys.executable
-    environ = {
-        key: value
-        for key, value in base.items()
-        if not key.startswith(_OWN_PREFIX) and (key not in _FOREIGN or (own_python and key == "PYTHONPATH"))
-    }
-    bin_dir = str(Path(environment.python).parent)
-    environ["PATH"] = os.pathsep.join([bin_dir, environ.get("PATH", os.defpath)])
-    # The engine appends to a file that people follow: lines must not wait in a buffer.
-    environ["PYTHONUNBUFFERED"] = "1"
-    environ |= visible_environ(replica, node)
-    environ.update(replica.spec.env)
-    return environ
-
-
-def visible_environ(replica: ReplicaRecord, node: NodeRecord) -> dict[str, str]:
-    """Make the variables that show an engine its own devices: by identity, never by an index that somebody counted.
-
-    An engine on the processor is shown none. The other vendors' variables are left unset for one on an accelerator: its
-    libraries cannot use their devices, and some read those variables for their own (HIP and MUSA that of CUDA).
-
-    Raises: EngineStartFailed for a device without such an identity among several.
-    """
-    own = [device for uuid in replica.device_uuids if (device := _find(node.devices, uuid)) is not None]
-    accelerators = [device for device in own if device.vendor in VISIBLE_ENV]
-    if not accelerators:
-        return dict.fromkeys(_EMPTY_HIDES, "") if not own or own[0].vendor is Vendor.CPU else {}
-    vendor = accelerators[0].vendor
-    n_present = sum(device.vendor is vendor for device in node.devices)
-    unnamed = [device.selector for device in accelerators if device.visible is None]
-    if unnamed and n_present > 1:
-        raise EngineStartFailed(
-            f"an engine on {node.name} cannot be confined to {', '.join(unnamed)}: nothing tells what"
-            f" {VISIBLE_ENV[vendor][0]} takes for it, and there are {n_present} devices of its kind",
-            remedy="run `xinf devices`; install the vendor's library and tool, or choose another device",
-            cause="device_unavailable",
+        `memory`: of its devices, as it was looked at just before. Raises: OSError, EngineStartFailed, InvalidRequest.
+        """
+        environment = choose_environment(record, node)
+        environ = engine_environ(os.environ, environment, record, node)
+        custody = Custody(
+            replica=record.id,
+            start_id=secrets.token_hex(8),
+            started_s=self._clock.now_s(),
+            monotonic_s=self._clock.monotonic_s(),
+            address=self._address(record.id),
+            device_uuids=record.device_uuids,
+            oom_kills=read_oom_kills(),
         )
-    environ = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if vendor is Vendor.NVIDIA else {}
-    if not unnamed:
-        environ |= dict.fromkeys(VISIBLE_ENV[vendor], ",".join(str(device.visible) for device in accelerators))
-    return environ
+        fetch = fetch_spec(record.spec, self._config.registry, environ)
+        directory.begin(self._shim_spec(record, custody, directory, memory, fetch))
+        directory.write_custody(custody)
+        child = start_guard(environment, directory, environ)
+        # The child is ours and not reaped, so its pid is its own even if it is dead already.
+        process = identify(child.pid)
+        assert process is not None
+        custody = msgspec.structs.replace(custody, pid=process.pid, start_ticks=process.start_ticks)
+        try:
+            directory.write_custody(custody)
+        except OSError:
+            kill_group(process, directory.path)  # what is not written down must not run
+            child.wait()
+            raise
+        return custody, child
+
+    def _shim_spec(
+        self,
+        record: ReplicaRecord,
+        custody: Custody,
+        directory: ReplicaDirectory,
+        memory: StartMemory,
+        fetch: FetchSpec | None,
+    ) -> ShimSpec:
+        return ShimSpec(
+            replica=record.id,
+            start_id=custody.start_id,
+            engine=record.spec,
+            devices=record.devices,
+            device_uuids=record.device_uuids,
+            fetch=fetch,
+            listen=custody.address,
+            directory=str(directory.path),
+            watchdog_timeout_s=self._config.engine.watchdog_timeout,
+            warmup_timeout_s=self._config.engine.warmup_timeout,
+            drain_timeout_s=self._config.agent.drain_timeout,
+            memory_share=memory.share,
+            kv_cache_bytes=granted_cache_bytes(record),
+            log_level=self._config.log_level,
+        )
+
+    def _address(self, id_: ReplicaId) -> str:
+        """Where the shim is to listen: a socket file, or a port where other hosts are to reach it."""
+        if self._config.agent.address:
+            return free_endpoint(self._config.agent.address)
+        self._config.paths.make_runtime_dir()
+        return f"unix:{self._config.paths.socket(id_)}"
+
+
+def start_failure(error: OSError | XinfError, now_s: float) -> ReplicaFailure:
+    """A start that did not even become a process."""
+    if isinstance(error, XinfError):
+        cause = error.fields.get("cause") if isinstance(error, EngineStartFailed) else None
+        remedy = error.remedy or "correct the configuration"
+        return ReplicaFailure(cause=str(cause or "crashed"), message=error.message, remedy=remedy, at_s=now_s)
+    cause = "missing_dependency" if isinstance(error, FileNotFoundError) else "crashed"
+    return ReplicaFailure(
+        cause=cause,
+        message=f"the engine process cannot be started: {error}",
+        remedy="build the engine environment again with `make engine`, and look at the data directory",
+        at_s=now_s,
+    )
 
 
 def fetch_spec(spec: EngineSpec, registry: RegistryConfig, environ: Mapping[str, str]) -> FetchSpec | None:
@@ -181,7 +167,3 @@ def free_endpoint(address: str) -> str:
         found.bind((address, 0))
         port: int = found.getsockname()[1]
     return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
-
-
-def _find(devices: Sequence[Device], uuid: str) -> Device | None:
-    return next((device for device in devices if device.uuid == uuid), None)
