@@ -14,13 +14,15 @@ from xinf.cli.table import print_json, print_table
 
 app = typer.Typer(help="Engine environments: Python environments of their own, one per engine.", no_args_is_help=True)
 
-EnginesDir = Annotated[Path | None, typer.Option("--engines-dir", help="Where the environments are.")]
+EnginesDir = Annotated[Path | None, typer.Option("--engines-dir", metavar="DIR", help="Where the environments are.")]
 
 
 @app.command(epilog="Example: [b]xinf engine install vllm[/b]")
 def install(
     engine: Annotated[str, typer.Argument(metavar="ENGINE", help="Which engine.")] = "vllm",
-    device: Annotated[str, typer.Option("--device", help="cuda, cpu, or auto: what this host has.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="cuda, cpu, or auto: what this host has.")
+    ] = "auto",
     engines_dir: EnginesDir = None,
     json: Json = False,
     data_dir: DataDir = None,

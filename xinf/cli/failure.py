@@ -10,14 +10,14 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from xinf.cli.page import Pages
 from xinf.core.errors import EngineStartFailed, XinfError
 
 INTERRUPTED = 130
 
 
-class Commands(TyperGroup):
+class Commands(Pages):
     """The outermost group: every error of a command passes here once."""
 
     def invoke(self, ctx: Any) -> Any:

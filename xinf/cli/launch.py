@@ -51,7 +51,9 @@ if TYPE_CHECKING:
 
 
 def launch(
-    model: Annotated[str, typer.Option("--model", help="Hub id, directory, or `scripted`: a small model made here.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Hub id, directory, or `scripted`: a small model made here.")
+    ],
     engine: Engine = "vllm",
     device: DeviceOption = "auto",
     replicas: Replicas = 1,

@@ -23,7 +23,7 @@ _BLOCK_BYTES = 1 << 16
 def logs(
     name: DeploymentArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FOR_EVER_S = 1e9
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of a node.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; shown with everything that waits for it.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown with everything that waits for it.")]
 
 
 def cordon(

@@ -48,14 +48,15 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, or `scripted`.")],
     device: Annotated[
-        str, typer.Option("--device", help="Only these: cuda:0, cuda, cpu, a UUID, several with commas.")
+        str,
+        typer.Option("--device", metavar="DEVICE", help="Only these: cuda:0, cuda, cpu, a UUID, several with commas."),
     ] = "all",
     max_model_len: MaxModelLen = None,
     dtype: DtypeOption = "auto",
     quantization: Quantization = None,
     tensor_parallel_size: TensorParallelSize = 1,
     max_num_seqs: Annotated[
-        int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once (default: the engine's).")
+        int | None, typer.Option("--max-num-seqs", min=1, metavar="N", help="Requests at once (default: the engine's).")
     ] = None,
     engine_arg: EngineArgs = None,
     on: Annotated[

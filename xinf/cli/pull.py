@@ -24,7 +24,10 @@ def pull(
         typer.Argument(metavar="MODEL", help="Org/Name, hf://Org/Name, modelscope://Org/Name; @REVISION at its end."),
     ],
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit.", show_default="the hub's default branch")
+        str | None,
+        typer.Option(
+            "--revision", metavar="REVISION", help="Branch, tag or commit.", show_default="the hub's default branch"
+        ),
     ] = None,
     json: Json = False,
     config: ConfigFile = None,

@@ -57,14 +57,20 @@ def up(
     env: EngineEnv = None,
     policy: Policy = "auto",
     force: Force = False,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", metavar="PORT", help="Port (default: 8080).")] = None,
     front: Front = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Gateway processes (default: by cores).")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
     ] = None,
-    engines_dir: Annotated[str | None, typer.Option("--engines-dir", help="Where the engine environments are.")] = None,
+    engines_dir: Annotated[
+        str | None, typer.Option("--engines-dir", metavar="DIR", help="Where the engine environments are.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment in the store at the end.")] = False,
     timeout: Timeout = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,

@@ -25,7 +25,9 @@ def why(
         str | None,
         typer.Argument(metavar="REQUEST_ID", help="The answer's `x-request-id`; without: the last ones."),
     ] = None,
-    last: Annotated[int, typer.Option("--last", "-n", min=1, max=1000, help="How many of the last ones.")] = 20,
+    last: Annotated[
+        int, typer.Option("--last", "-n", min=1, max=1000, metavar="N", help="How many of the last ones.")
+    ] = 20,
     url: GatewayUrl = None,
     admin_key: AdminKey = None,
     json: Json = False,
