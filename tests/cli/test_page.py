@@ -80,10 +80,15 @@ def test_usage_has_no_braces(page: Callable[..., list[str]]) -> None:
 
 
 def test_lines_of_the_source_become_paragraphs() -> None:
-    assert (
-        flow("One\ntwo.\n\n    Three\n    four:\n      - five\n      - six\n")
-        == "One two.\n\nThree four:\n  - five\n  - six"
-    )
+    text = """One
+    two.
+
+    Three
+    four:
+      - five
+      - six
+    """
+    assert flow(text) == "One two.\n\nThree four:\n  - five\n  - six"
     assert flow(None) is None
 
 

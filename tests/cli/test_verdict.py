@@ -149,11 +149,27 @@ def test_compat_says_for_each_device_how_it_would_run(
     assert "  native   vllm-cuda   sm_80 computes in BF16" in lines[2]
     assert "  unknown  vllm-cuda   no source says whether sm_999 computes in BF16" in lines[3]
     assert "  native   (vllm-cpu)  x86_64 computes in BF16" in lines[4]
-    assert "  no       (vllm)      amdgpu is not loaded" in lines[5]
+    assert "  no       (vllm)      has no driver: amdgpu is not loaded" in lines[5]
     found = xinf_json("devices", "--all", "--compat", qwen, "--quantization", "fp8")
-    assert [each["level"] for each in found] == ["weight_only", "weight_only", "unknown", "unknown", "unknown"]
+    assert [each["level"] for each in found] == ["weight_only", "weight_only", "unknown", "unknown", "none"]
+    assert (found[4]["health"], found[4]["reason"]) == ("no_driver", "has no driver: amdgpu is not loaded")
     assert found[0]["sources"]
     assert found[1]["environment"] == "vllm-cuda"
+
+
+def test_compat_of_a_device_that_is_hot_says_so_and_how_it_would_run(
+    control: Control, add_node: Callable[..., NodeRecord], xinf_json: Callable[..., Any], qwen: str
+) -> None:
+    add_node(replace(A100, health=Health.DEGRADED, reason="95 C"), replace(T4, health=Health.FAULTY))
+    hot, faulty = xinf_json("devices", "--all", "--compat", qwen, "--dtype", "float16")
+    assert (hot["level"], hot["reason"]) == ("native", "is degraded: 95 C; sm_80 computes in FP16")
+    assert (faulty["level"], faulty["reason"]) == ("none", "is faulty")
+
+
+def test_compat_refuses_a_method_that_nobody_has(xinf: Callable[..., Result], qwen: str) -> None:
+    done = xinf("devices", "--compat", qwen, "--quantization", "zork")
+    assert done.exit_code == 1
+    assert "'zork' is no method that vllm is known to have" in done.stderr
 
 
 def test_compat_on_this_host(xinf: Callable[..., Result], qwen: str) -> None:

@@ -14,9 +14,9 @@ from xinf.core.records import EngineSpec
 
 
 def sim(
-    http: Annotated[
+    http: Annotated[  # noqa: ARG001
         bool, typer.Option("--http", help="Over plain HTTP, the default and the only way.", show_default=False)
-    ] = True,  # noqa: ARG001
+    ] = True,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, metavar="PORT", help="Port; 0 for any free one.")

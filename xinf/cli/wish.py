@@ -57,6 +57,8 @@ def make_spec(
     env: Sequence[str],
 ) -> EngineSpec:
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
+    from xinf.registry import check_method
+
     if engine not in ENGINES:
         raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
     dtype = dtype.lower()
@@ -66,6 +68,8 @@ def make_spec(
             remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
             param="dtype",
         )
+    if quantization is not None and engine != "sim":
+        quantization = check_method(engine, quantization)
     found = find_model(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
