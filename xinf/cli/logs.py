@@ -52,6 +52,9 @@ def find_log(session: Session, name: str) -> Path:
         return left
     found = run(read_everything(session))
     mine = [r for r in found.replicas if name in (r.id, r.deployment)]
+    if not mine and (wished := next((record for record in found.deployments if record.name == name), None)):
+        why = "it is scaled to 0" if wished.replicas == 0 else "none has been placed yet"
+        raise NotFound(f"{name} has no engine: {why}", remedy=f"see `xinf describe {name}`")
     if not mine:
         names = ", ".join(record.name for record in found.deployments)
         raise NotFound(f"there is no deployment {name!r}", remedy=f"these exist: {names}" if names else "none exists")
