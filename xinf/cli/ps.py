@@ -136,7 +136,7 @@ def notes(found: Everything, now_s: float) -> list[str]:
             wait_s = max(0.0, (replica.retry_at_s or now_s) - now_s)
             again = f", again in {format_seconds(wait_s)}" if replica.target == "run" else ""
             lines.append(f"{replica.id}: failed ({failure.cause}){again}: {failure.message}; {failure.remedy}")
-        elif replica.phase is Phase.PENDING and replica.placement_note:
+        elif replica.phase is Phase.PENDING and replica.placement_note and found.nodes:
             lines.append(f"{replica.id}: not placed: {replica.placement_note}")
         elif replica.detail is not None and replica.phase in (Phase.STARTING, Phase.LOADING):
             lines.append(f"{replica.id}: {replica.phase}: {replica.detail}")
