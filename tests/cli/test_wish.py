@@ -21,14 +21,19 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec(
-    model: str, *engine_args: str, engine: str = "vllm", dtype: str = "auto", quantization: str | None = None
+    model: str,
+    *engine_args: str,
+    engine: str = "vllm",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    served_names: tuple[str, ...] = (),
 ) -> EngineSpec:
     return make_spec(
         load(environ={}),
         model=model,
         engine=engine,
         name=choose_name("m", model),
-        served_names=(),
+        served_names=served_names,
         device="auto",
         dtype=dtype,
         quantization=quantization,
@@ -82,6 +87,12 @@ def test_type_that_nothing_is_computed_in_is_refused(dtype: str) -> None:
 
 def test_type_may_be_written_in_capitals() -> None:
     assert spec("Org/Name", dtype="BF16").dtype == "bf16"
+
+
+@pytest.mark.parametrize("name", ["", " ", " m", "a\nb"])
+def test_name_that_no_client_could_ask_for_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="no name that a client could ask for"):
+        spec("Org/Name", served_names=(name,))
 
 
 def test_quantization_is_refused_before_anything_is_written() -> None:

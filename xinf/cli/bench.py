@@ -13,8 +13,9 @@ import typer
 from xinf.cli import route
 from xinf.cli.failure import INTERRUPTED
 from xinf.cli.options import ConfigFile, DataDir, Server
+from xinf.cli.ps import read_everything
 from xinf.cli.screen import Screen
-from xinf.cli.session import find_gateway, open_session, run
+from xinf.cli.session import Session, find_gateway, open_session, run
 from xinf.core.errors import InvalidRequest, NotFound
 from xinf.core.units import format_seconds, parse_seconds
 
@@ -328,12 +329,11 @@ def serve(
     shown = tuple(_number(part, "--percentiles") for part in percentiles.split(","))
     headers = _headers(header, api_key)
     route = _endpoint(endpoint)
-    target = _find_target(
-        url or run(find_gateway(open_session(config, data_dir, server))), headers, is_insecure=insecure
-    )
+    session = open_session(config, data_dir, server)
+    target = _find_target(url or run(find_gateway(session)), headers, is_insecure=insecure)
     settings = Settings(
         url=target.url,
-        model=model or _find_model(target),
+        model=model or (_only_deployment(session) if url is None else None) or _find_model(target),
         endpoint=route,
         loads=loads,
         workload=asked,
@@ -486,6 +486,12 @@ def _find_target(url: str, headers: tuple[tuple[str, str], ...], *, is_insecure:
     from xinf.bench import Target
 
     return Target.parse(url, headers=headers, verify=not is_insecure)
+
+
+def _only_deployment(session: Session) -> str | None:
+    """A name of the one deployment of this installation: clients may have several for it. None: there are others."""
+    found = run(read_everything(session)).deployments
+    return found[0].spec.served_names[0] if len(found) == 1 and found[0].spec.served_names else None
 
 
 def _find_model(target: Target) -> str:

@@ -173,4 +173,10 @@ def _check(answer: httpx.Response) -> None:
         message = told["message"] if isinstance(told, dict) else str(told)
     except (ValueError, KeyError, TypeError):
         message = answer.text[:500]
-    raise EngineError(f"the gateway answered {answer.status_code}: {message}", status=answer.status_code)
+    raise EngineError(
+        f"the gateway answered {answer.status_code}: {message}",
+        remedy="give a key with --api-key or XINF_API_KEY; `xinf key create` makes one"
+        if answer.status_code == 401
+        else None,
+        status=answer.status_code,
+    )

@@ -11,6 +11,7 @@ import typer
 from xinf.cli.options import ConfigFile, DataDir, Json
 from xinf.cli.session import open_session
 from xinf.cli.table import print_json, print_table
+from xinf.core.errors import InvalidRequest
 
 app = typer.Typer(help="Engine environments: Python environments of their own, one per engine.", no_args_is_help=True)
 
@@ -31,6 +32,8 @@ def install(
     """Install the engine that fits this host, or bring it up to date; a second time takes a moment."""
     from xinf.agent import install_environment
 
+    if engine == "sim":
+        raise InvalidRequest("sim is part of xinf: there is nothing to install", param="engine")
     directory = _directory(config, data_dir, engines_dir)
     made = install_environment(
         engine,

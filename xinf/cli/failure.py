@@ -1,6 +1,7 @@
 """How commands fail: one sentence and what to do, in red on standard error, exit status 1; 2 when it was typed wrong.
 
-Standard output stays clean for scripts. A traceback is for those who set XINF_DEBUG=1.
+Standard output stays clean for scripts. A traceback is for those who set XINF_DEBUG=1, colours for those who have not
+set NO_COLOR.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ class Commands(Pages):
     """The outermost group: every error of a command passes here once."""
 
     def invoke(self, ctx: Any) -> Any:
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False  # of rich's pages rich itself sees to it
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a full disk is a sentence
+            return result
         except XinfError as error:
             if os.environ.get("XINF_DEBUG"):
                 raise
@@ -31,9 +36,24 @@ class Commands(Pages):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # `xinf logs | head`: the reader has enough. What is still buffered must not fail at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # `xinf logs | head`: the reader has enough.
+            _discard_output()
             raise typer.Exit(0) from None
+        except OSError as error:
+            if os.environ.get("XINF_DEBUG"):
+                raise
+            _discard_output()
+            what = "" if error.filename is None else f"{error.filename}: "
+            print_error(XinfError(f"{what}{error.strerror or error}"))
+            raise typer.Exit(1) from None
+
+
+def _discard_output() -> None:
+    """What is still buffered must not fail once more at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass  # it is no file, as in a test
 
 
 def print_error(error: XinfError) -> None:

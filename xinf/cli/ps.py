@@ -92,7 +92,7 @@ def deployment_rows(found: Everything, now_s: float) -> list[Sequence[str]]:
                 deployment.spec.engine,
                 f"{_count_ready(mine)}/{deployment.replicas}",
                 _devices(mine) or deployment.spec.device,
-                _phases(mine),
+                _phases(mine) if mine or deployment.replicas else "scaled to 0",
                 str(sum(replica.restarts for replica in mine)),
                 format_seconds(max(0.0, now_s - deployment.created_s)),
             )

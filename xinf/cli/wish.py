@@ -70,6 +70,9 @@ def make_spec(
         )
     if quantization is not None and engine != "sim":
         quantization = check_method(engine, quantization)
+    for each in served_names:
+        if each != each.strip() or not each or not each.isprintable():
+            raise InvalidRequest(f"--served-name {each!r} is no name that a client could ask for", param="served_name")
     found = find_model(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
