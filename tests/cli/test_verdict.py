@@ -172,6 +172,18 @@ def test_compat_refuses_a_method_that_nobody_has(xinf: Callable[..., Result], qw
     assert "'zork' is no method that vllm is known to have" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [(("--replicas", "0"), "up needs a replica"), (("--timeout", "soon"), "is not a duration")]
+)
+def test_up_refuses_what_makes_no_sense_before_it_looks_at_anything(
+    xinf: Callable[..., Result], qwen: str, options: tuple[str, ...], said: str
+) -> None:
+    done = xinf("up", qwen, *options)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert said in done.stderr
+
+
 def test_compat_on_this_host(xinf: Callable[..., Result], qwen: str) -> None:
     done = xinf("devices", "--compat", qwen)
     assert done.exit_code == 0, done.output

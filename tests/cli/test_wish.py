@@ -111,3 +111,18 @@ def test_quantization_is_written_as_the_engine_compares_it() -> None:
 
 def test_the_simulated_engine_takes_any_quantization() -> None:
     assert spec("any", engine="sim", quantization="zork").quantization == "zork"
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("host=0.0.0.0", "leave it out: clients reach the gateway, not the engine"),
+        ("--api_key=x", "make keys with `xinf key create`"),
+        ("served-model-name=m", "use --served-name"),
+    ],
+)
+def test_engine_argument_that_is_not_the_users_is_refused_at_once(argument: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest, match="is set by xinf itself") as refused:
+        spec("Org/Name", argument)
+    assert refused.value.remedy == remedy
+    assert "seed" in spec("Org/Name", "seed=1").engine_args

@@ -35,6 +35,7 @@ from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.verdict import check_wish
 from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.errors import InvalidRequest
 from xinf.core.records import DeploymentRecord
 from xinf.core.units import parse_seconds
 
@@ -98,6 +99,9 @@ def up(
     }
     session = open_session(config, data_dir, settings=settings, flags=flags)
     log.configure("up", level=session.config.log_level if verbose else "warning")
+    if replicas == 0:
+        raise InvalidRequest("nothing would be served: up needs a replica", param="replicas")
+    timeout_s = parse_seconds(timeout) if timeout else None
     chosen = choose_name(name, model)
     spec = make_spec(
         session.config,
@@ -118,7 +122,6 @@ def up(
     screen = Screen()
     if spec.engine != SIMULATED:
         wish = _plan_here(session, wish, screen, must_fit=not force)
-    timeout_s = parse_seconds(timeout) if timeout else None
     try:
         run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ from xinf.core.config import Config
 from xinf.core.device import check_selector
 from xinf.core.errors import InvalidRequest
 from xinf.core.ids import DeploymentName, check_name, name_from_model
+from xinf.core.own_arguments import INSTEAD, own_argument
 from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
 ENGINES = ("vllm", "sim")
@@ -77,6 +78,8 @@ def make_spec(
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
     arguments = parse_engine_args(engine_args)
+    if engine != "sim":
+        _check_own(arguments)
     revision = found.revision
     if not Path(found.model).is_absolute() and engine != "sim":
         given = arguments.pop("revision", None)  # as vLLM has it; one at the end of the model beats it
@@ -98,6 +101,17 @@ def make_spec(
         engine_args=arguments,
         env=dict(_pairs("--env", env)),
     )
+
+
+def _check_own(arguments: Mapping[str, ArgValue]) -> None:
+    """Refuse what the engine would refuse a minute later. Raises: InvalidRequest."""
+    for name in arguments:
+        if (own := own_argument(name)) is not None:
+            raise InvalidRequest(
+                f"engine argument {name!r} is set by xinf itself",
+                remedy=INSTEAD.get(own, "leave it out: clients reach the gateway, not the engine"),
+                param="engine_arg",
+            )
 
 
 def make_deployment(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from xinf.core.errors import EngineStartFailed
+from xinf.core.own_arguments import own_argument
 from xinf.core.records import ArgValue, EngineSpec
 
 # As people write them, and as `Dtype` of xinf/core/device.py does; vLLM knows the long names.
@@ -23,12 +24,6 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 # How alike a name must be to be offered in the place of one that vLLM has not: `zork` is no `port`.
 _NEAR = 0.7
-
-# What would listen, authenticate or name the model in another way than the gateway expects.
-_RESERVED = {
-    "model", "model-tag", "served-model-name", "host", "port", "uds", "api-key", "root-path", "api-server-count",
-    "headless", "grpc", "grpc-port", "config", "ssl-keyfile", "ssl-certfile", "ssl-ca-certs",
-}  # fmt: skip
 
 # Blocks of 32 tokens: what vLLM's attention for CPU likes, and a fourth of its default: more of a prefix is shared.
 _CPU_DEFAULTS: Mapping[str, ArgValue] = {"enforce-eager": True, "block-size": 32}
@@ -74,7 +69,7 @@ def choose_arguments(
     """
     given = {name.removeprefix("--").replace("_", "-"): value for name, value in _split_names(spec.engine_args)}
     for name in given:
-        if name in _RESERVED:
+        if own_argument(name) is not None:
             raise bad_arguments(
                 f"engine argument {name!r} is set by xinf itself", "leave it out; see `xinf launch --help`"
             )
@@ -210,5 +205,5 @@ def remedy_of(message: str, options: Sequence[str]) -> str:
         return f"correct the --engine-arg it names; {listed}"
     name = message.removeprefix(prefix).split("=", 1)[0].split()[0].removeprefix("--")
     names = [option.removeprefix("--") for option in options if option.startswith("--")]
-    near = difflib.get_close_matches(name, [each for each in names if each not in _RESERVED], n=1, cutoff=_NEAR)
+    near = difflib.get_close_matches(name, [each for each in names if own_argument(each) is None], n=1, cutoff=_NEAR)
     return f"did you mean --engine-arg {near[0]}?" if near else f"vLLM has no argument like it; {listed}"
