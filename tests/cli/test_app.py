@@ -84,6 +84,12 @@ def test_flags_override_environment_override_file(
     assert "workers = 3" in shown
 
 
+def test_server_without_a_port_is_refused_at_once(xinf: Callable[..., Result]) -> None:
+    done = xinf("ps", "--server", "gpu-host")
+    assert done.exit_code == 1
+    assert "--server 'gpu-host' is not HOST:PORT" in done.stderr
+
+
 def test_set_must_be_key_and_value(xinf: Callable[..., Result]) -> None:
     done = xinf("config", "show", "--set", "gateway.port")
     assert done.exit_code == 1

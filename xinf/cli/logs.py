@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Server
+from xinf.cli.options import ConfigFile, DataDir, EngineArgument, Server
 from xinf.cli.ps import read_everything
 from xinf.cli.session import Session, open_session, run
 from xinf.core.errors import InvalidRequest, NotFound, Unavailable
@@ -21,14 +21,14 @@ _BLOCK_BYTES = 1 << 16
 
 
 def logs(
-    name: DeploymentArgument,
+    name: EngineArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,
 ) -> None:
-    """Show the log of an engine: NAME is a deployment with one engine, or the id of a replica."""
+    """Show the log of an engine: of the only one of a deployment, or of a replica."""
     session = open_session(config, data_dir, server)
     path = find_log(session, name)
     with path.open("rb") as file:

@@ -65,6 +65,12 @@ AdminKey = Annotated[
 DeploymentArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a deployment.", autocompletion=complete_deployments)
 ]
+EngineArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Name of a deployment, or the id of a replica.", autocompletion=complete_deployments
+    ),
+]
 
 Engine = Annotated[
     str, typer.Option("--engine", metavar="ENGINE", help="vllm, or sim: a simulated engine.", rich_help_panel=_ENGINE)
@@ -101,10 +107,22 @@ MaxModelLen = Annotated[
     typer.Option("--max-model-len", min=1, metavar="N", help="Longest context, in tokens.", rich_help_panel=_ENGINE),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", metavar="DTYPE", help="auto, bfloat16, float16, ...", rich_help_panel=_ENGINE)
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="What to compute in: auto, bfloat16, float16 or float32.",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 Quantization = Annotated[
-    str | None, typer.Option("--quantization", metavar="METHOD", help="awq, gptq, fp8, ...", rich_help_panel=_ENGINE)
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="METHOD",
+        help="How weights are packed, if the model does not say: fp8, awq, gptq, ...",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 TensorParallelSize = Annotated[
     int, typer.Option("--tensor-parallel-size", min=1, metavar="N", help="Devices per engine.", rich_help_panel=_ENGINE)

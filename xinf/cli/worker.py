@@ -35,7 +35,7 @@ def worker(
         str | None, typer.Option("--address", metavar="ADDRESS", help="Address that other hosts reach this one by.")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", metavar="KEY=VALUE,...", help="key=value, several with commas.")
+        str | None, typer.Option("--labels", metavar="KEY=VALUE,...", help="Labels of this node, several with commas.")
     ] = None,
     engines_dir: Annotated[
         str | None, typer.Option("--engines-dir", metavar="DIR", help="Where the engine environments are.")
