@@ -132,3 +132,4 @@ def test_version_is_one_line(xinf: Callable[..., Result]) -> None:
     done = xinf("version")
     assert done.stdout.startswith("xinf 0.")
     assert len(done.stdout.splitlines()) == 1
+    assert xinf("--version").stdout == done.stdout

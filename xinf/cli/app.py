@@ -48,8 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# A callback keeps `app` a group whatever the number of commands.
-app.callback()(lambda: None)
+app.callback()(version.root)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf up Qwen/Qwen2.5-0.5B-Instruct --port 9000[/b]")(up.up)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf serve --port 8080[/b]")(serve.serve)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf worker[/b]")(worker.worker)

@@ -34,6 +34,8 @@ class Commands(Pages):
             print_error(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                typer.echo(err=True)  # the terminal shows ^C; the shell's prompt begins a line of its own
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # `xinf logs | head`: the reader has enough.
