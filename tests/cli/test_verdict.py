@@ -166,6 +166,31 @@ def test_compat_of_a_device_that_is_hot_says_so_and_how_it_would_run(
     assert (faulty["level"], faulty["reason"]) == ("none", "is faulty")
 
 
+@pytest.mark.parametrize(("options", "is_told"), [((), True), (("--env", "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"), False)])
+def test_launch_warns_of_a_context_that_the_model_has_not(
+    control: Control,
+    add_node: Callable[..., NodeRecord],
+    xinf: Callable[..., Result],
+    tmp_path: Path,
+    options: tuple[str, ...],
+    is_told: bool,
+) -> None:
+    add_node(A100)
+    short = model(tmp_path / "short", max_position_embeddings=4096)
+    done = xinf("launch", "--model", short, "--max-model-len", "8192", "--no-wait", *options)
+    assert done.exit_code == 0, done.output
+    assert ("note: --max-model-len 8192 is more than the model's 4096" in done.stdout) is is_told
+
+
+@pytest.mark.parametrize(("option", "said"), [("--engine", "use vllm or sim"), ("--dtype", "no type that an engine")])
+def test_compat_refuses_what_launch_would_refuse(
+    xinf: Callable[..., Result], qwen: str, option: str, said: str
+) -> None:
+    done = xinf("devices", "--compat", qwen, option, "zork")
+    assert done.exit_code == 1
+    assert said in done.stderr
+
+
 def test_compat_refuses_a_method_that_nobody_has(xinf: Callable[..., Result], qwen: str) -> None:
     done = xinf("devices", "--compat", qwen, "--quantization", "zork")
     assert done.exit_code == 1

@@ -11,7 +11,7 @@ from xinf.cli.known import find_known
 from xinf.cli.session import run
 from xinf.cli.table import print_json, print_table
 from xinf.cli.verdict import Judged, judge_devices
-from xinf.cli.wish import find_model
+from xinf.cli.wish import check_types, find_model
 from xinf.core.config import Config
 from xinf.core.device import PASSING, Health, Support
 from xinf.core.records import EngineSpec, NodeRecord
@@ -39,10 +39,7 @@ def print_compat(
     json: bool,
 ) -> None:
     """Print one line per device. Raises: UnknownModel, InvalidRequest."""
-    from xinf.registry import check_method
-
-    if quantization is not None and engine != "sim":
-        quantization = check_method(engine, quantization)
+    dtype, quantization = check_types(engine, dtype, quantization)
     found = find_model(config, model, engine)
     spec = EngineSpec(model=found.model, revision=found.revision, engine=engine, dtype=dtype, quantization=quantization)
     facts = run(find_known(config, spec)).facts

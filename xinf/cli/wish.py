@@ -41,6 +41,24 @@ def find_model(config: Config, model: str, engine: str) -> Found:
     return Found(source.location, source.revision)
 
 
+def check_types(engine: str, dtype: str, quantization: str | None) -> tuple[str, str | None]:
+    """What to compute in and how weights are packed, as engines write it. Raises: InvalidRequest."""
+    from xinf.registry import check_method
+
+    if engine not in ENGINES:
+        raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
+    dtype = dtype.lower()
+    if engine == "sim":
+        return dtype, quantization
+    if dtype not in _COMPUTED_IN:
+        raise InvalidRequest(
+            f"--dtype {dtype[:100]!r} is no type that an engine computes in: use auto, bfloat16, float16 or float32",
+            remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
+            param="dtype",
+        )
+    return dtype, None if quantization is None else check_method(engine, quantization)
+
+
 def make_spec(
     config: Config,
     *,
@@ -58,19 +76,7 @@ def make_spec(
     env: Sequence[str],
 ) -> EngineSpec:
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
-    from xinf.registry import check_method
-
-    if engine not in ENGINES:
-        raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
-    dtype = dtype.lower()
-    if engine != "sim" and dtype not in _COMPUTED_IN:
-        raise InvalidRequest(
-            f"--dtype {dtype[:100]!r} is no type that an engine computes in: use auto, bfloat16, float16 or float32",
-            remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
-            param="dtype",
-        )
-    if quantization is not None and engine != "sim":
-        quantization = check_method(engine, quantization)
+    dtype, quantization = check_types(engine, dtype, quantization)
     for each in served_names:
         if each != each.strip() or not each or not each.isprintable():
             raise InvalidRequest(f"--served-name {each!r} is no name that a client could ask for", param="served_name")
