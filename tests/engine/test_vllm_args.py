@@ -137,20 +137,6 @@ def test_share_of_the_memory_is_what_is_free_unless_the_user_says() -> None:
     assert memory_arguments(None) == {}
 
 
-@pytest.mark.parametrize(("fields", "revision"), [
-    ({"commit": "c" * 40}, "c" * 40),
-    ({"revision": "v1", "commit": "c" * 40}, "c" * 40),
-    ({"revision": "v1"}, "v1"),
-    ({}, None),
-    ({"model": "/models/x", "commit": "c" * 40}, None),
-])  # fmt: skip
-def test_engine_that_fetches_its_model_itself_is_held_to_the_commit(
-    fields: dict[str, str], revision: str | None
-) -> None:
-    made = msgspec.structs.replace(EngineSpec(model="Org/Name"), **fields)
-    assert revision_arguments(made).get("revision") == revision
-
-
 KNOWN = ["-h", "--help", "--port", "--model", "--max-num-seqs", "--max-model-len", "--enable-prefix-caching"]
 
 
@@ -175,3 +161,17 @@ def test_no_argument_is_offered_that_is_unlike_or_not_the_users_to_give(name: st
 def test_wrong_value_of_an_argument_is_not_taken_for_a_wrong_name() -> None:
     said = remedy_of("argument --max-num-seqs: invalid int value: 'zork'", KNOWN)
     assert said.startswith("correct the --engine-arg it names; `")
+
+
+@pytest.mark.parametrize(("fields", "revision"), [
+    ({"commit": "c" * 40}, "c" * 40),
+    ({"revision": "v1", "commit": "c" * 40}, "c" * 40),
+    ({"revision": "v1"}, "v1"),
+    ({}, None),
+    ({"model": "/models/x", "commit": "c" * 40}, None),
+])  # fmt: skip
+def test_engine_that_fetches_its_model_itself_is_held_to_the_commit(
+    fields: dict[str, str], revision: str | None
+) -> None:
+    made = msgspec.structs.replace(EngineSpec(model="Org/Name"), **fields)
+    assert revision_arguments(made).get("revision") == revision
