@@ -1,7 +1,7 @@
-"""How commands fail: one sentence and what to do, in red on standard error, exit status 1; 2 when it was typed wrong.
+"""How commands fail: one sentence and what to do, in red on standard error, exit status 1.
 
-Standard output stays clean for scripts. A traceback is for those who set XINF_DEBUG=1, colours for those who have not
-set NO_COLOR.
+Status 2 is for a command line that cannot be read. Standard output stays clean for scripts. A traceback is for those
+who set XINF_DEBUG=1, colours for those who have not set NO_COLOR.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _print_log_tail(error: EngineStartFailed) -> None:
     tail = str(error.fields.get("log_tail") or "")
     if not tail:
         return
-    typer.secho("the engine's last lines:", dim=True, err=True)
+    typer.secho("the last lines of its log:", dim=True, err=True)
     for line in tail.splitlines():
         typer.secho(f"  | {line}", dim=True, err=True)
     if error.fields.get("log_path"):
