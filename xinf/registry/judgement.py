@@ -102,7 +102,7 @@ class _Case:
         self._engine = f"{engine} {version}" if version else engine
         self._need = need
         self._table = table
-        self._name_and_version = (engine, version)
+        self._name, self._version = engine, version
         self._vendor = device.vendor
         self._arch = device.arch or device.name
         self._kind = KIND_OF_VENDOR[device.vendor]
@@ -155,11 +155,10 @@ class _Case:
             return
         row = self._row(f"quantization {method}")
         if (asked := self._need.asked) is not None and not self._takes(asked, row):
-            engine, version = self._name_and_version
             yield _Finding(
                 Support.NONE,
                 f"{self._engine} has no quantization {asked!r}",
-                advise_method(engine, asked, version, self._table),
+                advise_method(self._name, asked, self._version, self._table),
             )
             return
         yield self._of_weights(method)
@@ -170,12 +169,11 @@ class _Case:
 
     def _takes(self, asked: str, row: FeatureRow | None) -> bool:
         """Whether the name may be one that the engine knows: its own, or of a plugin that the tables speak of."""
-        engine, version = self._name_and_version
-        if has_method(engine, version, asked, self._table) is not False:
+        if has_method(self._name, self._version, asked, self._table) is not False:
             return True
         if row is not None and asked in row.quantization:
             return True
-        backend = self._table.backend_of(engine, self._vendor)
+        backend = self._table.backend_of(self._name, self._vendor)
         return backend is None or not backend.is_in_tree
 
     def features(self) -> Iterable[_Finding]:
