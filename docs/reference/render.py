@@ -101,6 +101,10 @@ def _render_engines(tables: Compatibility) -> list[str]:
         name = f"{backend.distribution} ({kind})"
         source = _cell(_said(backend.source, backend.note))
         lines.append(f"| {backend.engine} | {backend.vendor} | {name} | {_cell(backend.install)} | {source} |")
+    lines += ["", "Methods that `--quantization` takes, without what plugins add:", ""]
+    lines += [
+        f"- {row.engine} {row.versions}: {_codes(row.names)} ({_said(row.source, row.note)})" for row in tables.methods
+    ]
     lines += [
         "",
         "Versions are those of vLLM. What has no row is unknown.",

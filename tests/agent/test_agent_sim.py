@@ -64,7 +64,7 @@ async def test_sim_engine_serves_and_is_drained(bench: Bench) -> None:
     assert bench.members(record) == ()
     assert not bench.config.paths.socket("m-1").exists()
     log = bench.directory("m-1").log_path.read_text()
-    assert "the shim ended with status 0" in log
+    assert "guard: the engine ended with status 0" in log
 
 
 async def test_killed_shim_is_failed_as_killed_and_started_again(bench: Bench) -> None:

@@ -82,7 +82,8 @@ def environment(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", str(short_dir / "data"))
     monkeypatch.setenv("XINF_AGENT_ENGINES_DIR", str(short_dir / "engines"))
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("XINF_CONFIG", "XINF_SERVER", "XINF_DEBUG", "XINF_API_KEY", "XINF_ADMIN_KEY"):
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "XINF_CONFIG", "XINF_SERVER", "XINF_DEBUG", "XINF_API_KEY", "XINF_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -84,6 +84,12 @@ def test_flags_override_environment_override_file(
     assert "workers = 3" in shown
 
 
+def test_server_without_a_port_is_refused_at_once(xinf: Callable[..., Result]) -> None:
+    done = xinf("ps", "--server", "gpu-host")
+    assert done.exit_code == 1
+    assert "--server 'gpu-host' is not HOST:PORT" in done.stderr
+
+
 def test_set_must_be_key_and_value(xinf: Callable[..., Result]) -> None:
     done = xinf("config", "show", "--set", "gateway.port")
     assert done.exit_code == 1
@@ -126,3 +132,4 @@ def test_version_is_one_line(xinf: Callable[..., Result]) -> None:
     done = xinf("version")
     assert done.stdout.startswith("xinf 0.")
     assert len(done.stdout.splitlines()) == 1
+    assert xinf("--version").stdout == done.stdout

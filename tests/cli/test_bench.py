@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import Result
 
 from tests.bench.odd_server import OddServer
 from tests.cli.conftest import Control
+from tests.cli.records import DEPLOYMENT
 from tests.gateway.gateway_stack import wait_for
+from xinf.core.records import DeploymentRecord
 
 Type = Callable[..., Result]
 QUICK = ("--requests", "12", "--input-len", "8", "--output-len", "4", "--concurrency", "2")
@@ -120,6 +123,15 @@ def test_errors_are_listed_and_no_good_answer_is_status_1(xinf: Type, server: Od
     done = xinf("bench", "serve", "--url", server.url, "--model", "429", "--warmup", "0", *QUICK)
     assert done.exit_code == 1
     assert re.search(r"^12 +status 429 +slow down$", done.stdout, flags=re.MULTILINE)
+
+
+def test_the_only_deployment_is_measured_whatever_names_it_has(xinf: Type, server: OddServer, control: Control) -> None:
+    control.know_gateway(server.url)
+    served = replace(DEPLOYMENT, spec=replace(DEPLOYMENT.spec, served_names=("slow-not", "Org/Name")))
+    control.run(control.records.create(DeploymentRecord, served.name, served))
+    done = xinf("bench", "serve", *QUICK)
+    assert done.exit_code == 0, done.output
+    assert {request["model"] for request in server.requests} == {"slow-not"}
 
 
 def test_gateway_is_found_through_the_control_process(xinf: Type, control: Control) -> None:

@@ -38,6 +38,12 @@ def test_engine_that_nobody_knows_is_refused(xinf: Callable[..., Result]) -> Non
     assert "no known release of tgi" in done.stderr
 
 
+def test_simulated_engine_needs_no_installation(xinf: Callable[..., Result]) -> None:
+    done = xinf("engine", "install", "sim")
+    assert done.exit_code == 1
+    assert "sim is part of xinf: there is nothing to install" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("memory_bytes", "extra", "cell"),
     [

@@ -115,7 +115,7 @@ def test_failed_launch_shows_cause_log_and_remedy(
     assert done.exit_code == 1
     assert "out_of_memory" in done.stderr
     assert "| line two" in done.stderr
-    assert "lower --max-model-len" in done.stderr
+    assert "lower --max-model-len; it is tried again until `xinf stop demo`" in done.stderr
     assert deployment(control)
 
 

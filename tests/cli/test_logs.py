@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import Result
 
 from tests.cli.conftest import Control
@@ -37,6 +38,16 @@ def test_deployment_with_several_engines_must_be_told_which(
     done = xinf("logs", "demo")
     assert done.exit_code == 1
     assert "name one: demo-aaaaa, demo-bbbbb" in done.stderr
+
+
+@pytest.mark.parametrize(("wished", "why"), [(0, "it is scaled to 0"), (1, "none has been placed yet")])
+def test_deployment_without_an_engine_says_why(
+    control: Control, xinf: Callable[..., Result], wished: int, why: str
+) -> None:
+    control.run(control.records.create(DeploymentRecord, "demo", replace(DEPLOYMENT, replicas=wished)))
+    done = xinf("logs", "demo")
+    assert done.exit_code == 1
+    assert f"demo has no engine: {why}" in done.stderr
 
 
 def test_log_on_another_host_is_named(control: Control, log: Path, xinf: Callable[..., Result]) -> None:

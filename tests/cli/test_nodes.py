@@ -150,3 +150,15 @@ def test_no_node_is_said_so(control: Control, xinf: Callable[..., Result]) -> No
 
 def test_drain_need_not_wait(control: Control, host: str, xinf_json: Callable[..., Any]) -> None:
     assert xinf_json("drain", host, "--no-wait", "--reason", "r")["cordon"]["is_draining"] is True
+
+
+def test_drain_that_does_not_wait_says_what_goes_on(control: Control, host: str, xinf: Callable[..., Result]) -> None:
+    assert "host is being drained" in xinf("drain", host, "--no-wait").stdout
+
+
+def test_reason_stays_when_a_cordon_becomes_a_drain(
+    control: Control, host: str, xinf: Callable[..., Result], xinf_json: Callable[..., Any]
+) -> None:
+    xinf("cordon", host, "--reason", "new driver")
+    assert xinf_json("drain", host, "--no-wait")["cordon"]["reason"] == "new driver"
+    assert xinf_json("cordon", host, "--reason", "other")["cordon"]["reason"] == "other"

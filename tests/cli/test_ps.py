@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
 from typer.testing import Result
 
 from tests.cli.conftest import Control
@@ -75,6 +76,18 @@ def test_note_says_why_nothing_is_placed() -> None:
 
 def test_note_says_that_no_worker_is_there() -> None:
     assert any("xinf worker" in note for note in notes(everything(nodes=()), 0.0))
+
+
+def test_deployment_that_is_scaled_to_nothing_is_not_pending() -> None:
+    none = replace(DEPLOYMENT, replicas=0)
+    rows = deployment_rows(Everything(deployments=(none,), replicas=(), nodes=(), cordons=()), 0.0)
+    assert rows[0][3:6] == ("0/0", "cpu", "scaled to 0")
+
+
+def test_that_no_worker_is_there_is_said_once() -> None:
+    pending = changed(READY, phase=Phase.PENDING, node=None, placement_note="no node is registered")
+    found = Everything(deployments=(DEPLOYMENT,), replicas=(pending,), nodes=(), cordons=())
+    assert notes(found, 0.0) == ["no worker is connected: start one with `xinf worker`"]
 
 
 def test_ps_prints_a_table(control: Control, xinf: Callable[..., Result]) -> None:

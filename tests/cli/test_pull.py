@@ -57,6 +57,11 @@ def test_what_is_of_this_host_is_not_fetched(typed: str, home: Path) -> None:
     assert "there is nothing to fetch" in result.stderr
 
 
+def test_what_is_of_this_host_and_not_there_is_said(home: Path) -> None:
+    assert "and nothing there either" in CliRunner().invoke(app, ["pull", str(home / "none")]).stderr
+    assert "launch it as it is" in CliRunner().invoke(app, ["pull", str(home)]).stderr
+
+
 def test_unknown_model_fails_with_a_sentence(home: Path) -> None:
     with serve(FILES) as hub:
         settings = ["--set", f"registry.huggingface_endpoint={hub.url}"]

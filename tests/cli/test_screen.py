@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from xinf.cli.screen import Screen
 from xinf.serve import Step, Trial
 
@@ -23,6 +25,15 @@ def test_status_is_drawn_over_on_a_terminal() -> None:
     screen.status("two")
     screen.line("kept")
     assert stream.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[Kkept\ntwo"
+
+
+def test_dumb_terminal_gets_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    screen = Screen(stream)
+    screen.status("one")
+    screen.line("kept")
+    assert stream.getvalue() == "kept\n"
 
 
 def test_status_is_silent_in_a_file_until_it_serves() -> None:

@@ -149,11 +149,64 @@ def test_compat_says_for_each_device_how_it_would_run(
     assert "  native   vllm-cuda   sm_80 computes in BF16" in lines[2]
     assert "  unknown  vllm-cuda   no source says whether sm_999 computes in BF16" in lines[3]
     assert "  native   (vllm-cpu)  x86_64 computes in BF16" in lines[4]
-    assert "  no       (vllm)      amdgpu is not loaded" in lines[5]
+    assert "  no       (vllm)      has no driver: amdgpu is not loaded" in lines[5]
     found = xinf_json("devices", "--all", "--compat", qwen, "--quantization", "fp8")
-    assert [each["level"] for each in found] == ["weight_only", "weight_only", "unknown", "unknown", "unknown"]
+    assert [each["level"] for each in found] == ["weight_only", "weight_only", "unknown", "unknown", "none"]
+    assert (found[4]["health"], found[4]["reason"]) == ("no_driver", "has no driver: amdgpu is not loaded")
     assert found[0]["sources"]
     assert found[1]["environment"] == "vllm-cuda"
+
+
+def test_compat_of_a_device_that_is_hot_says_so_and_how_it_would_run(
+    control: Control, add_node: Callable[..., NodeRecord], xinf_json: Callable[..., Any], qwen: str
+) -> None:
+    add_node(replace(A100, health=Health.DEGRADED, reason="95 C"), replace(T4, health=Health.FAULTY))
+    hot, faulty = xinf_json("devices", "--all", "--compat", qwen, "--dtype", "float16")
+    assert (hot["level"], hot["reason"]) == ("native", "is degraded: 95 C; sm_80 computes in FP16")
+    assert (faulty["level"], faulty["reason"]) == ("none", "is faulty")
+
+
+@pytest.mark.parametrize(("options", "is_told"), [((), True), (("--env", "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"), False)])
+def test_launch_warns_of_a_context_that_the_model_has_not(
+    control: Control,
+    add_node: Callable[..., NodeRecord],
+    xinf: Callable[..., Result],
+    tmp_path: Path,
+    options: tuple[str, ...],
+    is_told: bool,
+) -> None:
+    add_node(A100)
+    short = model(tmp_path / "short", max_position_embeddings=4096)
+    done = xinf("launch", "--model", short, "--max-model-len", "8192", "--no-wait", *options)
+    assert done.exit_code == 0, done.output
+    assert ("note: --max-model-len 8192 is more than the model's 4096" in done.stdout) is is_told
+
+
+@pytest.mark.parametrize(("option", "said"), [("--engine", "use vllm or sim"), ("--dtype", "no type that an engine")])
+def test_compat_refuses_what_launch_would_refuse(
+    xinf: Callable[..., Result], qwen: str, option: str, said: str
+) -> None:
+    done = xinf("devices", "--compat", qwen, option, "zork")
+    assert done.exit_code == 1
+    assert said in done.stderr
+
+
+def test_compat_refuses_a_method_that_nobody_has(xinf: Callable[..., Result], qwen: str) -> None:
+    done = xinf("devices", "--compat", qwen, "--quantization", "zork")
+    assert done.exit_code == 1
+    assert "'zork' is no method that vllm is known to have" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(("--replicas", "0"), "up needs a replica"), (("--timeout", "soon"), "is not a duration")]
+)
+def test_up_refuses_what_makes_no_sense_before_it_looks_at_anything(
+    xinf: Callable[..., Result], qwen: str, options: tuple[str, ...], said: str
+) -> None:
+    done = xinf("up", qwen, *options)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert said in done.stderr
 
 
 def test_compat_on_this_host(xinf: Callable[..., Result], qwen: str) -> None:

@@ -18,9 +18,10 @@ import pytest
 from typer.testing import Result
 
 from xinf._fast.scan import scan
+from xinf.cli.caches import Caches, Followed
 from xinf.cli.candidates import milliseconds, runner_up_line
 from xinf.cli.dry_run import tail_of
-from xinf.cli.why import account
+from xinf.cli.why import account, cache_lines
 from xinf.core.decision import Attempt, Candidate, Chosen, Cost, Decision, DryRun, Found, Reach, Usage
 
 KEY = "adm-xinf-1"
@@ -136,8 +137,9 @@ def ask(xinf: Callable[..., Result], gateway: Gateway) -> Callable[..., Result]:
 def test_why_tells_the_whole_account(ask: Callable[..., Result], gateway: Gateway) -> None:
     done = ask("why", "req-1-ecca0c-2")
     assert done.exit_code == 0, done.output
-    ((method, path, headers, _),) = gateway.asked
+    (method, path, headers, _), (_, other_path, other_headers, _) = gateway.asked
     assert (method, path, headers["authorization"]) == ("GET", "/admin/decisions/req-1-ecca0c-2", f"Bearer {KEY}")
+    assert (other_path, "authorization" in other_headers) == ("/metrics", False)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("req-1-ecca0c-2  POST /v1/chat/completions  ")
     assert lines[1:10] == [
@@ -156,6 +158,13 @@ def test_why_tells_the_whole_account(ask: Callable[..., Result], gateway: Gatewa
     assert lines[13].endswith("runner-up")
     assert lines[14].endswith("at its limit")
     assert lines[15] == "demo-b comes second, 68.0 ms behind"
+
+
+def test_why_says_how_the_cache_is_known_by_now() -> None:
+    caches = Caches({"demo-a": {"exact": 2}}, {"demo-a": Followed(n_losses=1, lag_mean_s=0.003, lag_max_s=0.02)})
+    assert cache_lines(DECISION, caches) == ["  cache now  exact; events 3 ms old on average, 20 at most; lost once"]
+    assert cache_lines(DECISION, Caches({"demo-b": {"exact": 2}}, {})) == []
+    assert cache_lines(msgspec.structs.replace(DECISION, chosen=None), caches) == []
 
 
 def test_why_says_that_candidates_were_not_kept(ask: Callable[..., Result], gateway: Gateway) -> None:

@@ -20,16 +20,23 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def spec(model: str, *engine_args: str, engine: str = "vllm", dtype: str = "auto") -> EngineSpec:
+def spec(
+    model: str,
+    *engine_args: str,
+    engine: str = "vllm",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    served_names: tuple[str, ...] = (),
+) -> EngineSpec:
     return make_spec(
         load(environ={}),
         model=model,
         engine=engine,
         name=choose_name("m", model),
-        served_names=(),
+        served_names=served_names,
         device="auto",
         dtype=dtype,
-        quantization=None,
+        quantization=quantization,
         tensor_parallel_size=1,
         max_model_len=None,
         trust_remote_code=False,
@@ -80,3 +87,42 @@ def test_type_that_nothing_is_computed_in_is_refused(dtype: str) -> None:
 
 def test_type_may_be_written_in_capitals() -> None:
     assert spec("Org/Name", dtype="BF16").dtype == "bf16"
+
+
+@pytest.mark.parametrize("name", ["", " ", " m", "a\nb"])
+def test_name_that_no_client_could_ask_for_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="no name that a client could ask for"):
+        spec("Org/Name", served_names=(name,))
+
+
+def test_quantization_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(InvalidRequest, match="'zork' is no method that vllm is known to have"):
+        spec("Org/Name", quantization="zork")
+
+
+def test_quantization_of_a_plugin_is_passed_on_by_hand() -> None:
+    made = spec("Org/Name", "quantization=zork")
+    assert (made.quantization, made.engine_args) == (None, {"quantization": "zork"})
+
+
+def test_quantization_is_written_as_the_engine_compares_it() -> None:
+    assert spec("Org/Name", quantization="FP8").quantization == "fp8"
+
+
+def test_the_simulated_engine_takes_any_quantization() -> None:
+    assert spec("any", engine="sim", quantization="zork").quantization == "zork"
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("host=0.0.0.0", "leave it out: clients reach the gateway, not the engine"),
+        ("--api_key=x", "make keys with `xinf key create`"),
+        ("served-model-name=m", "use --served-name"),
+    ],
+)
+def test_engine_argument_that_is_not_the_users_is_refused_at_once(argument: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest, match="is set by xinf itself") as refused:
+        spec("Org/Name", argument)
+    assert refused.value.remedy == remedy
+    assert "seed" in spec("Org/Name", "seed=1").engine_args

@@ -66,6 +66,25 @@ def test_check_selector_takes(text: str) -> None:
     assert check_selector(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("CUDA:0, cuda:1", "cuda:0,cuda:1"),
+        ("Cpu", "cpu"),
+        ("cpu ,GPU-6BA7b810-9dad-11d1", "cpu,GPU-6BA7b810-9dad-11d1"),
+    ],
+)
+def test_check_selector_forgives_blanks_and_capitals_but_not_in_a_uuid(text: str, meant: str) -> None:
+    assert check_selector(text) == meant
+
+
+@pytest.mark.parametrize(("text", "remedy"), [("auto,cpu", "`auto` stands alone"), ("gpu", "`xinf devices` lists")])
+def test_check_selector_says_what_to_do(text: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_selector(text)
+    assert str(refused.value.remedy).startswith(remedy)
+
+
 @pytest.mark.parametrize("text", ["", "gpu:0", "cuda:x", "cuda:", "cuda:0,", "tpu", f"cuda:{'9' * 5000}"])
 def test_check_selector_refuses_with_the_known_kinds(text: str) -> None:
     with pytest.raises(InvalidRequest, match="cuda, rocm"):

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.engine.link_client import CHECKOUT, is_alive, running_shim, shim_spec, until
+from xinf.core.config import load
 from xinf.core.records import Phase
+from xinf.core.shim import FetchSpec, write_file
 
 SUPERVISE = "import sys; from xinf.engine.guard import supervise; sys.exit(abs(supervise(sys.argv[1:])))"
 # A shim that starts a child in a session of its own, whose own child loses its parent at once: both would outlive it.
@@ -86,6 +89,36 @@ def test_guard_refuses_a_missing_spec(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "none.json" in done.stderr
+
+
+def last_word(directory: Path, program: str) -> str:
+    """What the guard of a shim says last, whose fetcher is this program; its arguments are those of the fetcher."""
+    spec = shim_spec(directory)
+    fetch = FetchSpec(command=(sys.executable, "-c", program), environ={}, registry=load(environ={}).registry)
+    path = directory / "spec.json"
+    write_file(path, msgspec.structs.replace(spec, fetch=fetch))
+    done = subprocess.run(
+        [sys.executable, "-m", "xinf.engine.guard", str(path)],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 3
+    return done.stderr.splitlines()[-1]
+
+
+def test_guard_speaks_of_no_engine_where_the_fetch_failed(short_dir: Path) -> None:
+    said = last_word(short_dir, "raise SystemExit(3)")
+    assert said == "guard: the model's files were not fetched, so no engine was started"
+
+
+def test_guard_speaks_of_the_engine_once_the_files_are_here(short_dir: Path) -> None:
+    program = """
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.write_text(json.dumps(json.loads(path.read_text()) | {"model_path": "/here"}))
+raise SystemExit(3)
+"""
+    assert last_word(short_dir, program) == "guard: the engine ended with status 3"
 
 
 @pytest.mark.crash

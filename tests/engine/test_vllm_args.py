@@ -7,7 +7,14 @@ import pytest
 
 from xinf.core.errors import EngineStartFailed
 from xinf.core.records import ArgValue, EngineSpec
-from xinf.engine.vllm_args import ModelFamily, choose_arguments, command_line, memory_arguments, revision_arguments
+from xinf.engine.vllm_args import (
+    ModelFamily,
+    choose_arguments,
+    command_line,
+    memory_arguments,
+    remedy_of,
+    revision_arguments,
+)
 
 NOBODY = ModelFamily()
 QWEN = ModelFamily(model_type="qwen2", chat_template="... <tool_call> ...")
@@ -128,6 +135,32 @@ def test_share_of_the_memory_is_what_is_free_unless_the_user_says() -> None:
     found = choose_arguments(given, is_cpu=False, family=NOBODY, more=more)
     assert found["gpu-memory-utilization"] == 0.8
     assert memory_arguments(None) == {}
+
+
+KNOWN = ["-h", "--help", "--port", "--model", "--max-num-seqs", "--max-model-len", "--enable-prefix-caching"]
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("unrecognized arguments: --max-nun-seqs=4", "did you mean --engine-arg max-num-seqs?"),
+        ("unrecognized arguments: --enable-prefx-cachng", "did you mean --engine-arg enable-prefix-caching?"),
+    ],
+)
+def test_argument_that_vllm_has_not_is_answered_with_the_nearest(message: str, remedy: str) -> None:
+    assert remedy_of(message, KNOWN) == remedy
+
+
+@pytest.mark.parametrize("name", ["zork", "prt", "modl"])
+def test_no_argument_is_offered_that_is_unlike_or_not_the_users_to_give(name: str) -> None:
+    said = remedy_of(f"unrecognized arguments: --{name}=1", KNOWN)
+    assert said.startswith("vLLM has no argument like it; `")
+    assert said.endswith("/vllm serve --help=all` lists them")
+
+
+def test_wrong_value_of_an_argument_is_not_taken_for_a_wrong_name() -> None:
+    said = remedy_of("argument --max-num-seqs: invalid int value: 'zork'", KNOWN)
+    assert said.startswith("correct the --engine-arg it names; `")
 
 
 @pytest.mark.parametrize(("fields", "revision"), [

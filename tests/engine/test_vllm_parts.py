@@ -317,6 +317,16 @@ def test_wrong_value_is_named_and_not_only_counted(tmp_path: Path) -> None:
     assert failure.fields["cause"] == "bad_arguments"
 
 
+def test_value_out_of_its_range_is_told_with_its_name(tmp_path: Path) -> None:
+    text = (
+        "1 validation error for CacheConfig\ngpu_memory_utilization\n"
+        "  Input should be less than or equal to 1 [type=less_than_equal, input_value=2.0, input_type=float]\n  For"
+    )
+    failure = explain(ValueError(text), EngineLog(tmp_path / "none"))
+    assert failure.message == "gpu_memory_utilization = 2.0: Input should be less than or equal to 1"
+    assert failure.fields["cause"] == "bad_arguments"
+
+
 # ---- segments -----------------------------------------------------------------------------------------------------
 
 

@@ -15,15 +15,16 @@ from xinf.core.config import configs_dir
 from xinf.core.device import Dtype, Support, Vendor
 from xinf.core.errors import ConfigError
 from xinf.registry import capabilities, read_compatibility, shipped
-from xinf.registry.compatibility import FILE, BackendRow, DtypeRow, FeatureRow, IsaRow, QuantizationRow
+from xinf.registry.compatibility import FILE, BackendRow, DtypeRow, FeatureRow, IsaRow, MethodsRow, QuantizationRow
 from xinf.registry.pattern import is_match
 
 N, W, NONE, U = Support.NATIVE, Support.WEIGHT_ONLY, Support.NONE, Support.UNKNOWN
-Row = DtypeRow | IsaRow | QuantizationRow | BackendRow | FeatureRow
+Row = DtypeRow | IsaRow | QuantizationRow | MethodsRow | BackendRow | FeatureRow
 ROWS: list[Row] = [
     *shipped().dtype,
     *shipped().isa,
     *shipped().quantization,
+    *shipped().methods,
     *shipped().backend,
     *shipped().feature,
 ]
@@ -198,6 +199,11 @@ VOLTA = 'generation = "Volta"\narch = ["sm_70", "sm_72"]\nfp32 = "native"'
         ('suggestion = "use a newer device, or --device cpu"\n', "", r"field 'suggestion' is missing"),
         ('dtype = ["fp16"]\n', "", r"needs one of quantization, dtype, feature"),
         ('arch = ["sm_75"]\nfeature = ["fp8_', 'feature = ["fp8_', r"say the same of feature fp8_kv_cache"),
+        ('engine = "vllm"\nversions = ">=0.32,<0.33"\nnames = [', 'engine = "vllm"\nversions = "0.32"\nnames = [',
+         r"\[\[methods\]\] row \(vllm\): field 'versions': '0.32' is no bound"),
+        ("\n[[methods]]\n",
+         '\n[[methods]]\nengine = "vllm"\nversions = "*"\nnames = ["awq"]\nsource = "-"\n\n[[methods]]\n',
+         r"\[\[methods\]\] vllm \* and >=0.32,<0.33 meet"),
         ("\n[[backend]]\n", "\n[[backends]]\n", r"no table \[\[backends\]\]"),
         ('source = "nothing firm found"', 'source = ""', r"L300, L600\): field 'source' is empty"),
         ("\n[[isa]]\n", "\n[[isa]\n", r"unreadable"),

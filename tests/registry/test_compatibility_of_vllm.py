@@ -54,6 +54,13 @@ def methods(vllm: Path) -> set[str]:
     return known
 
 
+def test_the_names_of_methods_are_those_that_vllm_lists(vllm: Path) -> None:
+    literal = assigned(vllm / QUANTIZATION / "__init__.py", "QuantizationMethods").slice
+    row = shipped().methods_of("vllm", VERSION)
+    assert row is not None
+    assert list(row.names) == [name.value for name in literal.elts]
+
+
 def level_of(vendor: Vendor, arch: str, method: str, weights: Dtype | None = None) -> Support | None:
     rows = shipped().features_of("vllm", VERSION, device(vendor, arch))
     fits = [(rank, row) for rank, row in rows if _holds(row, method, weights)]

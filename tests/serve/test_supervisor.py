@@ -80,6 +80,12 @@ def test_store_is_not_shown_to_other_hosts_unasked(place: Place) -> None:
     assert "control.listen" in refused.stderr
 
 
+def test_address_of_the_store_must_have_a_port(place: Place) -> None:
+    refused = place.run("serve", "--listen", "127.0.0.1")
+    assert refused.returncode == 1
+    assert "control.listen = '127.0.0.1' is not HOST:PORT" in refused.stderr
+
+
 def test_port_zero_takes_a_free_one(place: Place) -> None:
     place.serve("--port", "0")
     url = place.log("serve").split("ready: ")[1].split()[0]

@@ -32,6 +32,7 @@ from xinf.cli import (
     worker,
 )
 from xinf.cli.failure import Commands
+from xinf.cli.page import lay_out
 
 _RUN = "Run"
 _DEPLOY = "Models"
@@ -47,15 +48,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# A callback keeps `app` a group whatever the number of commands.
-app.callback()(lambda: None)
+app.callback()(version.root)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf up Qwen/Qwen2.5-0.5B-Instruct --port 9000[/b]")(up.up)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf serve --port 8080[/b]")(serve.serve)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf worker[/b]")(worker.worker)
 app.command(rich_help_panel=_RUN, epilog="Example: [b]xinf sim --http --port 8001 --engine-arg step_ms=10[/b]")(sim.sim)
 app.command(
     rich_help_panel=_DEPLOY,
-    epilog="Example: [b]xinf launch --model Qwen/Qwen2.5-7B-Instruct --engine vllm --device cuda:0[/b]",
+    epilog="Example: [b]xinf launch --model Qwen/Qwen2.5-7B-Instruct --device cuda:0[/b]",
 )(launch.launch)
 app.command(rich_help_panel=_DEPLOY, epilog="Example: [b]xinf pull Qwen/Qwen2.5-7B-Instruct --revision main[/b]")(
     pull.pull
@@ -86,3 +86,4 @@ app.add_typer(meta.app, name="meta", rich_help_panel=_ADMIN)
 app.add_typer(engine.app, name="engine", rich_help_panel=_ADMIN)
 app.add_typer(configuration.app, name="config", rich_help_panel=_ADMIN)
 app.command(rich_help_panel=_ADMIN, epilog="Example: [b]xinf version --json[/b]")(version.version)
+lay_out(app)

@@ -13,8 +13,9 @@ import typer
 from xinf.cli import route
 from xinf.cli.failure import INTERRUPTED
 from xinf.cli.options import ConfigFile, DataDir, Server
+from xinf.cli.ps import read_everything
 from xinf.cli.screen import Screen
-from xinf.cli.session import find_gateway, open_session, run
+from xinf.cli.session import Session, find_gateway, open_session, run
 from xinf.core.errors import InvalidRequest, NotFound
 from xinf.core.units import format_seconds, parse_seconds
 
@@ -31,25 +32,47 @@ _REQUEST = "Request"
 _REPORT = "Report"
 _DEFAULT_CONCURRENCY = "16"
 _DEFAULT_DURATION_S = 30.0
+# Options as `vllm bench serve` calls them; taken, but not listed beside ours on the help page.
+_OPTIONS_OF_VLLM = {
+    "base-url": "url",
+    "max-concurrency": "concurrency",
+    "request-rate": "rate",
+    "num-prompts": "requests",
+    "num-warmups": "warmup",
+    "dataset-name": "workload",
+    "dataset-path": "file",
+    "random-input-len": "input-len",
+    "random-output-len": "output-len",
+    "random-range-ratio": "range-ratio",
+    "goodput": "slo",
+    "metric-percentiles": "percentiles",
+}
 _WORKLOADS = {"prefix_repetition": "shared-prefix", "custom": "file"}  # vLLM's names
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", "--base-url", help="Server (default: the gateway of this installation)."),
+    typer.Option("--url", metavar="URL", help="Server (default: the gateway of this installation)."),
 ]
-Model = Annotated[str | None, typer.Option("--model", help="Model to ask (default: the server's only one).")]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Model to ask (default: the server's only one).")
+]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", envvar=["XINF_API_KEY", "OPENAI_API_KEY"], help="API key.", show_envvar=True),
+    typer.Option(
+        "--api-key", envvar=["XINF_API_KEY", "OPENAI_API_KEY"], metavar="KEY", help="API key.", show_envvar=True
+    ),
 ]
 EndpointOption = Annotated[
-    str, typer.Option("--endpoint", help="chat, completions or embeddings, or their path.", rich_help_panel=_REQUEST)
+    str,
+    typer.Option(
+        "--endpoint", metavar="NAME", help="chat, completions or embeddings, or their path.", rich_help_panel=_REQUEST
+    ),
 ]
 Concurrency = Annotated[
     str | None,
     typer.Option(
         "--concurrency",
-        "--max-concurrency",
+        metavar="N",
         help="Requests open at once: a closed loop of so many clients; with --rate, the most that are let out. "
         f"Several with commas: a sweep. (default: {_DEFAULT_CONCURRENCY}, without --rate)",
         rich_help_panel=_LOAD,
@@ -60,18 +83,19 @@ Rate = Annotated[
     str | None,
     typer.Option(
         "--rate",
-        "--request-rate",
+        metavar="RATE",
         help="Requests per second, whatever the server does: an open loop. Several with commas: a sweep.",
         rich_help_panel=_LOAD,
     ),
 ]
 Arrivals = Annotated[
-    str, typer.Option("--arrivals", help="Of an open loop: poisson or constant.", rich_help_panel=_LOAD)
+    str, typer.Option("--arrivals", metavar="HOW", help="Of an open loop: poisson or constant.", rich_help_panel=_LOAD)
 ]
 Burstiness = Annotated[
     float,
     typer.Option(
         "--burstiness",
+        metavar="SHAPE",
         help="Shape of the gamma distribution of gaps: 1 is Poisson, below 1 is burstier.",
         rich_help_panel=_LOAD,
     ),
@@ -80,73 +104,102 @@ Duration = Annotated[
     str | None,
     typer.Option(
         "--duration",
+        metavar="TIME",
         help="Send for so long: 30s, 5m (default: 30s, or until --requests).",
         rich_help_panel=_LOAD,
         show_default=False,
     ),
 ]
 Requests = Annotated[
-    int | None, typer.Option("--requests", "--num-prompts", min=1, help="Send so many.", rich_help_panel=_LOAD)
+    int | None,
+    typer.Option("--requests", min=1, metavar="N", help="Send so many.", rich_help_panel=_LOAD),
 ]
 Warmup = Annotated[
     int,
     typer.Option(
-        "--warmup", "--num-warmups", min=0, help="Requests before each run that do not count.", rich_help_panel=_LOAD
+        "--warmup",
+        min=0,
+        metavar="N",
+        help="Requests before each run that do not count.",
+        rich_help_panel=_LOAD,
     ),
 ]
 Repeat = Annotated[
-    int, typer.Option("--repeat", min=1, help="Measure so many times and show the spread.", rich_help_panel=_LOAD)
+    int,
+    typer.Option(
+        "--repeat", min=1, metavar="N", help="Measure so many times and show the spread.", rich_help_panel=_LOAD
+    ),
 ]
 WorkloadOption = Annotated[
     str,
     typer.Option(
-        "--workload", "--dataset-name", help="random, shared-prefix, conversation or file.", rich_help_panel=_WORKLOAD
+        "--workload",
+        metavar="NAME",
+        help="random, shared-prefix, conversation or file.",
+        rich_help_panel=_WORKLOAD,
     ),
 ]
 File = Annotated[
     Path | None,
-    typer.Option("--file", "--dataset-path", help="JSONL of prompts or requests.", rich_help_panel=_WORKLOAD),
+    typer.Option("--file", metavar="FILE", help="JSONL of prompts or requests.", rich_help_panel=_WORKLOAD),
 ]
 InputLen = Annotated[
     int,
     typer.Option(
-        "--input-len", "--random-input-len", min=1, help="Prompt (of a turn), in tokens.", rich_help_panel=_WORKLOAD
+        "--input-len",
+        min=1,
+        metavar="N",
+        help="Prompt (of a turn), in tokens.",
+        rich_help_panel=_WORKLOAD,
     ),
 ]
 OutputLen = Annotated[
     int,
-    typer.Option("--output-len", "--random-output-len", min=1, help="Answer: max_tokens.", rich_help_panel=_WORKLOAD),
+    typer.Option("--output-len", min=1, metavar="N", help="Answer: max_tokens.", rich_help_panel=_WORKLOAD),
 ]
 RangeRatio = Annotated[
     float,
     typer.Option(
-        "--range-ratio", "--random-range-ratio", help="Lengths vary evenly by this share.", rich_help_panel=_WORKLOAD
+        "--range-ratio",
+        metavar="SHARE",
+        help="Lengths vary evenly by this share.",
+        rich_help_panel=_WORKLOAD,
     ),
 ]
 Prefixes = Annotated[
     int,
-    typer.Option("--prefixes", min=1, help="Shared prefixes.", rich_help_panel=_WORKLOAD),
+    typer.Option("--prefixes", min=1, metavar="N", help="Shared prefixes.", rich_help_panel=_WORKLOAD),
 ]
 PrefixLen = Annotated[
     int,
     typer.Option(
         "--prefix-len",
         min=1,
+        metavar="N",
         help="Their length in tokens, before --input-len.",
         rich_help_panel=_WORKLOAD,
     ),
 ]
 PrefixShare = Annotated[
-    float, typer.Option("--prefix-share", help="Share of requests that have a shared one.", rich_help_panel=_WORKLOAD)
+    float,
+    typer.Option(
+        "--prefix-share", metavar="SHARE", help="Share of requests that have a shared one.", rich_help_panel=_WORKLOAD
+    ),
 ]
-Turns = Annotated[int, typer.Option("--turns", min=1, help="Of a conversation.", rich_help_panel=_WORKLOAD)]
+Turns = Annotated[
+    int, typer.Option("--turns", min=1, metavar="N", help="Of a conversation.", rich_help_panel=_WORKLOAD)
+]
 ThinkTime = Annotated[
-    str, typer.Option("--think-time", help="Between the turns of a conversation: 2s.", rich_help_panel=_WORKLOAD)
+    str,
+    typer.Option(
+        "--think-time", metavar="TIME", help="Between the turns of a conversation: 2s.", rich_help_panel=_WORKLOAD
+    ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
         "--seed",
+        metavar="N",
         help="The same seed sends the same (default: a new one, as caches know what was sent before).",
         rich_help_panel=_WORKLOAD,
         show_default=False,
@@ -170,20 +223,25 @@ Headers = Annotated[
     list[str] | None,
     typer.Option("--header", metavar="NAME=VALUE", help="Header of every request.", rich_help_panel=_REQUEST),
 ]
-RequestTimeout = Annotated[str, typer.Option("--timeout", help="For one whole request.", rich_help_panel=_REQUEST)]
+RequestTimeout = Annotated[
+    str, typer.Option("--timeout", metavar="TIME", help="For one whole request.", rich_help_panel=_REQUEST)
+]
 MaxConnections = Annotated[
-    int, typer.Option("--max-connections", min=1, help="Sockets open at once.", rich_help_panel=_REQUEST)
+    int, typer.Option("--max-connections", min=1, metavar="N", help="Sockets open at once.", rich_help_panel=_REQUEST)
 ]
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Do not check the server's certificate.", rich_help_panel=_REQUEST)
 ]
 SloOption = Annotated[
     str | None,
-    typer.Option("--slo", "--goodput", help="For goodput: ttft=200ms,tpot=30ms,e2e=2s.", rich_help_panel=_REPORT),
+    typer.Option(
+        "--slo",
+        metavar="LIMITS",
+        help="What goodput counts: ttft=200ms,tpot=30ms.",
+        rich_help_panel=_REPORT,
+    ),
 ]
-Percentiles = Annotated[
-    str, typer.Option("--percentiles", "--metric-percentiles", help="To show.", rich_help_panel=_REPORT)
-]
+Percentiles = Annotated[str, typer.Option("--percentiles", metavar="LIST", help="To show.", rich_help_panel=_REPORT)]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the whole result there.", rich_help_panel=_REPORT)
 ]
@@ -192,13 +250,16 @@ RecordsOption = Annotated[
 ]
 Chart = Annotated[
     Path | None,
-    typer.Option("--chart", metavar="FILE.svg|FILE.png", help="Draw it.", rich_help_panel=_REPORT),
+    typer.Option("--chart", metavar="FILE", help="Draw it: an .svg or a .png.", rich_help_panel=_REPORT),
 ]
-Label = Annotated[str | None, typer.Option("--label", help="Name of this result.", rich_help_panel=_REPORT)]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="TEXT", help="Name of this result.", rich_help_panel=_REPORT)
+]
 
 
 @app.command(
-    epilog="Example: [b]xinf bench serve --url http://127.0.0.1:8080 --rate 10 --duration 1m --slo ttft=200ms[/b]"
+    epilog="Example: [b]xinf bench serve --rate 10 --duration 1m --slo ttft=200ms[/b]",
+    context_settings={"token_normalize_func": lambda name: _OPTIONS_OF_VLLM.get(name, name)},
 )
 def serve(
     url: Url = None,
@@ -244,6 +305,7 @@ def serve(
     """Send load to a server and measure what its users would see: TTFT, inter-token latency, throughput, goodput.
 
     A closed loop (--concurrency) finds the throughput; an open loop (--rate) shows the latency that users have at it.
+    Options that `vllm bench serve` has are taken under its names as well (--request-rate, --num-prompts, ...).
     """
     from xinf.bench import Settings, WorkloadSettings, parse_slo
 
@@ -267,12 +329,11 @@ def serve(
     shown = tuple(_number(part, "--percentiles") for part in percentiles.split(","))
     headers = _headers(header, api_key)
     route = _endpoint(endpoint)
-    target = _find_target(
-        url or run(find_gateway(open_session(config, data_dir, server))), headers, is_insecure=insecure
-    )
+    session = open_session(config, data_dir, server)
+    target = _find_target(url or run(find_gateway(session)), headers, is_insecure=insecure)
     settings = Settings(
         url=target.url,
-        model=model or _find_model(target),
+        model=model or (_only_deployment(session) if url is None else None) or _find_model(target),
         endpoint=route,
         loads=loads,
         workload=asked,
@@ -425,6 +486,12 @@ def _find_target(url: str, headers: tuple[tuple[str, str], ...], *, is_insecure:
     from xinf.bench import Target
 
     return Target.parse(url, headers=headers, verify=not is_insecure)
+
+
+def _only_deployment(session: Session) -> str | None:
+    """A name of the one deployment of this installation: clients may have several for it. None: there are others."""
+    found = run(read_everything(session)).deployments
+    return found[0].spec.served_names[0] if len(found) == 1 and found[0].spec.served_names else None
 
 
 def _find_model(target: Target) -> str:

@@ -42,10 +42,13 @@ class Caches(msgspec.Struct, frozen=True):
     followed: dict[str, Followed]  # by replica; those whose engines say what they hold
 
 
-async def read_caches(session: Session) -> Caches:
-    """Ask the gateway. Empty when none tells within a second: one of another host may want a key for its metrics."""
+async def read_caches(session: Session, *, url: str | None = None) -> Caches:
+    """Ask the gateway, this installation's or another. Empty when it does not tell within a second.
+
+    One of another host may want a key for its metrics.
+    """
     try:
-        metrics = await _read_metrics(await find_gateway(session))
+        metrics = await _read_metrics(url or await find_gateway(session))
     except (XinfError, TimeoutError, OSError):
         return Caches({}, {})
     return Caches(views_of(metrics), followed_of(metrics))

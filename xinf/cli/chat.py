@@ -26,12 +26,20 @@ Message = dict[str, str]
 
 def chat(
     name: DeploymentArgument,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Say this, print the answer, end.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Gateway (default: of this installation).")] = None,
-    api_key: Annotated[str | None, typer.Option("--api-key", envvar="XINF_API_KEY", help="API key.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the answer, end.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, metavar="N", help="Longest answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, metavar="T", help="0: always the likeliest.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Gateway (default: of this installation).")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="XINF_API_KEY", metavar="KEY", help="API key.")
+    ] = None,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,
@@ -165,4 +173,10 @@ def _check(answer: httpx.Response) -> None:
         message = told["message"] if isinstance(told, dict) else str(told)
     except (ValueError, KeyError, TypeError):
         message = answer.text[:500]
-    raise EngineError(f"the gateway answered {answer.status_code}: {message}", status=answer.status_code)
+    raise EngineError(
+        f"the gateway answered {answer.status_code}: {message}",
+        remedy="give a key with --api-key or XINF_API_KEY; `xinf key create` makes one"
+        if answer.status_code == 401
+        else None,
+        status=answer.status_code,
+    )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from xinf.cli.known import find_known
 from xinf.cli.session import run
 from xinf.cli.table import print_json, print_table
 from xinf.cli.verdict import Judged, judge_devices
-from xinf.cli.wish import find_model
+from xinf.cli.wish import check_types, find_model
 from xinf.core.config import Config
-from xinf.core.device import Health, Support
+from xinf.core.device import PASSING, Health, Support
 from xinf.core.records import EngineSpec, NodeRecord
+
+if TYPE_CHECKING:
+    from xinf.registry import Verdict
 
 RUNS = {
     Support.NATIVE: "native",
@@ -33,6 +39,7 @@ def print_compat(
     json: bool,
 ) -> None:
     """Print one line per device. Raises: UnknownModel, InvalidRequest."""
+    dtype, quantization = check_types(engine, dtype, quantization)
     found = find_model(config, model, engine)
     spec = EngineSpec(model=found.model, revision=found.revision, engine=engine, dtype=dtype, quantization=quantization)
     facts = run(find_known(config, spec)).facts
@@ -51,17 +58,27 @@ def print_compat(
 
 
 def compat_row(judged: Judged, engine: str) -> tuple[str, ...]:
-    """One device; what cannot be used at all says why first."""
-    device, verdict = judged.device, judged.verdict
-    is_usable = device.health is Health.OK
+    """One device, in cells."""
+    device, outcome = judged.device, outcome_of(judged)
     return (
         device.selector,
         device.name,
         device.arch or "-",
-        RUNS[verdict.level] if is_usable else "no",
+        RUNS[outcome.level],
         served_by(judged, engine),
-        str(verdict) if is_usable else device.reason or device.health.value,
+        str(outcome),
     )
+
+
+def outcome_of(judged: Judged) -> Verdict:
+    """How a device would run it as it is: one without a driver runs nothing, one that is hot will."""
+    device, verdict = judged.device, judged.verdict
+    if device.health is Health.OK:
+        return verdict
+    state = f"{device.health.words}: {device.reason}" if device.reason else device.health.words
+    if device.health in PASSING:
+        return msgspec.structs.replace(verdict, reason=f"{state}; {verdict.reason}")
+    return msgspec.structs.replace(verdict, level=Support.NONE, reason=state, suggestion=None, sources=())
 
 
 def served_by(judged: Judged, engine: str) -> str:
@@ -75,7 +92,7 @@ def served_by(judged: Judged, engine: str) -> str:
 
 
 def _fields(judged: Judged) -> dict[str, object]:
-    verdict = judged.verdict
+    outcome = outcome_of(judged)
     return {
         "node": judged.node or None,
         "selector": judged.device.selector,
@@ -83,9 +100,9 @@ def _fields(judged: Judged) -> dict[str, object]:
         "name": judged.device.name,
         "arch": judged.device.arch,
         "health": judged.device.health,
-        "level": verdict.level,
-        "reason": verdict.reason,
-        "suggestion": verdict.suggestion,
-        "sources": verdict.sources,
+        "level": outcome.level,
+        "reason": outcome.reason,
+        "suggestion": outcome.suggestion,
+        "sources": outcome.sources,
         "environment": None if judged.environment is None else judged.environment.name,
     }

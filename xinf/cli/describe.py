@@ -13,7 +13,7 @@ from xinf.cli.caches import cache_text, followed_text, read_caches
 from xinf.cli.kind import group_kinds
 from xinf.cli.known import Known
 from xinf.cli.need import able_devices, plan_devices, read_measured, with_engine
-from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Json, Server
+from xinf.cli.options import ConfigFile, DataDir, EngineArgument, Json, Server
 from xinf.cli.ps import Everything, read_everything
 from xinf.cli.session import open_session, run
 from xinf.cli.table import print_json
@@ -33,13 +33,13 @@ class KindNeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(
-    name: DeploymentArgument,
+    name: EngineArgument,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,
 ) -> None:
-    """Show everything known about a deployment: the wish, where its engines are, phases with timings, failures."""
+    """Show everything known about a deployment or a replica: the wish, where its engines are, timings, failures."""
     session = open_session(config, data_dir, server)
     found = run(read_everything(session))
     deployment, replicas = select(found, name)

@@ -49,7 +49,7 @@ def devices(
         nodes = run(read_everything(session)).nodes
     else:
         nodes = (these_devices(session) if compat is None else this_host(session),)
-    if compat is not None:
+    if compat is not None and (nodes or json):
         print_compat(
             session.config, nodes, model=compat, engine=engine, dtype=dtype, quantization=quantization, json=json
         )
@@ -57,6 +57,9 @@ def devices(
     if json:
         listed = {node.name: [_fields(device) for device in node.devices] for node in nodes}
         print_json(listed if is_remote else listed[nodes[0].name])
+        return
+    if not nodes:
+        print("no worker is connected: start one with `xinf worker`")
         return
     found = [device for node in nodes for device in node.devices]
     if is_remote:

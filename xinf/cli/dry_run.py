@@ -24,8 +24,10 @@ def route(
     explain: Annotated[
         Path, typer.Option("--explain", metavar="FILE", help="A request's JSON body; - for standard input.")
     ],
-    model: Annotated[str | None, typer.Option("--model", help="Instead of the body's model.")] = None,
-    session_id: Annotated[str | None, typer.Option("--session", help="As the header `x-session-id`.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Instead of the body's model.")] = None,
+    session_id: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="As the header `x-session-id`.")
+    ] = None,
     url: GatewayUrl = None,
     admin_key: AdminKey = None,
     json: Json = False,

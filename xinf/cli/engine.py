@@ -11,16 +11,19 @@ import typer
 from xinf.cli.options import ConfigFile, DataDir, Json
 from xinf.cli.session import open_session
 from xinf.cli.table import print_json, print_table
+from xinf.core.errors import InvalidRequest
 
 app = typer.Typer(help="Engine environments: Python environments of their own, one per engine.", no_args_is_help=True)
 
-EnginesDir = Annotated[Path | None, typer.Option("--engines-dir", help="Where the environments are.")]
+EnginesDir = Annotated[Path | None, typer.Option("--engines-dir", metavar="DIR", help="Where the environments are.")]
 
 
 @app.command(epilog="Example: [b]xinf engine install vllm[/b]")
 def install(
     engine: Annotated[str, typer.Argument(metavar="ENGINE", help="Which engine.")] = "vllm",
-    device: Annotated[str, typer.Option("--device", help="cuda, cpu, or auto: what this host has.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="cuda, cpu, or auto: what this host has.")
+    ] = "auto",
     engines_dir: EnginesDir = None,
     json: Json = False,
     data_dir: DataDir = None,
@@ -29,6 +32,8 @@ def install(
     """Install the engine that fits this host, or bring it up to date; a second time takes a moment."""
     from xinf.agent import install_environment
 
+    if engine == "sim":
+        raise InvalidRequest("sim is part of xinf: there is nothing to install", param="engine")
     directory = _directory(config, data_dir, engines_dir)
     made = install_environment(
         engine,

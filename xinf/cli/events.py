@@ -27,7 +27,7 @@ def events(
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")] = False,
-    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many of the last ones.")] = 50,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, metavar="N", help="How many of the last ones.")] = 50,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,

@@ -17,13 +17,16 @@ from xinf.core.units import format_seconds, parse_seconds
 app = typer.Typer(help="API keys. Once one exists, every request needs one.", no_args_is_help=True)
 
 
-@app.command(epilog="Example: [b]xinf key create --label laptop --model qwen2.5-7b-instruct --expires 30d[/b]")
+@app.command(epilog="Example: [b]xinf key create --label laptop --expires 30d[/b]")
 def create(
-    label: Annotated[str, typer.Option("--label", help="What it is for.")] = "",
+    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="What it is for.")] = "",
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Model that it may use; repeatable (default: all).")
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="Model that it may use; repeatable (default: all)."),
     ] = None,
-    expires: Annotated[str | None, typer.Option("--expires", help="Lifetime: 12h, 30d.", show_default="never")] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="Lifetime: 12h, 30d.", show_default="never")
+    ] = None,
     json: Json = False,
     data_dir: DataDir = None,
     server: Server = None,

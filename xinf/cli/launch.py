@@ -43,6 +43,7 @@ from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json
 from xinf.cli.verdict import check_wish
 from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.errors import EngineStartFailed
 from xinf.core.records import DeploymentRecord, ReplicaRecord
 from xinf.core.units import parse_seconds
 
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
 
 
 def launch(
-    model: Annotated[str, typer.Option("--model", help="Hub id, directory, or `scripted`: a small model made here.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Hub id, directory, or `scripted`: a small model made here.")
+    ],
     engine: Engine = "vllm",
     device: DeviceOption = "auto",
     replicas: Replicas = 1,
@@ -117,6 +120,10 @@ def launch(
         applied, made = run(
             _launch(session, wish, screen, must_fit=not force, must_wait=not no_wait, timeout_s=timeout_s)
         )
+    except EngineStartFailed as error:
+        stays = f"it is tried again until `xinf stop {chosen}`"
+        error.remedy = stays if error.remedy is None else f"{error.remedy}; {stays}"
+        raise
     except KeyboardInterrupt:
         screen.line(f"the deployment stays: `xinf ps` shows it, `xinf stop {chosen}` removes it")
         raise typer.Exit(INTERRUPTED) from None

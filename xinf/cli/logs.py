@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xinf.cli.options import ConfigFile, DataDir, DeploymentArgument, Server
+from xinf.cli.options import ConfigFile, DataDir, EngineArgument, Server
 from xinf.cli.ps import read_everything
 from xinf.cli.session import Session, open_session, run
 from xinf.core.errors import InvalidRequest, NotFound, Unavailable
@@ -21,14 +21,14 @@ _BLOCK_BYTES = 1 << 16
 
 
 def logs(
-    name: DeploymentArgument,
+    name: EngineArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,
 ) -> None:
-    """Show the log of an engine: NAME is a deployment with one engine, or the id of a replica."""
+    """Show the log of an engine: of the only one of a deployment, or of a replica."""
     session = open_session(config, data_dir, server)
     path = find_log(session, name)
     with path.open("rb") as file:
@@ -52,6 +52,9 @@ def find_log(session: Session, name: str) -> Path:
         return left
     found = run(read_everything(session))
     mine = [r for r in found.replicas if name in (r.id, r.deployment)]
+    if not mine and (wished := next((record for record in found.deployments if record.name == name), None)):
+        why = "it is scaled to 0" if wished.replicas == 0 else "none has been placed yet"
+        raise NotFound(f"{name} has no engine: {why}", remedy=f"see `xinf describe {name}`")
     if not mine:
         names = ", ".join(record.name for record in found.deployments)
         raise NotFound(f"there is no deployment {name!r}", remedy=f"these exist: {names}" if names else "none exists")

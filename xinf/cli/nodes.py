@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FOR_EVER_S = 1e9
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of a node.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; shown with everything that waits for it.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown with everything that waits for it.")]
 
 
 def cordon(
@@ -75,7 +75,9 @@ def drain(
     record = run(_close(session, node, reason, is_draining=True))
     screen = Screen(typer.get_text_stream("stderr") if json else None)
     try:
-        if not no_wait:
+        if no_wait:
+            screen.line(f"{node} is being drained: `xinf events {node} --follow` tells")
+        else:
             run(_wait_empty(session, node, screen, timeout_s))
     finally:
         screen.close()
@@ -89,6 +91,9 @@ async def _close(session: Session, node: str, reason: str, *, is_draining: bool)
     async with session.store() as store:
         records = Records(store)
         await _check_known(records, node)
+        present = await records.get(CordonRecord, node)
+        if present is not None and not reason:
+            reason = present[0].reason  # a cordon that becomes a drain is for the same
         record = CordonRecord(node=NodeName(node), is_draining=is_draining, reason=reason, at_s=time.time())
         await records.put(CordonRecord, node, record)
         return record

@@ -15,32 +15,48 @@ _PLACE = "Where it runs"
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="Configuration file (TOML).", envvar="XINF_CONFIG", rich_help_panel=_WHERE),
+    typer.Option(
+        "--config", metavar="FILE", help="Configuration file (TOML).", envvar="XINF_CONFIG", rich_help_panel=_WHERE
+    ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Where all state lives (default: $DATA_DIR or ~/.local/state/xinf).", rich_help_panel=_WHERE
+        "--data-dir",
+        metavar="DIR",
+        help="Where all state lives (default: $DATA_DIR or ~/.local/state/xinf).",
+        rich_help_panel=_WHERE,
     ),
 ]
 Server = Annotated[
     str | None,
     typer.Option(
-        "--server", help="Control process on another host, host:port.", envvar="XINF_SERVER", rich_help_panel=_WHERE
+        "--server",
+        metavar="HOST:PORT",
+        help="Control process on another host, host:port.",
+        envvar="XINF_SERVER",
+        rich_help_panel=_WHERE,
     ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any configuration key: --set gateway.max_waiting=64.", rich_help_panel=_WHERE),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any configuration key: --set gateway.max_waiting=64.",
+        rich_help_panel=_WHERE,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 GatewayUrl = Annotated[
-    str | None, typer.Option("--url", help="Gateway (default: of this installation).", rich_help_panel=_WHERE)
+    str | None,
+    typer.Option("--url", metavar="URL", help="Gateway (default: of this installation).", rich_help_panel=_WHERE),
 ]
 AdminKey = Annotated[
     str | None,
     typer.Option(
         "--admin-key",
+        metavar="KEY",
         help="Key of the gateway's admin routes (default: this installation's own).",
         envvar="XINF_ADMIN_KEY",
         rich_help_panel=_WHERE,
@@ -49,34 +65,67 @@ AdminKey = Annotated[
 DeploymentArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a deployment.", autocompletion=complete_deployments)
 ]
+EngineArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Name of a deployment, or the id of a replica.", autocompletion=complete_deployments
+    ),
+]
 
-Engine = Annotated[str, typer.Option("--engine", help="vllm, or sim: a simulated engine.", rich_help_panel=_ENGINE)]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="ENGINE", help="vllm, or sim: a simulated engine.", rich_help_panel=_ENGINE)
+]
 DeviceOption = Annotated[
     str,
-    typer.Option("--device", help="cuda:0, cuda, cpu, a UUID, several with commas, or auto.", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cuda:0, cuda, cpu, a UUID, several with commas, or auto.",
+        rich_help_panel=_ENGINE,
+    ),
 ]
-Replicas = Annotated[int, typer.Option("--replicas", min=0, help="How many engines.", rich_help_panel=_ENGINE)]
+Replicas = Annotated[
+    int, typer.Option("--replicas", min=0, metavar="N", help="How many engines.", rich_help_panel=_ENGINE)
+]
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="Name of the deployment (default: from the model).", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--name", metavar="NAME", help="Name of the deployment (default: from the model).", rich_help_panel=_ENGINE
+    ),
 ]
 ServedNames = Annotated[
     list[str] | None,
     typer.Option(
         "--served-name",
+        metavar="NAME",
         help="Name that clients use; may be repeated (default: the deployment's, and a hub id).",
         rich_help_panel=_ENGINE,
     ),
 ]
 MaxModelLen = Annotated[
-    int | None, typer.Option("--max-model-len", min=1, help="Longest context, in tokens.", rich_help_panel=_ENGINE)
+    int | None,
+    typer.Option("--max-model-len", min=1, metavar="N", help="Longest context, in tokens.", rich_help_panel=_ENGINE),
 ]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, ...", rich_help_panel=_ENGINE)]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="What to compute in: auto, bfloat16, float16 or float32.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Quantization = Annotated[
-    str | None, typer.Option("--quantization", help="awq, gptq, fp8, ...", rich_help_panel=_ENGINE)
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="METHOD",
+        help="How weights are packed, if the model does not say: fp8, awq, gptq, ...",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 TensorParallelSize = Annotated[
-    int, typer.Option("--tensor-parallel-size", min=1, help="Devices per engine.", rich_help_panel=_ENGINE)
+    int, typer.Option("--tensor-parallel-size", min=1, metavar="N", help="Devices per engine.", rich_help_panel=_ENGINE)
 ]
 TrustRemoteCode = Annotated[
     bool,
@@ -100,7 +149,9 @@ Force = Annotated[
 ]
 Policy = Annotated[
     str,
-    typer.Option("--policy", help="auto, least_load, round_robin, session or prefix.", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--policy", metavar="POLICY", help="auto, least_load, round_robin, session or prefix.", rich_help_panel=_ENGINE
+    ),
 ]
 Labels = Annotated[
     list[str] | None,
@@ -112,6 +163,7 @@ PlacementOption = Annotated[
     str,
     typer.Option(
         "--placement",
+        metavar="HOW",
         help="spread: away from each other; pack: where least is left over.",
         rich_help_panel=_PLACE,
     ),
@@ -119,7 +171,10 @@ PlacementOption = Annotated[
 Priority = Annotated[
     int,
     typer.Option(
-        "--priority", help="May stop engines of a lower priority where there is no room.", rich_help_panel=_PLACE
+        "--priority",
+        metavar="N",
+        help="May stop engines of a lower priority where there is no room.",
+        rich_help_panel=_PLACE,
     ),
 ]
 Share = Annotated[
@@ -129,9 +184,14 @@ Share = Annotated[
     ),
 ]
 Timeout = Annotated[
-    str | None, typer.Option("--timeout", help="Give up waiting after this time: 90s, 10m.", show_default="wait on")
+    str | None,
+    typer.Option(
+        "--timeout", metavar="TIME", help="Give up waiting after this time: 90s, 10m.", show_default="wait on"
+    ),
 ]
 Front = Annotated[
     str | None,
-    typer.Option("--front", help="What speaks HTTP: granian, granian-rsgi or direct (default: granian)."),
+    typer.Option(
+        "--front", metavar="FRONT", help="What speaks HTTP: granian, granian-rsgi or direct (default: granian)."
+    ),
 ]

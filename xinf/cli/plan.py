@@ -48,14 +48,15 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, or `scripted`.")],
     device: Annotated[
-        str, typer.Option("--device", help="Only these: cuda:0, cuda, cpu, a UUID, several with commas.")
+        str,
+        typer.Option("--device", metavar="DEVICE", help="Only these: cuda:0, cuda, cpu, a UUID, several with commas."),
     ] = "all",
     max_model_len: MaxModelLen = None,
     dtype: DtypeOption = "auto",
     quantization: Quantization = None,
     tensor_parallel_size: TensorParallelSize = 1,
     max_num_seqs: Annotated[
-        int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once (default: the engine's).")
+        int | None, typer.Option("--max-num-seqs", min=1, metavar="N", help="Requests at once (default: the engine's).")
     ] = None,
     engine_arg: EngineArgs = None,
     on: Annotated[
@@ -96,8 +97,8 @@ def plan(
         engine_args=arguments,
         env=(),
     )
-    if device != "all":
-        check_selector(device)
+    if device not in ("all", "auto"):
+        device = check_selector(device)
     is_all = all_ or server is not None or on is not None
     if on is not None and (all_ or device != "all"):
         raise InvalidRequest("--on stands for the devices: leave out --device and --all", param="on")
@@ -128,6 +129,10 @@ async def _plan(session: Session, spec: EngineSpec, device: str, *, on: str | No
         for key, group in _groups(made, with_node=is_all).items():
             if sentences := _advice(spec, facts, group):
                 advice[key] = sentences
+    if not hosts:
+        raise NotFound(
+            "no worker is connected", remedy="start one with `xinf worker`, or leave out --all for this host"
+        )
     if not shown:
         working = [one.selector for host in hosts for one in host.node.devices if one.health is Health.OK]
         has = ", ".join(dict.fromkeys(working)) or "none"
@@ -227,8 +232,9 @@ def notes(planned: Planned) -> list[str]:
 
 
 def _chosen(node: NodeRecord, spec: EngineSpec, selector: str) -> list[Device]:
-    if selector == "all":
-        return [one for _, one in meant_devices(msgspec.structs.replace(spec, device=_every_kind(node)), [node])]
+    if selector in ("all", "auto"):
+        meant = _every_kind(node) if selector == "all" else selector
+        return [one for _, one in meant_devices(msgspec.structs.replace(spec, device=meant), [node])]
     parts = selector.split(",")
     return [one for one in node.devices if one.health is Health.OK and any(is_selected(one, part) for part in parts)]
 

@@ -92,7 +92,7 @@ def deployment_rows(found: Everything, now_s: float) -> list[Sequence[str]]:
                 deployment.spec.engine,
                 f"{_count_ready(mine)}/{deployment.replicas}",
                 _devices(mine) or deployment.spec.device,
-                _phases(mine),
+                _phases(mine) if mine or deployment.replicas else "scaled to 0",
                 str(sum(replica.restarts for replica in mine)),
                 format_seconds(max(0.0, now_s - deployment.created_s)),
             )
@@ -136,7 +136,7 @@ def notes(found: Everything, now_s: float) -> list[str]:
             wait_s = max(0.0, (replica.retry_at_s or now_s) - now_s)
             again = f", again in {format_seconds(wait_s)}" if replica.target == "run" else ""
             lines.append(f"{replica.id}: failed ({failure.cause}){again}: {failure.message}; {failure.remedy}")
-        elif replica.phase is Phase.PENDING and replica.placement_note:
+        elif replica.phase is Phase.PENDING and replica.placement_note and found.nodes:
             lines.append(f"{replica.id}: not placed: {replica.placement_note}")
         elif replica.detail is not None and replica.phase in (Phase.STARTING, Phase.LOADING):
             lines.append(f"{replica.id}: {replica.phase}: {replica.detail}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +26,10 @@ def pull(
         typer.Argument(metavar="MODEL", help="Org/Name, hf://Org/Name, modelscope://Org/Name; @REVISION at its end."),
     ],
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit.", show_default="the hub's default branch")
+        str | None,
+        typer.Option(
+            "--revision", metavar="REVISION", help="Branch, tag or commit.", show_default="the hub's default branch"
+        ),
     ] = None,
     json: Json = False,
     config: ConfigFile = None,
@@ -33,6 +38,12 @@ def pull(
     """Fetch a model; one that was interrupted goes on where it ended."""
     from xinf.registry import SCRIPTED, download_model, looks_like_path
 
+    if looks_like_path(model) and not Path(model).expanduser().exists():
+        raise InvalidRequest(
+            f"{model} is of this host: there is nothing to fetch, and nothing there either",
+            remedy="name a model of a hub: Org/Name",
+            param="model",
+        )
     if looks_like_path(model) or model == SCRIPTED:
         raise InvalidRequest(
             f"{model} is of this host: there is nothing to fetch", remedy="launch it as it is", param="model"
@@ -55,7 +66,7 @@ class _Meter:
     """One line on a terminal that is redrawn, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._begun_s = time.monotonic()
         self._shown_s = self._begun_s
         self._at_start_bytes: int | None = None

@@ -42,12 +42,18 @@ _REQUEST_TIMEOUT_S = 300.0
 _LENGTH_MARGIN_TOKENS = 64  # the gateway's engines count as we do; a margin for templates that say more
 
 Policy = Annotated[
-    str, typer.Option("--policy", help="auto, least_load, round_robin, session, prefix; several with commas; or all.")
+    str,
+    typer.Option(
+        "--policy",
+        metavar="POLICY",
+        help="auto, least_load, round_robin, session, prefix; several with commas; or all.",
+    ),
 ]
 Workloads = Annotated[
     str,
     typer.Option(
         "--workload",
+        metavar="NAME",
         help="chat, hot-prefix, documents, agents, random or trace; several with commas.",
         rich_help_panel=_WORKLOAD,
     ),
@@ -57,53 +63,68 @@ TraceFile = Annotated[
     typer.Option("--trace", metavar="FILE", help="JSONL in the Mooncake format.", rich_help_panel=_WORKLOAD),
 ]
 TraceBlock = Annotated[
-    int, typer.Option("--trace-block", help="Tokens that one hash id stands for.", rich_help_panel=_WORKLOAD)
+    int,
+    typer.Option("--trace-block", metavar="N", help="Tokens that one hash id stands for.", rich_help_panel=_WORKLOAD),
 ]
 Speed = Annotated[
-    float, typer.Option("--speed", help="Of a trace at its own times: 2 is twice as fast.", rich_help_panel=_WORKLOAD)
+    float,
+    typer.Option(
+        "--speed", metavar="FACTOR", help="Of a trace at its own times: 2 is twice as fast.", rich_help_panel=_WORKLOAD
+    ),
 ]
 Scale = Annotated[
-    float, typer.Option("--scale", help="Lengths of made-up prompts, times this.", rich_help_panel=_WORKLOAD)
+    float,
+    typer.Option(
+        "--scale", metavar="FACTOR", help="Lengths of made-up prompts, times this.", rich_help_panel=_WORKLOAD
+    ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
         "--seed",
+        metavar="N",
         help="The same seed asks the same (default: a new one).",
         rich_help_panel=_WORKLOAD,
         show_default=False,
     ),
 ]
-Rate = Annotated[float | None, typer.Option("--rate", help="Requests per second, Poisson.", rich_help_panel=_LOAD)]
+Rate = Annotated[
+    float | None, typer.Option("--rate", metavar="RATE", help="Requests per second, Poisson.", rich_help_panel=_LOAD)
+]
 Share = Annotated[
     float | None,
     typer.Option(
         "--load",
+        metavar="SHARE",
         help="Instead: share of what the engines could do with nothing cached (default: 0.9; a trace: its times).",
         rich_help_panel=_LOAD,
         show_default=False,
     ),
 ]
 Requests = Annotated[
-    int | None, typer.Option("--requests", min=1, help="How many, in whole sessions.", rich_help_panel=_LOAD)
+    int | None,
+    typer.Option("--requests", min=1, metavar="N", help="How many, in whole sessions.", rich_help_panel=_LOAD),
 ]
 Duration = Annotated[
     str | None,
     typer.Option(
         "--duration",
+        metavar="TIME",
         help="Instead: sessions begin for so long (default: 30s).",
         rich_help_panel=_LOAD,
         show_default=False,
     ),
 ]
 Repeat = Annotated[
-    int, typer.Option("--repeat", help="Do it so many times, each with its own seed.", rich_help_panel=_LOAD)
+    int,
+    typer.Option("--repeat", metavar="N", help="Do it so many times, each with its own seed.", rich_help_panel=_LOAD),
 ]
-Replicas = Annotated[int, typer.Option("--replicas", help="Simulated engines.", rich_help_panel=_FLEET)]
+Replicas = Annotated[int, typer.Option("--replicas", metavar="N", help="Simulated engines.", rich_help_panel=_FLEET)]
 Pool = Annotated[
     str | None,
     typer.Option(
         "--pool",
+        metavar="PERCENT",
         help="KV of all replicas together, in percent of the working set; several with commas. "
         "Without: as --engine-arg kv_blocks says.",
         rich_help_panel=_FLEET,
@@ -121,12 +142,17 @@ EngineArgs = Annotated[
 ReportDelay = Annotated[
     str,
     typer.Option(
-        "--report-delay", help="From an engine's step until the router knows its load.", rich_help_panel=_FLEET
+        "--report-delay",
+        metavar="TIME",
+        help="From an engine's step until the router knows its load.",
+        rich_help_panel=_FLEET,
     ),
 ]
 ResidencyOption = Annotated[
     str,
     typer.Option(
+        "--residency",
+        metavar="HOW",
         help="What engines say of their caches: exact, approx (what one of their size would hold) or off (nothing).",
         rich_help_panel=_FLEET,
     ),
@@ -135,12 +161,16 @@ ResidencyDelay = Annotated[
     str,
     typer.Option(
         "--residency-delay",
+        metavar="TIME",
         help="From a change of an engine's cache until the router knows.",
         rich_help_panel=_FLEET,
     ),
 ]
 SloOption = Annotated[
-    str, typer.Option("--slo", "--goodput", help="For goodput: ttft=1s,tpot=50ms.", rich_help_panel=_REPORT)
+    str,
+    typer.Option(
+        "--slo", "--goodput", metavar="LIMITS", help="What goodput counts: ttft=1s,tpot=50ms.", rich_help_panel=_REPORT
+    ),
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the whole result there.", rich_help_panel=_REPORT)
@@ -148,7 +178,9 @@ JsonFile = Annotated[
 RecordsOption = Annotated[
     bool, typer.Option("--records", help="Every single request into the --json file.", rich_help_panel=_REPORT)
 ]
-Label = Annotated[str | None, typer.Option("--label", help="Name of this result.", rich_help_panel=_REPORT)]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="TEXT", help="Name of this result.", rich_help_panel=_REPORT)
+]
 
 
 def route(
@@ -172,11 +204,14 @@ def route(
     records: RecordsOption = False,
     label: Label = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="A server that runs already, with the policy it has.")
+        str | None, typer.Option("--url", metavar="URL", help="A server that runs already, with the policy it has.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Its model (default: its only one).")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Its model (default: its only one).")
+    ] = None,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar=["XINF_API_KEY"], help="Its API key.", show_envvar=True)
+        str | None,
+        typer.Option("--api-key", envvar=["XINF_API_KEY"], metavar="KEY", help="Its API key.", show_envvar=True),
     ] = None,
     front: Front = None,
     settings: Settings = None,

@@ -6,6 +6,7 @@ Into a file or a pipe the status goes sparsely: when it says something new, at m
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -25,7 +26,8 @@ class Screen:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._is_tty = self._stream.isatty()
+        # A dumb terminal shows escapes as they are.
+        self._is_tty = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._status = ""
         self._is_serving = False
         self._last_sparse_s: float | None = None

@@ -11,17 +11,23 @@ from xinf.cli.session import open_session, run
 
 
 def serve(
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", metavar="PORT", help="Port (default: 8080).")] = None,
     front: Front = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Gateway processes (default: by cores).")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
     ] = None,
     listen: Annotated[
-        str | None, typer.Option("--listen", help="Address for workers on other hosts, host:port.")
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Address for workers on other hosts, host:port.")
     ] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
     settings: Settings = None,

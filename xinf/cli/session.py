@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,12 +14,13 @@ import msgspec
 
 from xinf.core import log
 from xinf.core.config import Config, load
-from xinf.core.errors import ConfigError, Unavailable
+from xinf.core.errors import ConfigError, InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
     from xinf.meta import LmdbStore, MetaClient
 
 T = TypeVar("T")
+_SERVER = re.compile(r"unix:\S+|\S+:\d+")
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -70,8 +72,10 @@ def open_session(
 ) -> Session:
     """Load the configuration with this command's flags on top. `settings`: those of `--set`, below `flags`.
 
-    Raises: ConfigError.
+    Raises: ConfigError, InvalidRequest for a server without a port.
     """
+    if server is not None and not _SERVER.fullmatch(server):
+        raise InvalidRequest(f"--server {server!r} is not HOST:PORT", remedy="see control.listen there", param="server")
     overrides: dict[str, object] = {}
     for setting in settings or ():
         key, separator, value = setting.partition("=")

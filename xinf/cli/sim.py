@@ -14,11 +14,16 @@ from xinf.core.records import EngineSpec
 
 
 def sim(
-    http: Annotated[bool, typer.Option("--http", help="Over plain HTTP, the default and the only way.")] = True,  # noqa: ARG001
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
+    http: Annotated[  # noqa: ARG001
+        bool, typer.Option("--http", help="Over plain HTTP, the default and the only way.", show_default=False)
+    ] = True,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, metavar="PORT", help="Port; 0 for any free one.")
+    ] = 8000,
     model: Annotated[
-        str, typer.Option("--model", help="Name it serves, or a model directory for its chat template.")
+        str,
+        typer.Option("--model", metavar="MODEL", help="Name it serves, or a model directory for its chat template."),
     ] = "sim",
     max_model_len: MaxModelLen = None,
     engine_args: EngineArgs = None,

@@ -35,6 +35,7 @@ from xinf.cli.screen import Screen
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.verdict import check_wish
 from xinf.cli.wish import choose_name, make_deployment, make_spec
+from xinf.core.errors import InvalidRequest
 from xinf.core.records import DeploymentRecord
 from xinf.core.units import parse_seconds
 
@@ -57,14 +58,20 @@ def up(
     env: EngineEnv = None,
     policy: Policy = "auto",
     force: Force = False,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Port (default: 8080).")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", metavar="PORT", help="Port (default: 8080).")] = None,
     front: Front = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Gateway processes (default: by cores).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Gateway processes (default: by cores).")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Serve without API keys where others can reach it.")
     ] = None,
-    engines_dir: Annotated[str | None, typer.Option("--engines-dir", help="Where the engine environments are.")] = None,
+    engines_dir: Annotated[
+        str | None, typer.Option("--engines-dir", metavar="DIR", help="Where the engine environments are.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment in the store at the end.")] = False,
     timeout: Timeout = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
@@ -92,6 +99,9 @@ def up(
     }
     session = open_session(config, data_dir, settings=settings, flags=flags)
     log.configure("up", level=session.config.log_level if verbose else "warning")
+    if replicas == 0:
+        raise InvalidRequest("nothing would be served: up needs a replica", param="replicas")
+    timeout_s = parse_seconds(timeout) if timeout else None
     chosen = choose_name(name, model)
     spec = make_spec(
         session.config,
@@ -112,7 +122,6 @@ def up(
     screen = Screen()
     if spec.engine != SIMULATED:
         wish = _plan_here(session, wish, screen, must_fit=not force)
-    timeout_s = parse_seconds(timeout) if timeout else None
     try:
         run(Up(session.config, wish, screen, agent_module="xinf.cli.worker", keep=keep).run(timeout_s))
     finally:

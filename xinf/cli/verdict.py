@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from xinf.registry import ModelFacts, Verdict
 
 AUTO = "auto"
+_SIMULATED = "sim"
+_LONGER = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ def check_wish(
 
     Raises: PlacementFailed with what each device lacks.
     """
+    _warn_of_context(spec, facts, say)
     meant = _candidates(spec, judge_devices(spec, facts, nodes))
     if not meant:
         return
@@ -78,6 +81,14 @@ def check_wish(
     if best is not None and best.verdict.level is not Support.NATIVE:
         word = "not known to run" if best.verdict.level is Support.UNKNOWN else "note"
         say(f"{word}: {best.where}: {best.verdict}")
+
+
+def _warn_of_context(spec: EngineSpec, facts: ModelFacts | None, say: Callable[[str], None]) -> None:
+    """vLLM refuses more than the model was made for, once it is there and started (0.32, config/model.py)."""
+    own = None if facts is None else facts.context_tokens
+    asked = spec.max_model_len
+    if spec.engine != _SIMULATED and own is not None and asked is not None and asked > own and _LONGER not in spec.env:
+        say(f"note: --max-model-len {asked} is more than the model's {own}: vLLM refuses it without --env {_LONGER}=1")
 
 
 _GOOD_FIRST = (Support.NATIVE, Support.WEIGHT_ONLY, Support.UNKNOWN)

@@ -10,9 +10,10 @@ from urllib.parse import quote
 import typer
 
 from xinf.cli.admin import AdminClient
+from xinf.cli.caches import Caches, cache_text, followed_text, read_caches
 from xinf.cli.candidates import cost_text, milliseconds, print_candidates
 from xinf.cli.options import AdminKey, ConfigFile, DataDir, GatewayUrl, Json, Server
-from xinf.cli.session import open_session
+from xinf.cli.session import open_session, run
 from xinf.cli.table import print_json, print_table
 from xinf.core.decision import Chosen, Decision, Found
 from xinf.core.units import format_seconds
@@ -25,7 +26,9 @@ def why(
         str | None,
         typer.Argument(metavar="REQUEST_ID", help="The answer's `x-request-id`; without: the last ones."),
     ] = None,
-    last: Annotated[int, typer.Option("--last", "-n", min=1, max=1000, help="How many of the last ones.")] = 20,
+    last: Annotated[
+        int, typer.Option("--last", "-n", min=1, max=1000, metavar="N", help="How many of the last ones.")
+    ] = 20,
     url: GatewayUrl = None,
     admin_key: AdminKey = None,
     json: Json = False,
@@ -34,7 +37,8 @@ def why(
     config: ConfigFile = None,
 ) -> None:
     """Say why a request went where it went, and what came of it. Without an id: the last requests."""
-    client = AdminClient(open_session(config, data_dir, server), url=url, key=admin_key)
+    session = open_session(config, data_dir, server)
+    client = AdminClient(session, url=url, key=admin_key)
     if request_id is None:
         found = client.get(f"/admin/decisions?last={last}", Found)
     else:
@@ -42,7 +46,7 @@ def why(
     if json:
         print_json(found)
     elif request_id is not None:
-        print_account(found.decisions, time.time())
+        print_account(found.decisions, run(read_caches(session, url=url)), time.time())
     elif found.decisions:
         print_table(_COLUMNS, [summary_row(decision, time.time()) for decision in found.decisions])
     else:
@@ -67,10 +71,10 @@ def summary_row(decision: Decision, now_s: float) -> Sequence[str]:
     )
 
 
-def print_account(decisions: Sequence[Decision], now_s: float) -> None:
+def print_account(decisions: Sequence[Decision], caches: Caches, now_s: float) -> None:
     """Tell the newest of several requests of one id."""
     decision = decisions[0]
-    for line in account(decision, now_s):
+    for line in [*account(decision, now_s), *cache_lines(decision, caches)]:
         print(line)
     if decision.candidates is not None:
         print()
@@ -98,6 +102,14 @@ def account(decision: Decision, now_s: float) -> list[str]:
     else:
         lines += _chosen_lines(decision, chosen)
     return [*lines, *_outcome_lines(decision)]
+
+
+def cache_lines(decision: Decision, caches: Caches) -> list[str]:
+    """How the chosen replica's cache is known by now: events that come late or are lost explain what was off."""
+    replica = None if decision.chosen is None else decision.chosen.replica
+    if replica is None or not (views := caches.views.get(replica)):
+        return []  # it is gone, or the gateway does not tell
+    return [f"  cache now  {cache_text(views)}{followed_text(caches.followed.get(replica))}"]
 
 
 def _model(decision: Decision) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ from xinf.core.config import Config
 from xinf.core.device import check_selector
 from xinf.core.errors import InvalidRequest
 from xinf.core.ids import DeploymentName, check_name, name_from_model
+from xinf.core.own_arguments import INSTEAD, own_argument
 from xinf.core.records import ArgValue, DeploymentRecord, EngineSpec, PlacementPolicy, RoutingPolicy
 
 ENGINES = ("vllm", "sim")
@@ -40,6 +41,24 @@ def find_model(config: Config, model: str, engine: str) -> Found:
     return Found(source.location, source.revision)
 
 
+def check_types(engine: str, dtype: str, quantization: str | None) -> tuple[str, str | None]:
+    """What to compute in and how weights are packed, as engines write it. Raises: InvalidRequest."""
+    from xinf.registry import check_method
+
+    if engine not in ENGINES:
+        raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
+    dtype = dtype.lower()
+    if engine == "sim":
+        return dtype, quantization
+    if dtype not in _COMPUTED_IN:
+        raise InvalidRequest(
+            f"--dtype {dtype[:100]!r} is no type that an engine computes in: use auto, bfloat16, float16 or float32",
+            remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
+            param="dtype",
+        )
+    return dtype, None if quantization is None else check_method(engine, quantization)
+
+
 def make_spec(
     config: Config,
     *,
@@ -57,19 +76,16 @@ def make_spec(
     env: Sequence[str],
 ) -> EngineSpec:
     """Check and assemble. Raises: InvalidRequest, UnknownModel."""
-    if engine not in ENGINES:
-        raise InvalidRequest(f"engine {engine!r} is not known: use {' or '.join(ENGINES)}", param="engine")
-    dtype = dtype.lower()
-    if engine != "sim" and dtype not in _COMPUTED_IN:
-        raise InvalidRequest(
-            f"--dtype {dtype[:100]!r} is no type that an engine computes in: use auto, bfloat16, float16 or float32",
-            remedy="weights are packed with --quantization (fp8, awq, gptq, ...)",
-            param="dtype",
-        )
+    dtype, quantization = check_types(engine, dtype, quantization)
+    for each in served_names:
+        if each != each.strip() or not each or not each.isprintable():
+            raise InvalidRequest(f"--served-name {each!r} is no name that a client could ask for", param="served_name")
     found = find_model(config, model, engine)
     # Clients may use the hub id as well; a path on this host is nobody's business.
     default_names = (name, model) if model == found.model and not _is_address(model) and model != name else (name,)
     arguments = parse_engine_args(engine_args)
+    if engine != "sim":
+        _check_own(arguments)
     revision = found.revision
     if not Path(found.model).is_absolute() and engine != "sim":
         given = arguments.pop("revision", None)  # as vLLM has it; one at the end of the model beats it
@@ -91,6 +107,17 @@ def make_spec(
         engine_args=arguments,
         env=dict(_pairs("--env", env)),
     )
+
+
+def _check_own(arguments: Mapping[str, ArgValue]) -> None:
+    """Refuse what the engine would refuse a minute later. Raises: InvalidRequest."""
+    for name in arguments:
+        if (own := own_argument(name)) is not None:
+            raise InvalidRequest(
+                f"engine argument {name!r} is set by xinf itself",
+                remedy=INSTEAD.get(own, "leave it out: clients reach the gateway, not the engine"),
+                param="engine_arg",
+            )
 
 
 def make_deployment(

@@ -28,16 +28,24 @@ _POLL_S = 0.1
 
 
 def worker(
-    node: Annotated[str | None, typer.Option("--node", help="Name of this node (default: the host's).")] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Address that other hosts reach this one by.")
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="NAME", help="Name of this node (default: the host's).")
     ] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="key=value, several with commas.")] = None,
-    engines_dir: Annotated[str | None, typer.Option("--engines-dir", help="Where the engine environments are.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="Address that other hosts reach this one by.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="KEY=VALUE,...", help="Labels of this node, several with commas.")
+    ] = None,
+    engines_dir: Annotated[
+        str | None, typer.Option("--engines-dir", metavar="DIR", help="Where the engine environments are.")
+    ] = None,
     stop_engines: Annotated[
         bool | None, typer.Option("--stop-engines", help="Stop the engines when this worker stops.")
     ] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
     data_dir: DataDir = None,
     server: Server = None,
     config: ConfigFile = None,

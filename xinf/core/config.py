@@ -248,7 +248,10 @@ def _base_and_unit(kind: Any) -> tuple[Any, str | None]:
 def _unknown_key(key: str, source: str, known: list[str]) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return ConfigError(
-        f"unknown key {key!r} in {source}", remedy=f"the nearest known key is {near[0]!r}", key=key, nearest=near[0]
+        f"unknown key {key!r} in {source}",
+        remedy=f"the nearest known key is {near[0]!r}; `xinf config show` lists all",
+        key=key,
+        nearest=near[0],
     )
 
 

@@ -188,19 +188,24 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_selector(text: str) -> str:
-    """Return `text` if `--device` can take it: `cuda`, `cuda:0`, `cpu`, a UUID, or a comma-separated list of them.
+    """Return what `--device` was given as it is compared: `cuda`, `cuda:0`, `cpu`, a UUID, or a list with commas.
+
+    Kinds in lower case, without the blanks around commas; a UUID as it is.
 
     Raises: InvalidRequest naming the part that is wrong and what is accepted.
     """
-    for part in text.split(","):
-        is_uuid = len(part) >= 8 and "-" in part and ":" not in part
-        if not is_uuid and not _SELECTOR.fullmatch(part):
+    parts = [part.strip() for part in text.split(",")]
+    for number, part in enumerate(parts):
+        if _SELECTOR.fullmatch(part.lower()):
+            parts[number] = part.lower()
+        elif not (len(part) >= 8 and "-" in part and ":" not in part):  # no UUID either
             known = ", ".join(DEVICE_KINDS)
             raise InvalidRequest(
                 f"device {part!r} is not known: use one of {known}, with :N for the N-th, or a device's UUID",
+                remedy="`auto` stands alone" if part == "auto" else "`xinf devices` lists those of this host",
                 param="device",
             )
-    return text
+    return ",".join(parts)
 
 
 def is_selected(device: Device, selector: str) -> bool:

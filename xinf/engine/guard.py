@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         # It becomes the shim, by exec: one child from the first byte to the last token, and one way to end it.
         status = supervise([*fetch.command, argv[0], sys.executable], environ=fetch.environ)
+    _say(_end(Path(argv[0]), status))
     if spec.listen.startswith("unix:"):
         Path(spec.listen.removeprefix("unix:")).unlink(missing_ok=True)
     write_file(spec.exit_path, ShimExit(start_id=spec.start_id, status=status, at_s=time.time()))
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def supervise(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
-    """Run `command` until it ends, then kill what it left. Returns its exit status, negative for a signal.
+    """Run `command` until it ends, then kill what it left, and say so. Returns its exit status, negative for a signal.
 
     `environ`: variables that it gets besides the guard's own.
     """
@@ -68,9 +69,19 @@ def supervise(command: Sequence[str], *, environ: Mapping[str, str] | None = Non
     status = _wait_for(pid)
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_IGN)
-    n_killed = _kill_rest()
-    _say(f"the shim ended with status {status}, {n_killed} processes that it left were killed")
+    if n_killed := _kill_rest():
+        _say(f"{n_killed} processes that it left were killed")
     return status
+
+
+def _end(spec_path: Path, status: int) -> str:
+    """What the log says last: of the engine, or that there was none, for whoever has just read why."""
+    spec = read_file(spec_path, ShimSpec)
+    if spec is not None and spec.fetch is not None and spec.model_path is None:
+        return "the model's files were not fetched, so no engine was started"
+    if status < 0:
+        return f"the engine was ended by signal {-status}"
+    return f"the engine ended with status {status}"
 
 
 def _lead_own_session() -> None:

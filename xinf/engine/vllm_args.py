@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,16 +16,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from xinf.core.errors import EngineStartFailed
+from xinf.core.own_arguments import own_argument
 from xinf.core.records import ArgValue, EngineSpec
 
 # As people write them, and as `Dtype` of xinf/core/device.py does; vLLM knows the long names.
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
-# What would listen, authenticate or name the model in another way than the gateway expects.
-_RESERVED = {
-    "model", "model-tag", "served-model-name", "host", "port", "uds", "api-key", "root-path", "api-server-count",
-    "headless", "grpc", "grpc-port", "config", "ssl-keyfile", "ssl-certfile", "ssl-ca-certs",
-}  # fmt: skip
+# How alike a name must be to be offered in the place of one that vLLM has not: `zork` is no `port`.
+_NEAR = 0.7
 
 # Blocks of 32 tokens: what vLLM's attention for CPU likes, and a fourth of its default: more of a prefix is shared.
 _CPU_DEFAULTS: Mapping[str, ArgValue] = {"enforce-eager": True, "block-size": 32}
@@ -71,7 +70,7 @@ def choose_arguments(
     """
     given = {name.removeprefix("--").replace("_", "-"): value for name, value in _split_names(spec.engine_args)}
     for name in given:
-        if name in _RESERVED:
+        if own_argument(name) is not None:
             raise bad_arguments(
                 f"engine argument {name!r} is set by xinf itself", "leave it out; see `xinf launch --help`"
             )
@@ -171,7 +170,7 @@ def parse(spec: EngineSpec, arguments: Mapping[str, ArgValue]) -> Any:
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # a class of vLLM's, without types
         def error(self, message: str) -> NoReturn:
-            raise bad_arguments(f"vLLM refuses its arguments: {message}", _remedy(message, options))
+            raise bad_arguments(f"vLLM refuses its arguments: {message}", remedy_of(message, options))
 
     parser = Parser()
     options: list[str] = []
@@ -210,11 +209,14 @@ def bad_arguments(message: str, remedy: str) -> EngineStartFailed:
     return EngineStartFailed(message, remedy=remedy, cause="bad_arguments")
 
 
-def _remedy(message: str, options: Sequence[str]) -> str:
-    """Name the option that was probably meant."""
+def remedy_of(message: str, options: Sequence[str]) -> str:
+    """Name the option that was probably meant; where none is like it, say where they are listed."""
     prefix = "unrecognized arguments: "
-    if message.startswith(prefix):
-        name = message.removeprefix(prefix).split("=", 1)[0].split()[0]
-        if near := difflib.get_close_matches(name, options, n=1):
-            return f"did you mean --engine-arg {near[0].removeprefix('--')}?"
-    return "correct the --engine-arg it names; `vllm serve --help` lists them"
+    # The environment's own command: the one on a person's path, if any, may be of another version.
+    listed = f"`{Path(sys.executable).with_name('vllm')} serve --help=all` lists them"
+    if not message.startswith(prefix):
+        return f"correct the --engine-arg it names; {listed}"
+    name = message.removeprefix(prefix).split("=", 1)[0].split()[0].removeprefix("--")
+    names = [option.removeprefix("--") for option in options if option.startswith("--")]
+    near = difflib.get_close_matches(name, [each for each in names if own_argument(each) is None], n=1, cutoff=_NEAR)
+    return f"did you mean --engine-arg {near[0]}?" if near else f"vLLM has no argument like it; {listed}"

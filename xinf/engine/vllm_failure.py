@@ -18,6 +18,8 @@ _NO_CAUSE = re.compile(
     _SEE_ABOVE + r"|EngineDeadError|EngineGenerateError|EngineStartFailed|EngineDied|BrokenPipeError"
 )
 _WRONG_VALUE = re.compile(r"^  (?:Value error|Assertion failed), (.*?)(?: \[type=|$)", re.MULTILINE)
+# "gpu_memory_utilization\n  Input should be less than or equal to 1 [type=less_than_equal, input_value=2.0, ..."
+_WRONG_FIELD = re.compile(r"^(\w[\w.]*)\n  (\S.*?) \[type=\w+, input_value=(.*?), input_type=", re.MULTILINE)
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
 
 
@@ -59,6 +61,12 @@ def explain(error: BaseException, log: EngineLog) -> EngineStartFailed:
         found = failure_of(RuntimeError(cause))
         return EngineStartFailed(f"the engine failed to start: {cause}", remedy=found.remedy, cause=found.cause)
     found = failure_of(error)
-    # pydantic says in its first line only how many values are wrong.
-    wrong = _WRONG_VALUE.search(str(error))
-    return EngineStartFailed(wrong[1] if wrong else found.message, remedy=found.remedy, cause=found.cause)
+    return EngineStartFailed(_wrong_value(str(error)) or found.message, remedy=found.remedy, cause=found.cause)
+
+
+def _wrong_value(text: str) -> str | None:
+    """What pydantic says of the first value that is wrong: its first line tells only how many are."""
+    if (wrong := _WRONG_VALUE.search(text)) is not None:
+        return wrong[1]
+    field = _WRONG_FIELD.search(text)
+    return None if field is None else f"{field[1]} = {field[3]}: {field[2]}"

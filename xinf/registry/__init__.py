@@ -38,6 +38,7 @@ from xinf.registry.memory import (
     split_problem,
     usable_bytes,
 )
+from xinf.registry.method import check_method
 from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
@@ -67,6 +68,7 @@ __all__ = [
     "Verdict",
     "advise",
     "capabilities",
+    "check_method",
     "choose_options",
     "context_bytes",
     "count_needed",

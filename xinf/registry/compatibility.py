@@ -3,6 +3,7 @@
     [[dtype]]         vendor x architecture        how its units compute in each data type: facts of the hardware
     [[isa]]           processor flags              raises one level of a [[dtype]] row of processors
     [[quantization]]  method                       what it stores and multiplies in
+    [[methods]]       engine x versions            the names of methods that it takes without a plugin
     [[backend]]       engine x vendor              which distribution serves it
     [[feature]]       engine x versions x vendor   what the engine does there: methods, dtypes, features
 
@@ -91,6 +92,16 @@ class QuantizationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     note: str | None = None
 
 
+class MethodsRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The names of quantization that an engine takes by itself: a closed list, which plugins may add to."""
+
+    engine: str
+    versions: str
+    names: tuple[str, ...]
+    source: str
+    note: str | None = None
+
+
 class BackendRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which distribution makes an engine serve a vendor's devices."""
 
@@ -144,6 +155,7 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
     dtype: tuple[DtypeRow, ...]
     isa: tuple[IsaRow, ...]
     quantization: tuple[QuantizationRow, ...]
+    methods: tuple[MethodsRow, ...]
     backend: tuple[BackendRow, ...]
     feature: tuple[FeatureRow, ...]
 
@@ -158,6 +170,11 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
     def method(self, name: str) -> QuantizationRow | None:
         """Find a quantization method by any of its names."""
         return next((row for row in self.quantization if name in (row.method, *row.aliases)), None)
+
+    def methods_of(self, engine: str, version: str | None = None) -> MethodsRow | None:
+        """Find the names of methods of an engine version (None: of the newest); None: no row speaks of it."""
+        rows = [row for row in self.methods if row.engine == engine and is_in_range(version, row.versions)]
+        return rows[-1] if rows else None
 
     def backend_of(self, engine: str, vendor: Vendor) -> BackendRow | None:
         return next((row for row in self.backend if (row.engine, row.vendor) == (engine, vendor)), None)
@@ -215,7 +232,7 @@ def shipped() -> Compatibility:
     return read_compatibility(configs_dir() / FILE)
 
 
-R = TypeVar("R", DtypeRow, IsaRow, QuantizationRow, BackendRow, FeatureRow)
+R = TypeVar("R", DtypeRow, IsaRow, QuantizationRow, MethodsRow, BackendRow, FeatureRow)
 
 
 def read_compatibility(path: Path) -> Compatibility:
@@ -234,9 +251,12 @@ def read_compatibility(path: Path) -> Compatibility:
         dtype=_rows(content, "dtype", DtypeRow, path),
         isa=_rows(content, "isa", IsaRow, path),
         quantization=_rows(content, "quantization", QuantizationRow, path),
+        methods=_rows(content, "methods", MethodsRow, path),
         backend=_rows(content, "backend", BackendRow, path),
         feature=_rows(content, "feature", FeatureRow, path),
     )
+    for named in table.methods:
+        _check_versions(named.versions, f"{path.name}: [[methods]] row ({named.engine})")
     for row in table.feature:
         _check_feature(row, table, path)
     _check_meetings(table, path)
@@ -254,7 +274,7 @@ def _rows(content: dict[str, Any], name: str, kind: type[R], path: Path) -> tupl
             made.append(msgspec.convert(row, kind))
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {error}", remedy="correct that field") from error
-        for field in ("source", "arch", "flags", "method", "generation", "distribution"):
+        for field in ("source", "arch", "flags", "method", "names", "generation", "distribution"):
             if not getattr(made[-1], field, "-"):
                 raise ConfigError(f"{where}: field {field!r} is empty", remedy="say it")
     return tuple(made)
@@ -284,12 +304,16 @@ def _check_feature(row: FeatureRow, table: Compatibility, path: Path) -> None:
             raise ConfigError(f"{where}: field 'quantization': {method!r} has no [[quantization]] row", remedy="add it")
     if not row.arch:
         raise ConfigError(f"{where}: field 'arch' is empty", remedy='leave it out or write ["*"]')
-    try:
-        check_range(row.versions)
-    except ValueError as error:
-        raise ConfigError(f"{where}: field 'versions': {error}", remedy="correct that field") from error
+    _check_versions(row.versions, where)
     if row.level is Support.NONE and row.suggestion is None:
         raise ConfigError(f"{where}: field 'suggestion' is missing", remedy="say what to do instead")
+
+
+def _check_versions(versions: str, where: str) -> None:
+    try:
+        check_range(versions)
+    except ValueError as error:
+        raise ConfigError(f"{where}: field 'versions': {error}", remedy="correct that field") from error
 
 
 def _check_meetings(table: Compatibility, path: Path) -> None:
@@ -305,6 +329,11 @@ def _check_meetings(table: Compatibility, path: Path) -> None:
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"{path.name}: [[quantization]] {twice!r} is there twice", remedy="remove one")
+    for old, new in combinations(table.methods, 2):
+        if old.engine == new.engine and may_share(old.versions, new.versions):
+            raise ConfigError(
+                f"{path.name}: [[methods]] {old.engine} {old.versions} and {new.versions} meet", remedy="narrow one"
+            )
     for first, second in combinations(table.feature, 2):
         if subject := _clash(first, second):
             raise ConfigError(

@@ -15,6 +15,7 @@ from xinf.core.device import KIND_OF_VENDOR, Device, Dtype, Support
 from xinf.core.model import ModelFacts
 from xinf.core.records import EngineEnvironment, EngineSpec
 from xinf.registry.compatibility import Compatibility, FeatureRow, capabilities, shipped
+from xinf.registry.method import advise_method, has_method
 from xinf.registry.need import Need, need_of
 
 SEVERITY = (Support.NONE, Support.UNKNOWN, Support.WEIGHT_ONLY, Support.NATIVE)  # the worst first
@@ -100,6 +101,9 @@ class _Case:
     def __init__(self, engine: str, version: str | None, device: Device, need: Need, table: Compatibility) -> None:
         self._engine = f"{engine} {version}" if version else engine
         self._need = need
+        self._table = table
+        self._name, self._version = engine, version
+        self._vendor = device.vendor
         self._arch = device.arch or device.name
         self._kind = KIND_OF_VENDOR[device.vendor]
         self._levels = capabilities(device, table)
@@ -149,12 +153,28 @@ class _Case:
         method = self._need.method
         if method is None:
             return
-        yield self._of_weights(method)
         row = self._row(f"quantization {method}")
+        if (asked := self._need.asked) is not None and not self._takes(asked, row):
+            yield _Finding(
+                Support.NONE,
+                f"{self._engine} has no quantization {asked!r}",
+                advise_method(self._name, asked, self._version, self._table),
+            )
+            return
+        yield self._of_weights(method)
         if row is None:
             yield _Finding(Support.UNKNOWN, f"no source says whether {self._engine} runs {method} on {self._kind}")
         else:
             yield self._of_engine(row, f"{self._engine} does not run {method} on {self._arch}", method)
+
+    def _takes(self, asked: str, row: FeatureRow | None) -> bool:
+        """Whether the name may be one that the engine knows: its own, or of a plugin that the tables speak of."""
+        if has_method(self._name, self._version, asked, self._table) is not False:
+            return True
+        if row is not None and asked in row.quantization:
+            return True
+        backend = self._table.backend_of(self._name, self._vendor)
+        return backend is None or not backend.is_in_tree
 
     def features(self) -> Iterable[_Finding]:
         """What the specification asks of the engine by name."""

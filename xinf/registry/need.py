@@ -39,6 +39,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: Dtype | None = None  # computed in; None: not known, or what the device likes best
     is_dtype_free: bool = False  # nobody asked for it: the engine may fall back to another
     method: str | None = None  # of quantization, as [[quantization]] calls it; None: weights are not packed
+    asked: str | None = None  # the method's name where somebody typed it; None: the model's files name it
     weights: Dtype | None = None  # what they are packed in
     activations: Dtype | None = None  # what they are multiplied in
     is_widened: bool = False  # the method widens weights before they are multiplied, on every device
@@ -66,6 +67,7 @@ def need_of(spec: EngineSpec, facts: ModelFacts | None = None, table: Compatibil
     packed = _packing(spec, facts, table or shipped())
     return msgspec.structs.replace(
         packed,
+        asked=None if spec.quantization is None else spec.quantization.lower(),
         dtype=dtype,
         is_dtype_free=is_free,
         features=_features(spec),
@@ -76,7 +78,7 @@ def need_of(spec: EngineSpec, facts: ModelFacts | None = None, table: Compatibil
 def _packing(spec: EngineSpec, facts: ModelFacts | None, table: Compatibility) -> Need:
     """How the weights are packed: the model's own config knows best, the method's row is next."""
     stored = facts.quantization if facts is not None else None
-    name = spec.quantization or (stored.method if stored is not None else None)
+    name = (spec.quantization or "").lower() or (stored.method if stored is not None else None)
     if name is None and spec.model.lower().endswith(".gguf"):
         name = "gguf"
     if name is None:

@@ -102,9 +102,16 @@ def _describe(config: Config) -> Discovery:
 def _check_listen(config: Config) -> None:
     """The store has no authentication of its own yet: refuse to show it to other hosts unless that was said aloud."""
     listen = config.control.listen
-    if not listen or config.gateway.insecure:
+    if not listen:
         return
-    host = listen.rpartition(":")[0].strip("[]")
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal():
+        raise ConfigError(
+            f"control.listen = {listen!r} is not HOST:PORT", remedy="write 127.0.0.1:7000", key="control.listen"
+        )
+    if config.gateway.insecure:
+        return
     try:
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
