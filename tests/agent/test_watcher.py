@@ -17,18 +17,20 @@ from tests.agent.conftest import WAIT_S, Bench
 from xinf.agent import Agent, describe_node
 from xinf.agent.chart import Chart, read_chart
 from xinf.agent.damper import CALM_S
+from xinf.agent.holding import EngineUse
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
-from xinf.agent.watcher import DeviceWatcher, EngineUse
+from xinf.agent.watcher import DeviceWatcher
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
 from xinf.core.errors import StoreFull, Unavailable
-from xinf.core.ids import LeaseId
+from xinf.core.ids import LeaseId, ReplicaId
 from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_record, encode_record
-from xinf.device import Inventory, Reading, read_host
+from xinf.device import DeviceProcess, Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
 CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
+OURS = ReplicaId("ours-1")
 
 
 class Watch:
@@ -153,7 +155,7 @@ async def test_what_our_engines_use_is_not_foreign(watch: Watch) -> None:
     own = read_private_bytes(os.getpid())
     assert own > 10 << 20
     group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    watch.engines = [EngineUse(leader_pid=group, device_uuids=())]
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=())]
     everything = sum(read_private_bytes(pid) for pid in pids_by_group()[group])
     await watch.watcher.take(memory("CPU-test", everything + 2 * GIB, Vendor.CPU))
     foreign = (await watch.stored()).foreign_bytes["CPU-test"]
@@ -166,9 +168,55 @@ async def test_memory_of_the_host_that_no_replica_holds_is_foreign(
 ) -> None:
     """Of an engine on an accelerator, which holds that alone; of one whose record is gone while it still runs."""
     group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    watch.engines = [EngineUse(leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
     await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
     assert (await watch.stored()).foreign_bytes == {"CPU-test": 3 * GIB}
+
+
+async def test_memory_of_a_host_that_a_gpu_fills_too_is_told_with_that_gpu(watch: Watch, tmp_path: Path) -> None:
+    """20 GiB are in use: 6 on the GPU by our engine, what its processes hold, and the rest by others."""
+    (tmp_path / "proc").mkdir()
+    watch.watcher._root = tmp_path
+    card, *_, cpu = (msgspec.structs.replace(d, memory_bytes=32 * GIB) for d in watch.bench.node.devices)
+    unified = msgspec.structs.replace(card, extra={"memory": "unified"})
+    watch.watcher._condition.take_inventory(Inventory(devices=(unified,)), Vendor.NVIDIA)
+    watch.watcher._condition.take_inventory(Inventory(devices=(cpu,)), Vendor.CPU)
+    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
+    private = sum(read_private_bytes(pid) for pid in pids_by_group()[group])
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=(unified.uuid,), need_bytes=4 * GIB)]
+
+    def reading(*processes: DeviceProcess) -> Reading:
+        used, free = 20 * GIB + private, 12 * GIB - private
+        (tmp_path / "proc/meminfo").write_text(f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {free >> 10} kB\n")
+        sample = Sample(uuid=unified.uuid, t_ns=0, memory_used_bytes=used)
+        return Reading(vendor=Vendor.NVIDIA, samples=(sample,), processes=processes)
+
+    await watch.watcher.take(reading())
+    assert (await watch.stored()).foreign_bytes == {}, "nobody knows yet what of it is our engine's"
+    await watch.watcher.take(reading(DeviceProcess(uuid=unified.uuid, pid=os.getpid(), memory_bytes=6 * GIB)))
+    stored = await watch.stored()
+    assert stored.foreign_bytes.keys() == {unified.uuid, cpu.uuid}
+    assert list(stored.foreign_bytes.values()) == pytest.approx([14 * GIB] * 2, abs=256 << 20)
+    assert stored.unplanned_bytes[OURS] == pytest.approx(2 * GIB + private, abs=256 << 20)
+    await watch.watcher.take(memory(cpu.uuid, 31 * GIB, Vendor.CPU))
+    assert await watch.stored() == stored, "at that moment nobody reads what the engine has"
+    watch.engines = []
+    await watch.watcher.take(memory(cpu.uuid, 3 * GIB, Vendor.CPU))
+    stored = await watch.stored()
+    assert stored.foreign_bytes[cpu.uuid] == 3 * GIB
+    assert stored.unplanned_bytes == {}
+
+
+async def test_engine_that_nobody_planned_for_is_told_with_what_it_holds(watch: Watch) -> None:
+    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
+    ballast = bytearray(os.urandom(1)) * (600 << 20)
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=())]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    held = (await watch.stored()).unplanned_bytes[OURS]
+    assert held >= len(ballast)
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=(), need_bytes=held)]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).unplanned_bytes == {}
 
 
 class Meddler:

@@ -235,6 +235,22 @@ def test_what_is_left_is_what_the_scheduler_would_give(model: Path) -> None:
     assert not is_placed(free["CPU-gpu"] + 1)
 
 
+def test_gpu_and_processor_of_one_memory_have_the_same_free() -> None:
+    node = gpu_node(24)
+    cards = tuple(
+        replace(d, memory_bytes=64 * GIB, extra={"memory": "unified"} if d.vendor is Vendor.NVIDIA else {})
+        for d in node.devices
+    )
+    node = replace(node, devices=cards, foreign_bytes={"CPU-gpu": 4 * GIB})
+    need = MemoryNeed(weights_bytes=20 * GIB, kv_bytes=0, overhead_bytes=0)
+    held = [
+        replace(READY, node=node.name, devices=("cuda:0",), device_uuids=("GPU-gpu-0",), need=need),
+        replace(READY, id=ReplicaId("p-1"), node=node.name, devices=("cpu",), need=need),
+    ]
+    free = free_on(node, held, headroom_bytes=GIB)
+    assert (free["GPU-gpu-0"], free["CPU-gpu"]) == (19 * GIB, 19 * GIB)
+
+
 # ---- launch -------------------------------------------------------------------------------------------------------
 
 

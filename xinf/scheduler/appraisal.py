@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from xinf.core.device import Device
 from xinf.core.records import DeploymentRecord, EngineEnvironment, MemoryNeed
+from xinf.registry import device_share, is_cache_told, is_switched, usable_bytes
 from xinf.scheduler.host import Alike
 from xinf.scheduler.world import Measured, Rules
 
@@ -51,11 +53,20 @@ class Appraiser:
         wish = self._deployment
         if wish.model is None:
             return None
-        return self._rules.planner(
-            wish.spec,
-            wish.model,
-            alike.devices[0],
-            environments[0],
-            identity=wish.model_identity,
-            measured=self._measured,
+        device = alike.devices[0]
+        need = self._rules.planner(
+            wish.spec, wish.model, device, environments[0], identity=wish.model_identity, measured=self._measured
         )
+        return need if need is None else _as_told(need, device, wish)
+
+
+def _as_told(need: MemoryNeed, device: Device, wish: DeploymentRecord) -> MemoryNeed:
+    """In the host's memory, which others fill too, an engine that is told a share takes all of that."""
+    share, total = device_share(wish.spec), device.memory_bytes
+    if share is None or total is None or not device.is_unified or is_cache_told(wish.spec):
+        return need
+    size = wish.spec.tensor_parallel_size
+    told = usable_bytes(
+        device.vendor, size, free_bytes=total, total_bytes=total, share=share, is_switched=is_switched(device)
+    )
+    return msgspec.structs.replace(need, kv_bytes=need.kv_bytes + max(0, told - need.device_bytes))

@@ -235,8 +235,9 @@ class SchedulerLoop:
 
 
 def _is_memory_only(before: NodeRecord, now: NodeRecord) -> bool:
-    """Whether nothing but the memory that others use is another."""
-    return msgspec.structs.replace(now, foreign_bytes=before.foreign_bytes) == before
+    """Whether nothing but the memory is another that nobody planned for: of others, of engines beyond their needs."""
+    same = msgspec.structs.replace(now, foreign_bytes=before.foreign_bytes, unplanned_bytes=before.unplanned_bytes)
+    return same == before
 
 
 def _put(record: ReplicaRecord) -> Put:

@@ -209,12 +209,16 @@ class _Deployment:
         return Stop(replica=victim.id, reason=f"preempted by {self.deployment.name}: {over}", cause="preempted")
 
     def _stopping_at(self, placement: Placement) -> list[ReplicaId]:
-        """Who stops and holds something of a place; on the processor, all who stop there."""
+        """Who stops and holds something of a place; of one in the host's memory, all who stop there."""
         wanted = set(placement.device_uuids)
+        pool = self.view.fleet.hosts[placement.node].pool
+        is_of_host = not wanted or (pool is not None and not wanted.isdisjoint(pool.uuids))
         return sorted(
-            r.id
-            for r in (*self.view.claims.stopping, *self.ended)
-            if r.node == placement.node and (not wanted or wanted & set(r.device_uuids))
+            {
+                r.id
+                for r in (*self.view.claims.stopping, *self.ended)
+                if r.node == placement.node and (is_of_host or wanted & set(r.device_uuids))
+            }
         )
 
     def _stop_old(self) -> list[Action]:
