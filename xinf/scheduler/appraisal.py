@@ -6,6 +6,8 @@ of a device but what makes its kind (`Alike.key`).
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from xinf.core.device import Device
@@ -13,6 +15,8 @@ from xinf.core.records import DeploymentRecord, EngineEnvironment, MemoryNeed
 from xinf.registry import device_share, is_cache_told, is_switched, usable_bytes
 from xinf.scheduler.host import Alike
 from xinf.scheduler.world import Measured, Rules
+
+logger = logging.getLogger(__name__)
 
 
 class Appraisal(msgspec.Struct, frozen=True):
@@ -38,10 +42,17 @@ class Appraiser:
         """
         found = self._known.get(alike.key)
         if found is None:
-            refusal = self._judge(alike, environments)
-            need = self._plan(alike, environments) if refusal is None else None
-            found = self._known[alike.key] = Appraisal(refusal, need)
+            found = self._known[alike.key] = self._appraise(alike, environments)
         return found
+
+    def _appraise(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> Appraisal:
+        try:
+            refusal = self._judge(alike, environments)
+            return Appraisal(refusal, self._plan(alike, environments) if refusal is None else None)
+        except Exception as error:
+            # A wish that nobody can do sums with must not keep others from places: they ask for it what is kept for it.
+            logger.exception("what %s needs cannot be told", self._deployment.name)
+            return Appraisal(f"what it needs cannot be told: {type(error).__name__}: {error}", None)
 
     def _judge(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> str | None:
         judge, wish = self._rules.judge, self._deployment

@@ -52,7 +52,7 @@ class Filter:
     def __init__(self, deployment: DeploymentRecord, rules: Rules, measured: Measured) -> None:
         self._deployment = deployment
         self._spec = deployment.spec
-        self._size = deployment.spec.tensor_parallel_size
+        self._size = max(1, deployment.spec.tensor_parallel_size)
         self._share = device_share(deployment.spec)
         self._is_told = self._share is not None or is_cache_told(deployment.spec)
         self._labels = tuple(sorted(deployment.labels.items()))

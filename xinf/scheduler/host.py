@@ -58,7 +58,7 @@ class Host:
         self.models = frozenset(record.models)
         self.devices = whole_devices(record)
         self.pool = find_pool(record)
-        self._by_uuid = {device.uuid: device for device in record.devices}
+        self._by_uuid = {device.uuid: device for device in reversed(record.devices)}
         self._matches: dict[tuple[str, str, frozenset[str]], tuple[Group, ...] | Miss] = {}
         self._links: dict[tuple[str, ...], Links] = {}
 
@@ -175,12 +175,18 @@ class Fleet:
 
 
 def whole_devices(node: NodeRecord) -> tuple[Device, ...]:
-    """Devices that can be given away: a card that is split into MIG instances cannot, its instances can."""
+    """Devices that can be given away: a card that is split into MIG instances cannot, its instances can.
+
+    What is listed twice is there once: two cards that call themselves alike could not be told apart by anybody.
+    """
     split = {device.parent for device in node.devices if device.parent is not None}
+    first = {device.uuid: device for device in reversed(node.devices)}
     return tuple(
         device
         for device in node.devices
-        if device.uuid not in split and not (device.extra.get("mig") == "enabled" and device.parent is None)
+        if first[device.uuid] is device
+        and device.uuid not in split
+        and not (device.extra.get("mig") == "enabled" and device.parent is None)
     )
 
 
