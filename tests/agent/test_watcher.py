@@ -24,7 +24,16 @@ from xinf.agent.watcher import DeviceWatcher
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
 from xinf.core.errors import StoreFull, Unavailable
 from xinf.core.ids import LeaseId, ReplicaId
-from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_record, encode_record
+from xinf.core.records import (
+    EVENTS,
+    NODES,
+    EventRecord,
+    MemoryNeed,
+    NodeRecord,
+    Phase,
+    decode_record,
+    encode_record,
+)
 from xinf.device import DeviceProcess, Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
 
@@ -440,6 +449,31 @@ async def test_node_is_told_of_with_what_others_use_of_it(
         nodes.listen(hear)
         await nodes.wait(lambda _: bool(told), WAIT_S)
     assert told[0].get(CARD) == 512 << 20
+
+
+async def test_agent_tells_what_engines_hold_beyond_what_they_were_placed_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines on the real processor, one planned for. A step of 1 MiB: they are small."""
+    monkeypatch.setattr("xinf.agent.watcher.foreign_step_bytes", lambda _: 1 << 20)
+
+    def told() -> dict[ReplicaId, int]:
+        record = nodes.get(bench.node.name)
+        return {} if record is None else record.unplanned_bytes
+
+    need = MemoryNeed(weights_bytes=GIB, kv_bytes=0, overhead_bytes=0)
+    async with agent_on(bench, Path("/")) as nodes:
+        await bench.place("blind")
+        await bench.place("planned", need=need)
+        await bench.until_phase("blind", Phase.READY)
+        record = await bench.until_phase("planned", Phase.READY)
+        await nodes.wait(lambda _: ReplicaId("blind") in told(), WAIT_S)
+        assert told().keys() == {ReplicaId("blind")}
+        assert 1 << 20 < told()[ReplicaId("blind")] < GIB
+        for name in ("blind", record.id):
+            await bench.aim_at_stop(name)
+            await bench.until_phase(name, Phase.STOPPED)
+        await nodes.wait(lambda _: not told(), WAIT_S)
 
 
 async def test_agent_marks_a_card_that_fell_off_the_bus(

@@ -103,11 +103,16 @@ def _seat(
 
 
 def _waiting_above(deployment: DeploymentRecord, view: View) -> list[ReplicaRecord]:
-    """Replicas that wait and matter more, the most important first, those of one deployment together."""
+    """Replicas that wait and go before, the most important first, those of one deployment together."""
+    goes_before: dict[DeploymentName, bool] = {}
     waiting = []
     for replica in view.claims.pending:
         other = view.deployments.get(replica.deployment)
-        if other is not None and other.generation == replica.generation and _goes_before(other, deployment, view):
+        if other is None or other.generation != replica.generation:
+            continue
+        if other.name not in goes_before:  # asked once: many may wait
+            goes_before[other.name] = _goes_before(other, deployment, view)
+        if goes_before[other.name]:
             waiting.append(((-other.priority, other.name, replica.created_s, replica.id), replica))
     return [replica for _, replica in sorted(waiting, key=lambda found: found[0])]
 
