@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
+from tests.scheduler.worlds import deployment, holder, plan_need
 from xinf.agent import Agent, describe_node
 from xinf.agent.chart import Chart, read_chart
 from xinf.agent.damper import CALM_S
@@ -36,6 +37,7 @@ from xinf.core.records import (
 )
 from xinf.device import DeviceProcess, Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
+from xinf.scheduler import Claims, Fleet, Placement, Refusal, Rules, place
 
 CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
@@ -474,6 +476,36 @@ async def test_agent_tells_what_engines_hold_beyond_what_they_were_placed_with(
             await bench.aim_at_stop(name)
             await bench.until_phase(name, Phase.STOPPED)
         await nodes.wait(lambda _: not told(), WAIT_S)
+
+
+@pytest.mark.usefixtures("nvml")
+async def test_memory_of_a_gb10_is_given_away_once(
+    bench: Bench, nvidia_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what its driver and the kernel say to the scheduler's answer: 128 GiB, of which others use 28."""
+    monkeypatch.setenv("FAKE_NVML", "gb10")
+    meminfo = f"MemTotal: {128 * GIB >> 10} kB\nMemAvailable: {100 * GIB >> 10} kB\n"
+    (nvidia_root / "proc/meminfo").write_text(meminfo)
+
+    def is_told() -> bool:
+        record = nodes.get(bench.node.name)
+        return record is not None and sorted(record.foreign_bytes.values()) == [28 * GIB] * 2
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: is_told(), WAIT_S)
+        record = nodes.get(bench.node.name)
+    assert record is not None
+    rules = Rules(judge=None, planner=plan_need)
+    on_gpu = deployment("gpu", device="cuda", gib=60, engine="stand-in")
+    found = place(on_gpu, Fleet([record]), Claims(), rules)
+    assert isinstance(found, Placement)
+    assert found.need is not None
+    assert found.need.device_bytes == (100 * GIB - rules.headroom_bytes + 60 * GIB) // 2
+    held = holder(record.name, *found.device_uuids, devices=found.devices)
+    held = msgspec.structs.replace(held, need=found.need)
+    refused = place(deployment("cpu", device="cpu", gib=30, engine="stand-in"), Fleet([record]), Claims([held]), rules)
+    assert isinstance(refused, Refusal)
+    assert "needs 30 GiB, 19.8 GiB of the host's memory free, shared with cuda:0" in refused.note
 
 
 async def test_agent_marks_a_card_that_fell_off_the_bus(
