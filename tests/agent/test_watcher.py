@@ -218,6 +218,26 @@ async def test_memory_of_a_host_that_a_gpu_fills_too_is_told_with_that_gpu(watch
     assert stored.unplanned_bytes == {}
 
 
+async def test_processor_of_a_container_is_told_by_itself_whatever_runs_on_the_gpu(
+    watch: Watch, tmp_path: Path
+) -> None:
+    """What its group uses and what the host uses are different numbers: one never takes the place of the other."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {64 * GIB >> 10} kB\nMemAvailable: {4 * GIB >> 10} kB\n")
+    watch.watcher._root = tmp_path
+    card, *_, cpu = (msgspec.structs.replace(d, memory_bytes=64 * GIB) for d in watch.bench.node.devices)
+    unified = msgspec.structs.replace(card, extra={"memory": "unified"})
+    limited = msgspec.structs.replace(cpu, memory_bytes=16 * GIB, extra={"memory_total_bytes": 64 * GIB})
+    watch.watcher._condition.take_inventory(Inventory(devices=(unified,)), Vendor.NVIDIA)
+    watch.watcher._condition.take_inventory(Inventory(devices=(limited,)), Vendor.CPU)
+    engine = EngineUse(replica=OURS, leader_pid=1 << 30, device_uuids=(unified.uuid,), is_ready=True, need_bytes=GIB)
+    watch.engines = [engine]
+    await watch.watcher.take(memory(unified.uuid, 60 * GIB))
+    assert (await watch.stored()).foreign_bytes == {unified.uuid: 59 * GIB}
+    await watch.watcher.take(memory(cpu.uuid, 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).foreign_bytes == {unified.uuid: 59 * GIB, cpu.uuid: 3 * GIB}
+
+
 async def test_engine_that_nobody_planned_for_is_told_with_what_it_holds(watch: Watch) -> None:
     group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
     ballast = bytearray(os.urandom(1)) * (600 << 20)
@@ -457,7 +477,7 @@ async def test_agent_tells_what_engines_hold_beyond_what_they_were_placed_with(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two engines on the real processor, one planned for. A step of 1 MiB: they are small."""
-    monkeypatch.setattr("xinf.agent.watcher.foreign_step_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr("xinf.agent.watcher.FOREIGN_STEP_BYTES", 1 << 20)
 
     def told() -> dict[ReplicaId, int]:
         record = nodes.get(bench.node.name)

@@ -248,9 +248,9 @@ class DeviceWatcher:
             samples = (*samples, *(self._sample_host() if is_pooled else ()))
             samples = tuple(sample for sample in samples if own is not None or sample.uuid not in of_host)
             own_bytes = {} if own is None else dict.fromkeys(of_host, own)
-            step = max((steps[uuid] for uuid in of_host), default=FOREIGN_STEP_BYTES)
-            unplanned = unplanned_bytes(holdings, record.unplanned_bytes, step)
-            apart = {engine.replica for engine in engines} - {holding.replica for holding in holdings}
+            # An engine is stiller than a host, and many small errors would be a large one.
+            unplanned = unplanned_bytes(holdings, record.unplanned_bytes, FOREIGN_STEP_BYTES)
+            apart = {e.replica for e in engines if not e.is_orphan} - {holding.replica for holding in holdings}
             unplanned |= {id_: size for id_, size in record.unplanned_bytes.items() if id_ in apart}
         told = foreign_bytes(
             msgspec.structs.replace(reading, samples=samples),
