@@ -249,6 +249,9 @@ def test_gpu_and_processor_of_one_memory_have_the_same_free() -> None:
     ]
     free = free_on(node, held, headroom_bytes=GIB)
     assert (free["GPU-gpu-0"], free["CPU-gpu"]) == (19 * GIB, 19 * GIB)
+    node = replace(gpu_node(24), unplanned_bytes={ReplicaId("p-1"): 5 * GIB, ReplicaId("gone-1"): 7 * GIB})
+    free = free_on(node, held[1:], headroom_bytes=GIB)
+    assert (free["GPU-gpu-0"], free["CPU-gpu"]) == (24 * GIB, (256 - 20 - 5 - 1) * GIB)
 
 
 # ---- launch -------------------------------------------------------------------------------------------------------

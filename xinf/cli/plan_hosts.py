@@ -75,7 +75,7 @@ def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord], *, headroom_byt
                 free[one.uuid] = free[one.uuid] - need.device_bytes if need else free[one.uuid] if is_shared else 0
     free = {uuid: n_bytes - headroom_bytes * (uuid in shared) for uuid, n_bytes in free.items()}
     left = free_of_pool(node, replicas)
-    if left is not None:  # the processor's and that of GPUs without memory of their own are one
+    if left is not None:  # the processor's, with what engines hold beyond their needs, is that of unified GPUs too
         of_host = (one.uuid for one in node.devices if one.is_unified or one.vendor is Vendor.CPU)
         free |= {uuid: min(free[uuid], left - headroom_bytes) for uuid in of_host if uuid in free}
     return {uuid: max(0, n_bytes) for uuid, n_bytes in free.items()}

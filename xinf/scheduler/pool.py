@@ -71,9 +71,9 @@ def foreign_in(pool: Pool, record: NodeRecord) -> int:
 
 
 def free_of_pool(record: NodeRecord, replicas: Iterable[ReplicaRecord]) -> int | None:
-    """What these leave of a memory that several devices of a node fill; None: there is no such memory."""
+    """What these leave of the memory of a node's host; None where nobody says how much it is."""
     pool = find_pool(record)
-    if pool is None or not pool.is_shared:
+    if pool is None:
         return None
     held = tally(r for r in replicas if r.node == record.name and r.phase is not Phase.STOPPED)
     taken = balance(uses_of(pool, held), record.unplanned_bytes).n_bytes
