@@ -250,6 +250,19 @@ def test_wish_for_more_than_there_can_be_is_planned_in_parts_and_waits_in_bounde
     assert len(simulation.of()) == 1
 
 
+def test_memory_that_moves_is_not_written_into_the_notes_of_all_who_wait() -> None:
+    """Each note is a write to the store, and a thousand of them hold up every other plan."""
+    wish = deployment(replicas=300, device="cuda", gib=20)
+    simulation = Simulation(world([wish], [node(n_cuda=1, memory=24, foreign={"GPU-a-0": 8})]))
+    simulation.settle()
+    assert len({r.placement_note for r in simulation.of()}) == 1
+    simulation.set_nodes(node(n_cuda=1, memory=24, foreign={"GPU-a-0": 9}))
+    assert len(simulation.plan_once()) == 16
+    simulation.set_nodes(node(n_cuda=0))
+    assert len(simulation.plan_once()) == 300, "another constraint binds"
+    assert simulation.plan_once() == []
+
+
 def test_card_that_is_listed_twice_is_there_once() -> None:
     host = node(n_cuda=1, memory=24)
     twice = replace(host, devices=(replace(host.devices[0], index=1), *host.devices))

@@ -22,6 +22,7 @@ Cost: O(replicas of the deployment x log + placements, see place.py); what other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -54,6 +55,8 @@ _SHOWN = 4  # replicas that somebody waits for
 _MAX_EVICTIONS = 8  # of one plan: each looks at the whole fleet, and what one plan writes starts the next
 _MAX_CREATED = 500  # of one plan: what it writes starts the next
 _MAX_WAITING = 1000  # of one deployment, without a place: more of them tell nobody anything
+_FOLLOWED = 16  # of those: their notes follow every value, those of the others the words
+_SIZE = re.compile(r"\d[\d.]* [KMGT]?i?B")
 _STILL_THERE = "it moves when another is ready to take its place"
 
 
@@ -157,9 +160,8 @@ class _Deployment:
 
     def _place_pending(self) -> list[Action]:
         actions: list[Action] = []
-        for replica in self.current:
-            if replica.node is not None:
-                continue
+        waiting = [replica for replica in self.current if replica.node is None]
+        for number, replica in enumerate(waiting):
             found = self.prospect.now.find()
             if isinstance(found, Placement):
                 actions.append(Place(replica=replica.id, placement=found, reason=found.note))
@@ -168,7 +170,7 @@ class _Deployment:
                 continue
             note, stops = self._wait(replica, found)
             actions += stops
-            if note != replica.placement_note:
+            if _is_news(note, replica.placement_note or "", is_followed=number < _FOLLOWED):
                 actions.append(Note(replica=replica.id, note=note, binding=found.binding))
         return actions
 
@@ -348,6 +350,13 @@ def _assume(action: Action, number: int, replicas: dict[ReplicaId, ReplicaRecord
             return
     replicas[record.id] = record
     view.set_replica(record.id, record)
+
+
+def _is_news(note: str, before: str, *, is_followed: bool) -> bool:
+    """Whether a note is worth a write: many may wait for the same, and memory that others use moves all the time."""
+    if is_followed or note == before:
+        return note != before
+    return _SIZE.sub("", note) != _SIZE.sub("", before)
 
 
 def _listed(ids: Sequence[ReplicaId]) -> str:
