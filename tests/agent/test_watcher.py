@@ -7,7 +7,9 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -184,31 +186,41 @@ async def test_memory_of_the_host_that_no_replica_holds_is_foreign(
     assert (await watch.stored()).foreign_bytes == {"CPU-test": 3 * GIB}
 
 
-async def test_memory_of_a_host_that_a_gpu_fills_too_is_told_with_that_gpu(watch: Watch, tmp_path: Path) -> None:
-    """20 GiB are in use: 6 on the GPU by our engine, what its processes hold, and the rest by others."""
+@pytest.fixture
+def engine_pid() -> Iterator[int]:
+    """A process in a group of its own, of some megabytes: other tests share the group of this one."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as child:
+        yield child.pid
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+async def test_memory_of_a_host_that_a_gpu_fills_too_is_told_with_that_gpu(
+    watch: Watch, engine_pid: int, tmp_path: Path
+) -> None:
+    """20 GiB are in use: 6 on the GPU by our engine, a little by its process, and the rest by others."""
     (tmp_path / "proc").mkdir()
     watch.watcher._root = tmp_path
     card, *_, cpu = (msgspec.structs.replace(d, memory_bytes=32 * GIB) for d in watch.bench.node.devices)
     unified = msgspec.structs.replace(card, extra={"memory": "unified"})
     watch.watcher._condition.take_inventory(Inventory(devices=(unified,)), Vendor.NVIDIA)
     watch.watcher._condition.take_inventory(Inventory(devices=(cpu,)), Vendor.CPU)
-    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    private = sum(read_private_bytes(pid) for pid in pids_by_group()[group])
-    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=(unified.uuid,), need_bytes=4 * GIB)]
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=(unified.uuid,), need_bytes=4 * GIB)]
 
     def reading(*processes: DeviceProcess) -> Reading:
-        used, free = 20 * GIB + private, 12 * GIB - private
-        (tmp_path / "proc/meminfo").write_text(f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {free >> 10} kB\n")
-        sample = Sample(uuid=unified.uuid, t_ns=0, memory_used_bytes=used)
+        meminfo = f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {12 * GIB >> 10} kB\n"
+        (tmp_path / "proc/meminfo").write_text(meminfo)
+        sample = Sample(uuid=unified.uuid, t_ns=0, memory_used_bytes=20 * GIB)
         return Reading(vendor=Vendor.NVIDIA, samples=(sample,), processes=processes)
 
     await watch.watcher.take(reading())
     assert (await watch.stored()).foreign_bytes == {}, "nobody knows yet what of it is our engine's"
-    await watch.watcher.take(reading(DeviceProcess(uuid=unified.uuid, pid=os.getpid(), memory_bytes=6 * GIB)))
+    await watch.watcher.take(reading(DeviceProcess(uuid=unified.uuid, pid=engine_pid, memory_bytes=6 * GIB)))
     stored = await watch.stored()
     assert stored.foreign_bytes.keys() == {unified.uuid, cpu.uuid}
     assert list(stored.foreign_bytes.values()) == pytest.approx([14 * GIB] * 2, abs=256 << 20)
-    assert stored.unplanned_bytes[OURS] == pytest.approx(2 * GIB + private, abs=256 << 20)
+    assert stored.unplanned_bytes[OURS] == pytest.approx(2 * GIB, abs=256 << 20)
     await watch.watcher.take(memory(cpu.uuid, 31 * GIB, Vendor.CPU))
     assert await watch.stored() == stored, "at that moment nobody reads what the engine has"
     watch.engines = []
@@ -238,14 +250,17 @@ async def test_processor_of_a_container_is_told_by_itself_whatever_runs_on_the_g
     assert (await watch.stored()).foreign_bytes == {unified.uuid: 59 * GIB, cpu.uuid: 3 * GIB}
 
 
-async def test_engine_that_nobody_planned_for_is_told_with_what_it_holds(watch: Watch) -> None:
-    group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    ballast = bytearray(os.urandom(1)) * (600 << 20)
-    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=())]
+async def test_engine_that_nobody_planned_for_is_told_with_what_it_holds(
+    watch: Watch, engine_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.agent.watcher.FOREIGN_STEP_BYTES", 1 << 20)
+    async with asyncio.timeout(WAIT_S):
+        while read_private_bytes(engine_pid) < 2 << 20:  # it begins
+            await asyncio.sleep(0.01)
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=())]
     await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
-    held = (await watch.stored()).unplanned_bytes[OURS]
-    assert held >= len(ballast)
-    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=(), need_bytes=held)]
+    assert (await watch.stored()).unplanned_bytes[OURS] >= 2 << 20
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=(), need_bytes=GIB)]
     await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
     assert (await watch.stored()).unplanned_bytes == {}
 

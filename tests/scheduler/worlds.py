@@ -206,7 +206,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.rules = rules or RULES
         self.now_s = 1000.0
-        self.seen: frozenset[ReplicaId] = frozenset()  # that were there when the last plan was made
+        self.seen: frozenset[ReplicaId] = frozenset()  # that had places when the last plan was made
         self.n_created = 0
         self.n_preempted = 0
         self.lowest_ready = 10**9  # over all steps, of all replicas together
@@ -231,7 +231,7 @@ class Simulation:
 
     def plan_once(self) -> list[Action]:
         self.now_s += 1
-        self.seen = frozenset(self.world.replicas)
+        self.seen = frozenset(id_ for id_, r in self.world.replicas.items() if r.node is not None)
         actions = plan(self.world, self.now_s, self.rules)
         for action in actions:
             self._apply(action)
