@@ -212,6 +212,9 @@ async def test_start_looks_at_its_own_accelerators(monkeypatch: pytest.MonkeyPat
     need = MemoryNeed(weights_bytes=8 * GIB, kv_bytes=GIB, overhead_bytes=GIB)
     shared = await read_start_memory(on_card(tmp_path, shares=True, need=need), node(*CARDS, CPU))
     assert shared.share == choose_share(CARDS[:1], [used], limit_bytes=10 * GIB)
+    unified = replace(CARDS[0], extra={"memory": "unified"})
+    of_host = await read_start_memory(on_card(tmp_path, need=need), node(unified, CARDS[1], CPU))
+    assert of_host.share == shared.share, "the rest is the processor's"
     assert await read_start_memory(ready(), node(*CARDS, CPU)) == StartMemory()
 
 
@@ -258,3 +261,6 @@ async def test_in_a_container_what_was_added_is_the_engines(
     assert unknown is None
     shared = on_card(tmp_path, shares=True)
     assert await measure(shared, process, tmp_path, node=node(*CARDS, CPU), start=start, environ={}, read=small) is None
+    unified = node(replace(CARDS[0], extra={"memory": "unified"}), CPU)
+    alone = on_card(tmp_path)
+    assert await measure(alone, process, tmp_path, node=unified, start=start, environ={}, read=small) is None

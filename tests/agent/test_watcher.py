@@ -7,28 +7,43 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.agent.conftest import WAIT_S, Bench
+from tests.scheduler.worlds import deployment, holder, plan_need
 from xinf.agent import Agent, describe_node
 from xinf.agent.chart import Chart, read_chart
 from xinf.agent.damper import CALM_S
+from xinf.agent.holding import EngineUse
 from xinf.agent.process import pids_by_group, read_private_bytes
 from xinf.agent.registration import Registration
-from xinf.agent.watcher import DeviceWatcher, EngineUse
+from xinf.agent.watcher import DeviceWatcher
 from xinf.core.device import Device, DeviceEvent, Distance, Health, Sample, Topology, Vendor
 from xinf.core.errors import StoreFull, Unavailable
-from xinf.core.ids import LeaseId
-from xinf.core.records import EVENTS, NODES, EventRecord, NodeRecord, decode_record, encode_record
-from xinf.device import Inventory, Reading, read_host
+from xinf.core.ids import LeaseId, ReplicaId
+from xinf.core.records import (
+    EVENTS,
+    NODES,
+    EventRecord,
+    MemoryNeed,
+    NodeRecord,
+    Phase,
+    decode_record,
+    encode_record,
+)
+from xinf.device import DeviceProcess, Inventory, Reading, read_host
 from xinf.meta import Compare, KeyValue, Mirror, Put, Store
+from xinf.scheduler import Claims, Fleet, Placement, Refusal, Rules, place
 
 CARD = "GPU-00000000-0000-0000-0000-000000000000"
 GIB = 1 << 30
+OURS = ReplicaId("ours-1")
 
 
 class Watch:
@@ -153,7 +168,7 @@ async def test_what_our_engines_use_is_not_foreign(watch: Watch) -> None:
     own = read_private_bytes(os.getpid())
     assert own > 10 << 20
     group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    watch.engines = [EngineUse(leader_pid=group, device_uuids=())]
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=())]
     everything = sum(read_private_bytes(pid) for pid in pids_by_group()[group])
     await watch.watcher.take(memory("CPU-test", everything + 2 * GIB, Vendor.CPU))
     foreign = (await watch.stored()).foreign_bytes["CPU-test"]
@@ -166,9 +181,88 @@ async def test_memory_of_the_host_that_no_replica_holds_is_foreign(
 ) -> None:
     """Of an engine on an accelerator, which holds that alone; of one whose record is gone while it still runs."""
     group = next(group for group, pids in pids_by_group().items() if os.getpid() in pids)
-    watch.engines = [EngineUse(leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
+    watch.engines = [EngineUse(replica=OURS, leader_pid=group, device_uuids=uuids, is_orphan=is_orphan)]
     await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
     assert (await watch.stored()).foreign_bytes == {"CPU-test": 3 * GIB}
+
+
+@pytest.fixture
+def engine_pid() -> Iterator[int]:
+    """A process in a group of its own, of some megabytes: other tests share the group of this one."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as child:
+        yield child.pid
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+async def test_memory_of_a_host_that_a_gpu_fills_too_is_told_with_that_gpu(
+    watch: Watch, engine_pid: int, tmp_path: Path
+) -> None:
+    """20 GiB are in use: 6 on the GPU by our engine, a little by its process, and the rest by others."""
+    (tmp_path / "proc").mkdir()
+    watch.watcher._root = tmp_path
+    card, *_, cpu = (msgspec.structs.replace(d, memory_bytes=32 * GIB) for d in watch.bench.node.devices)
+    unified = msgspec.structs.replace(card, extra={"memory": "unified"})
+    watch.watcher._condition.take_inventory(Inventory(devices=(unified,)), Vendor.NVIDIA)
+    watch.watcher._condition.take_inventory(Inventory(devices=(cpu,)), Vendor.CPU)
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=(unified.uuid,), need_bytes=4 * GIB)]
+
+    def reading(*processes: DeviceProcess) -> Reading:
+        meminfo = f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {12 * GIB >> 10} kB\n"
+        (tmp_path / "proc/meminfo").write_text(meminfo)
+        sample = Sample(uuid=unified.uuid, t_ns=0, memory_used_bytes=20 * GIB)
+        return Reading(vendor=Vendor.NVIDIA, samples=(sample,), processes=processes)
+
+    await watch.watcher.take(reading())
+    assert (await watch.stored()).foreign_bytes == {}, "nobody knows yet what of it is our engine's"
+    await watch.watcher.take(reading(DeviceProcess(uuid=unified.uuid, pid=engine_pid, memory_bytes=6 * GIB)))
+    stored = await watch.stored()
+    assert stored.foreign_bytes.keys() == {unified.uuid, cpu.uuid}
+    assert list(stored.foreign_bytes.values()) == pytest.approx([14 * GIB] * 2, abs=256 << 20)
+    assert stored.unplanned_bytes[OURS] == pytest.approx(2 * GIB, abs=256 << 20)
+    await watch.watcher.take(memory(cpu.uuid, 31 * GIB, Vendor.CPU))
+    assert await watch.stored() == stored, "at that moment nobody reads what the engine has"
+    watch.engines = []
+    await watch.watcher.take(memory(cpu.uuid, 3 * GIB, Vendor.CPU))
+    stored = await watch.stored()
+    assert stored.foreign_bytes[cpu.uuid] == 3 * GIB
+    assert stored.unplanned_bytes == {}
+
+
+async def test_processor_of_a_container_is_told_by_itself_whatever_runs_on_the_gpu(
+    watch: Watch, tmp_path: Path
+) -> None:
+    """What its group uses and what the host uses are different numbers: one never takes the place of the other."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {64 * GIB >> 10} kB\nMemAvailable: {4 * GIB >> 10} kB\n")
+    watch.watcher._root = tmp_path
+    card, *_, cpu = (msgspec.structs.replace(d, memory_bytes=64 * GIB) for d in watch.bench.node.devices)
+    unified = msgspec.structs.replace(card, extra={"memory": "unified"})
+    limited = msgspec.structs.replace(cpu, memory_bytes=16 * GIB, extra={"memory_total_bytes": 64 * GIB})
+    watch.watcher._condition.take_inventory(Inventory(devices=(unified,)), Vendor.NVIDIA)
+    watch.watcher._condition.take_inventory(Inventory(devices=(limited,)), Vendor.CPU)
+    engine = EngineUse(replica=OURS, leader_pid=1 << 30, device_uuids=(unified.uuid,), is_ready=True, need_bytes=GIB)
+    watch.engines = [engine]
+    await watch.watcher.take(memory(unified.uuid, 60 * GIB))
+    assert (await watch.stored()).foreign_bytes == {unified.uuid: 59 * GIB}
+    await watch.watcher.take(memory(cpu.uuid, 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).foreign_bytes == {unified.uuid: 59 * GIB, cpu.uuid: 3 * GIB}
+
+
+async def test_engine_that_nobody_planned_for_is_told_with_what_it_holds(
+    watch: Watch, engine_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xinf.agent.watcher.FOREIGN_STEP_BYTES", 1 << 20)
+    async with asyncio.timeout(WAIT_S):
+        while read_private_bytes(engine_pid) < 2 << 20:  # it begins
+            await asyncio.sleep(0.01)
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=())]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).unplanned_bytes[OURS] >= 2 << 20
+    watch.engines = [EngineUse(replica=OURS, leader_pid=engine_pid, device_uuids=(), need_bytes=GIB)]
+    await watch.watcher.take(memory("CPU-test", 3 * GIB, Vendor.CPU))
+    assert (await watch.stored()).unplanned_bytes == {}
 
 
 class Meddler:
@@ -392,6 +486,61 @@ async def test_node_is_told_of_with_what_others_use_of_it(
         nodes.listen(hear)
         await nodes.wait(lambda _: bool(told), WAIT_S)
     assert told[0].get(CARD) == 512 << 20
+
+
+async def test_agent_tells_what_engines_hold_beyond_what_they_were_placed_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines on the real processor, one planned for. A step of 1 MiB: they are small."""
+    monkeypatch.setattr("xinf.agent.watcher.FOREIGN_STEP_BYTES", 1 << 20)
+
+    def told() -> dict[ReplicaId, int]:
+        record = nodes.get(bench.node.name)
+        return {} if record is None else record.unplanned_bytes
+
+    need = MemoryNeed(weights_bytes=GIB, kv_bytes=0, overhead_bytes=0)
+    async with agent_on(bench, Path("/")) as nodes:
+        await bench.place("blind")
+        await bench.place("planned", need=need)
+        await bench.until_phase("blind", Phase.READY)
+        record = await bench.until_phase("planned", Phase.READY)
+        await nodes.wait(lambda _: ReplicaId("blind") in told(), WAIT_S)
+        assert told().keys() == {ReplicaId("blind")}
+        assert 1 << 20 < told()[ReplicaId("blind")] < GIB
+        for name in ("blind", record.id):
+            await bench.aim_at_stop(name)
+            await bench.until_phase(name, Phase.STOPPED)
+        await nodes.wait(lambda _: not told(), WAIT_S)
+
+
+@pytest.mark.usefixtures("nvml")
+async def test_memory_of_a_gb10_is_given_away_once(
+    bench: Bench, nvidia_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what its driver and the kernel say to the scheduler's answer: 128 GiB, of which others use 28."""
+    monkeypatch.setenv("FAKE_NVML", "gb10")
+    meminfo = f"MemTotal: {128 * GIB >> 10} kB\nMemAvailable: {100 * GIB >> 10} kB\n"
+    (nvidia_root / "proc/meminfo").write_text(meminfo)
+
+    def is_told() -> bool:
+        record = nodes.get(bench.node.name)
+        return record is not None and sorted(record.foreign_bytes.values()) == [28 * GIB] * 2
+
+    async with agent_on(bench, nvidia_root) as nodes:
+        await nodes.wait(lambda _: is_told(), WAIT_S)
+        record = nodes.get(bench.node.name)
+    assert record is not None
+    rules = Rules(judge=None, planner=plan_need)
+    on_gpu = deployment("gpu", device="cuda", gib=60, engine="stand-in")
+    found = place(on_gpu, Fleet([record]), Claims(), rules)
+    assert isinstance(found, Placement)
+    assert found.need is not None
+    assert found.need.device_bytes == (100 * GIB - rules.headroom_bytes + 60 * GIB) // 2
+    held = holder(record.name, *found.device_uuids, devices=found.devices)
+    held = msgspec.structs.replace(held, need=found.need)
+    refused = place(deployment("cpu", device="cpu", gib=30, engine="stand-in"), Fleet([record]), Claims([held]), rules)
+    assert isinstance(refused, Refusal)
+    assert "needs 30 GiB, 19.8 GiB of the host's memory free, shared with cuda:0" in refused.note
 
 
 async def test_agent_marks_a_card_that_fell_off_the_bus(

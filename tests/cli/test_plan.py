@@ -15,7 +15,8 @@ from typer.testing import Result
 
 from tests.cli.conftest import Control
 from tests.cli.records import NODE, READY
-from xinf.cli.need import add_model, find_known_for, meant_devices, plan_device
+from xinf.cli.need import DevicePlan, add_model, find_known_for, meant_devices, plan_device
+from xinf.cli.plan import Planned, notes, row
 from xinf.cli.plan_hosts import free_on
 from xinf.core.config import load
 from xinf.core.device import Device, Health, Vendor
@@ -233,6 +234,36 @@ def test_what_is_left_is_what_the_scheduler_would_give(model: Path) -> None:
 
     assert is_placed(free["CPU-gpu"])
     assert not is_placed(free["CPU-gpu"] + 1)
+
+
+def test_plan_says_whose_memory_it_is(model: Path) -> None:
+    facts = asyncio.run(find_known_for(load(), wish(model).spec, [gpu_node(24)])).facts
+    card = replace(gpu_node(24).devices[0], extra={"memory": "unified"})
+    made = DevicePlan(node=NodeName("gpu"), device=card, free_bytes=20 * GIB)
+    assert row(made, with_node=False)[:2] == ("cuda:0", "20 GiB shared")
+    (_, line) = notes(Planned(model="m", facts=facts, devices=[made], advice={}))
+    assert line.startswith("cuda:0: its memory is the host's, shared with the processor; ")
+    own = replace(made, device=gpu_node(24).devices[0])
+    assert notes(Planned(model="m", facts=facts, devices=[own], advice={})) == []
+
+
+def test_gpu_and_processor_of_one_memory_have_the_same_free() -> None:
+    node = gpu_node(24)
+    cards = tuple(
+        replace(d, memory_bytes=64 * GIB, extra={"memory": "unified"} if d.vendor is Vendor.NVIDIA else {})
+        for d in node.devices
+    )
+    node = replace(node, devices=cards, foreign_bytes={"CPU-gpu": 4 * GIB})
+    need = MemoryNeed(weights_bytes=20 * GIB, kv_bytes=0, overhead_bytes=0)
+    held = [
+        replace(READY, node=node.name, devices=("cuda:0",), device_uuids=("GPU-gpu-0",), need=need),
+        replace(READY, id=ReplicaId("p-1"), node=node.name, devices=("cpu",), need=need),
+    ]
+    free = free_on(node, held, headroom_bytes=GIB)
+    assert (free["GPU-gpu-0"], free["CPU-gpu"]) == (19 * GIB, 19 * GIB)
+    node = replace(gpu_node(24), unplanned_bytes={ReplicaId("p-1"): 5 * GIB, ReplicaId("gone-1"): 7 * GIB})
+    free = free_on(node, held[1:], headroom_bytes=GIB)
+    assert (free["GPU-gpu-0"], free["CPU-gpu"]) == (24 * GIB, (256 - 20 - 5 - 1) * GIB)
 
 
 # ---- launch -------------------------------------------------------------------------------------------------------

@@ -60,6 +60,9 @@ def test_limit_of_an_outer_cgroup_counts(make_tree: Callable[..., Path]) -> None
     limit(root, memory_max="max", parent_memory_max="33554432")
     (device,) = CPU.inventory(root)
     assert device.memory_bytes == 32 << 20
+    assert device.extra["memory_total_bytes"] == 128 << 20, "GPUs that compute in it have all of it"
+    (root / "sys/fs/cgroup/pod/memory.max").write_text(str(1 << 40))
+    assert "memory_total_bytes" not in CPU.inventory(root)[0].extra
 
 
 def test_uuid_comes_from_the_machine_and_does_not_tell_its_id(make_tree: Callable[..., Path]) -> None:

@@ -105,6 +105,27 @@ async def test_node_that_comes_later_takes_what_waits(control: Control) -> None:
     await control.until(lambda rs: rs[0].phase is Phase.PLACED)
 
 
+async def test_nobody_is_bound_to_a_node_that_went_while_it_was_planned_for(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_plans = [0]
+
+    def plan_and_lose(name: DeploymentName, view: View, now_s: float) -> list[Action]:
+        actions = plan_deployment(name, view, now_s)
+        n_plans[0] += bool(actions)
+        if n_plans[0] == 1:
+            view.set_node(NodeName("a"), None)
+        return actions
+
+    monkeypatch.setattr("xinf.scheduler.loop.plan_deployment", plan_and_lose)
+    await control.add_node(node(n_cuda=1))
+    await control.wish(deployment(device="cuda"))
+    control.start()
+    (waiting,) = await control.until(lambda rs: len(rs) == 1)
+    assert waiting.node is None
+    assert "no node is registered" in str(waiting.placement_note)
+
+
 async def test_freed_device_goes_to_another_deployment(control: Control) -> None:
     control.start()
     await control.add_node(node(n_cuda=1))

@@ -32,6 +32,7 @@ from xinf.scheduler import Binding, Claims, Fleet, Placement, Refusal, Rules, St
 T = TypeVar("T")
 HUGE = 1 << 60
 UNFIT = "zz"  # a node whose cards can do nothing
+IDS = [f"{name}-{number:04d}" for name in "wxyz" for number in range(1, 6)]  # of replicas, as a simulation makes them
 
 
 def mostly(usual: T, *others: T) -> st.SearchStrategy[T]:
@@ -57,6 +58,8 @@ def nodes(draw: st.DrawFn, name: str) -> NodeRecord:
         memory=draw(mostly(24, None, 16, 80)),
         memories=mixed if draw(st.booleans()) else (),
         cpu_memory=draw(st.sampled_from([None, 32])),
+        is_unified=draw(mostly(False, True)),
+        unplanned=draw(st.dictionaries(st.sampled_from(IDS), st.sampled_from([1, 6, 12]), max_size=3)),
         foreign={f"GPU-{name}-{i}": draw(st.integers(0, 20)) for i in range(n_cuda)},
         labels=draw(mostly({"zone": "a"}, {}, {"zone": "b"})),
         environments=draw(mostly((CPU_ENVIRONMENT, CUDA_ENVIRONMENT), (CPU_ENVIRONMENT,), ())),
@@ -334,3 +337,16 @@ def test_promise_is_what_the_devices_need_and_have(
         shared = RULES.headroom_bytes if on_it or device.vendor is Vendor.CPU else 0
         taken = sum(r.need.device_bytes for r in on_it if r.need) + host.foreign_bytes.get(device.uuid, 0) + shared
         assert device.memory_bytes is None or found.need.device_bytes + taken <= device.memory_bytes
+    if all("memory" in device.extra or device.vendor is Vendor.CPU for device in chosen):
+        check_pool(host, held, found.need.device_bytes * len(chosen))
+
+
+def check_pool(host: NodeRecord, held: list[ReplicaRecord], promised: int) -> None:
+    """All that is on a host's memory, however it is reached, and what is promised of it fit into it."""
+    unified = {device.uuid for device in host.devices if "memory" in device.extra}
+    processor = next(device for device in host.devices if device.vendor is Vendor.CPU)
+    if processor.memory_bytes is None:
+        return
+    taken = sum(len(unified & set(r.device_uuids)) * r.need.device_bytes for r in held if r.need)
+    foreign = max(host.foreign_bytes.get(uuid, 0) for uuid in (processor.uuid, *unified))
+    assert promised + taken + foreign + RULES.headroom_bytes <= processor.memory_bytes

@@ -22,7 +22,7 @@ from xinf.core.records import (
     PlacementPolicy,
     ReplicaRecord,
 )
-from xinf.scheduler import Action, Create, Delete, Note, Place, Rules, Stop, World, plan
+from xinf.scheduler import Action, Create, Delete, Note, Place, Placement, Rules, Stop, World, plan
 from xinf.scheduler.actions import create, placed, stopped
 
 GIB = 1 << 30
@@ -44,8 +44,13 @@ def node(
     labels: Mapping[str, str] | None = None,
     topology: Topology | None = None,
     models: tuple[str, ...] = (),
+    is_unified: bool = False,
+    unplanned: Mapping[str, float] | None = None,
 ) -> NodeRecord:
-    """`memory`: GiB of each card, or `memories`, by which they are called too; `foreign`: GiB by UUID."""
+    """`memory`: GiB of each card, or `memories`, by which they are called too; `foreign`: GiB by UUID.
+
+    `is_unified`: that memory is the host's; `unplanned`: GiB by replica.
+    """
     sizes = list(memories) or [memory] * n_cuda
     cards = tuple(
         Device(
@@ -56,6 +61,7 @@ def node(
             memory_bytes=None if size is None else size * GIB,
             health=health,
             reason=None if health is Health.OK else "the driver is not loaded",
+            extra={"memory": "unified"} if is_unified else {},
         )
         for i, size in enumerate(sizes)
     )
@@ -68,6 +74,7 @@ def node(
         environments=tuple(environments),
         topology=topology or Topology(),
         foreign_bytes={uuid: gib * GIB for uuid, gib in (foreign or {}).items()},
+        unplanned_bytes={ReplicaId(id_): int(gib * GIB) for id_, gib in (unplanned or {}).items()},
         labels=dict(labels or {}),
         models=models,
     )
@@ -199,6 +206,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.rules = rules or RULES
         self.now_s = 1000.0
+        self.seen: frozenset[ReplicaId] = frozenset()  # that had places when the last plan was made
         self.n_created = 0
         self.n_preempted = 0
         self.lowest_ready = 10**9  # over all steps, of all replicas together
@@ -223,6 +231,7 @@ class Simulation:
 
     def plan_once(self) -> list[Action]:
         self.now_s += 1
+        self.seen = frozenset(id_ for id_, r in self.world.replicas.items() if r.node is not None)
         actions = plan(self.world, self.now_s, self.rules)
         for action in actions:
             self._apply(action)
@@ -269,6 +278,29 @@ class Simulation:
                 ids = ", ".join(replica.id for replica in replicas)
                 assert all(replica.shares and replica.need for replica in replicas), f"{uuid} is held by {ids}"
             self._check_memory(uuid, replicas, is_shared=is_processor or len(replicas) > 1)
+        for host in self.world.nodes.values():
+            self._check_pool(host, counts_unplanned=False)
+
+    def _check_pool(self, host: NodeRecord, *, counts_unplanned: bool) -> None:
+        """What is promised of a host's memory, on the processor and on GPUs that have none of their own, is there.
+
+        Engines that nobody planned for may come after others were placed: what they hold binds those that follow.
+        """
+        unified = [device for device in host.devices if "memory" in device.extra]
+        processor = next(device for device in host.devices if device.vendor is Vendor.CPU)
+        sizes = [d.memory_bytes for d in unified if d.memory_bytes is not None]
+        total = max(sizes, default=None) if processor.memory_bytes is None else processor.memory_bytes
+        if total is None:
+            return
+        uuids = [processor.uuid, *(device.uuid for device in unified)]
+        here = [r for r in self.world.replicas.values() if r.node == host.name and r.phase is not Phase.STOPPED]
+        n_on = {r.id: sum(uuid in uuids for uuid in r.device_uuids) + ("cpu" in r.devices) for r in here}
+        promised = sum(n_on[r.id] * r.need.device_bytes for r in here if r.need is not None)
+        known = [r.id for r in here if n_on[r.id] and r.id in self.seen] if counts_unplanned else []
+        beside = sum(host.unplanned_bytes.get(id_, 0) for id_ in known)
+        foreign = max(host.foreign_bytes.get(uuid, 0) for uuid in uuids)
+        room = total - foreign - self.rules.headroom_bytes
+        assert not promised or promised + beside <= room, f"{host.name}: {promised} and {beside} of {room} are promised"
 
     def _check_memory(self, uuid: str, replicas: list[ReplicaRecord], *, is_shared: bool) -> None:
         host = self.world.nodes[replicas[0].node]  # type: ignore[index]
@@ -278,6 +310,15 @@ class Simulation:
         promised = sum(r.need.device_bytes for r in replicas if r.need is not None)
         room = device.memory_bytes - host.foreign_bytes.get(uuid, 0) - is_shared * self.rules.headroom_bytes
         assert not promised or promised <= room, f"{uuid}: {promised} bytes are promised, {room} are there"
+
+    def _check_placed(self, placement: Placement | None) -> None:
+        """Whoever was just given a place by plan has it beside all that is known to be taken."""
+        if placement is None or placement.need is None:
+            return
+        host = self.world.nodes[placement.node]
+        unified = {device.uuid for device in host.devices if "memory" in device.extra}
+        if "cpu" in placement.devices or unified & set(placement.device_uuids):
+            self._check_pool(host, counts_unplanned=True)
 
     def _put(self, record: ReplicaRecord) -> None:
         self.edit(replicas={**self.world.replicas, record.id: record})
@@ -289,10 +330,12 @@ class Simulation:
                 self.n_created += 1
                 id_ = ReplicaId(f"{action.deployment}-{self.n_created:04d}")
                 self._put(create(self.world.deployments[action.deployment], id_, action, self.now_s))
+                self._check_placed(action.placement)
             case Place():
                 before = replicas[action.replica]
                 of = self.world.deployments[before.deployment]
                 self._put(placed(before, action.placement, of, self.now_s))
+                self._check_placed(action.placement)
             case Stop():
                 self.n_preempted += action.cause == "preempted"
                 self._put(stopped(replicas[action.replica], action))

@@ -39,12 +39,13 @@ from xinf.agent.decide import (
 from xinf.agent.directories import ReplicaDirectories
 from xinf.agent.drain import drain
 from xinf.agent.failure import Evidence
+from xinf.agent.holding import EngineUse
 from xinf.agent.memory import StartMemory, measure, read_start_memory
 from xinf.agent.models import find_models
 from xinf.agent.process import ExitWatch, group_members, is_alive, kill_followers, kill_group, send_signal
 from xinf.agent.registration import Registration
 from xinf.agent.starter import EngineProcess, Starter, start_failure
-from xinf.agent.watcher import DeviceWatcher, EngineUse
+from xinf.agent.watcher import DeviceWatcher
 from xinf.core.clock import Clock, SystemClock
 from xinf.core.config import Config
 from xinf.core.errors import Conflict, NotFound, Unavailable, XinfError
@@ -226,6 +227,7 @@ class Agent:
             interval_s=self._config.agent.sample_interval,
             store=self._store,
             chart=self._config.paths.devices_file,
+            root=self._root,
         )
 
     async def _look_around(self) -> None:
@@ -259,10 +261,14 @@ class Agent:
     def _engines_here(self) -> Iterator[EngineUse]:
         for name, held in self._held.items():
             if held.start is not None and held.start.pid is not None:
+                record = self._mirror.get(name)
                 yield EngineUse(
+                    replica=held.start.replica,
                     leader_pid=held.start.pid,
                     device_uuids=held.start.device_uuids,
-                    is_orphan=name not in self._mirror.items,
+                    is_orphan=record is None,
+                    is_ready=held.phase is Phase.READY,
+                    need_bytes=record.need.device_bytes if record is not None and record.need is not None else None,
                 )
 
     def _on_record(self, name: str) -> None:

@@ -13,7 +13,8 @@ _FOREIGN_STEPS = 64  # of a host's memory, if that is more
 
 def foreign_step_bytes(device: Device) -> int:
     """The change of a device's memory that is worth a write: that of a large host's is never still."""
-    share = (device.memory_bytes or 0) // _FOREIGN_STEPS if device.vendor is Vendor.CPU else 0
+    is_of_host = device.vendor is Vendor.CPU or device.is_unified
+    share = (device.memory_bytes or 0) // _FOREIGN_STEPS if is_of_host else 0
     return max(FOREIGN_STEP_BYTES, share)
 
 
@@ -27,8 +28,8 @@ def foreign_bytes(
     """Say how much memory of each device others than our engines use; devices that nothing is known of keep `before`.
 
     `own_pids`: the processes of our engines by the device that they run on. `own_bytes`: what those use that
-    hold the device, where this host knows it without the driver (the processor). `steps`: the changes that count,
-    FOREIGN_STEP_BYTES by default.
+    hold the device, where this host knows it: of the processor, and of GPUs that compute in the same memory.
+    `steps`: the changes that count, FOREIGN_STEP_BYTES by default.
 
     Of a device that our engines run on, the driver must know at least one of their processes: in a container of its own
     it counts pids of another namespace, and the engine would look like somebody else.

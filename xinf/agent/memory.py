@@ -57,7 +57,7 @@ async def read_start_memory(replica: ReplicaRecord, node: NodeRecord, root: Path
     samples = [sample for reading in await _read(devices, root) for sample in reading.samples]
     return StartMemory(
         used_bytes={s.uuid: s.memory_used_bytes for s in samples if s.memory_used_bytes is not None},
-        share=choose_share(devices, samples, limit_bytes=_limit_bytes(replica)),
+        share=choose_share(devices, samples, limit_bytes=_limit_bytes(replica, devices)),
     )
 
 
@@ -210,8 +210,8 @@ async def _used_bytes(
             by_device[one.uuid] = by_device.get(one.uuid, 0) + one.memory_bytes
     if by_device:
         return max(by_device.values())
-    # No pid of ours is among them, as in a container: what was added is ours, unless others may be on the device.
-    if replica.shares:
+    # No pid of ours is among them, as in a container: what was added is ours, unless others may fill the same memory.
+    if replica.shares or any(device.is_unified for device in devices):
         return None
     grown = [
         sample.memory_used_bytes - start.used_bytes[sample.uuid]
@@ -226,9 +226,10 @@ async def _read(devices: Iterable[Device], root: Path) -> tuple[Reading, ...]:
     return await read_once({device.vendor for device in devices}, deadline_s=_DEADLINE_S, root=root)
 
 
-def _limit_bytes(replica: ReplicaRecord) -> int | None:
-    """What a replica may take of a device that others are on as well; None: all that is free."""
-    return replica.need.device_bytes if replica.shares and replica.need is not None else None
+def _limit_bytes(replica: ReplicaRecord, devices: Iterable[Device]) -> int | None:
+    """What a replica may take of a device that others are on too, as of the host's memory; None: all that is free."""
+    is_held = replica.shares or any(device.is_unified for device in devices)
+    return replica.need.device_bytes if is_held and replica.need is not None else None
 
 
 def _processor(node: NodeRecord) -> Device | None:

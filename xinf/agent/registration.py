@@ -3,7 +3,7 @@
 A node name belongs to one agent at a time. A record that another agent left behind is waited out for one lease time:
 a dead agent's goes away by itself, a living one's stays, and then this agent must not run.
 
-What this agent knows better than the store (devices, distances, memory that others use, models on its disk) is written
+What this agent knows better than the store (devices, distances, memory in use, models on its disk) is written
 over the record as it stands, with a comparison, so that nothing that somebody else put there is lost.
 """
 
@@ -17,7 +17,7 @@ import msgspec
 from xinf.agent.process import read_stat
 from xinf.core.device import Device, Topology, Vendor
 from xinf.core.errors import Conflict, LeaseExpired, StoreError, Unavailable
-from xinf.core.ids import LeaseId
+from xinf.core.ids import LeaseId, ReplicaId
 from xinf.core.records import NODES, NodeRecord, decode_record, encode_record
 from xinf.meta import Compare, KeyValue, Put, Store
 
@@ -47,9 +47,15 @@ class Registration:
         """The node as this agent knows it; the store has it a moment later."""
         return self._record
 
-    def preset(self, *, devices: tuple[Device, ...] | None = None, foreign_bytes: dict[str, int] | None = None) -> None:
+    def preset(
+        self,
+        *,
+        devices: tuple[Device, ...] | None = None,
+        foreign_bytes: dict[str, int] | None = None,
+        unplanned_bytes: dict[ReplicaId, int] | None = None,
+    ) -> None:
         """Take over what is known before anything is registered."""
-        given = {"devices": devices, "foreign_bytes": foreign_bytes}
+        given = {"devices": devices, "foreign_bytes": foreign_bytes, "unplanned_bytes": unplanned_bytes}
         changes = {name: value for name, value in given.items() if value is not None}
         self._record = msgspec.structs.replace(self._record, **changes)
 
@@ -84,10 +90,17 @@ class Registration:
         devices: tuple[Device, ...] | None = None,
         topology: Topology | None = None,
         foreign_bytes: dict[str, int] | None = None,
+        unplanned_bytes: dict[ReplicaId, int] | None = None,
         models: tuple[str, ...] | None = None,
     ) -> None:
         """Take over what changed and write it; if that cannot be done now, the next renewal or registration does it."""
-        given = {"devices": devices, "topology": topology, "foreign_bytes": foreign_bytes, "models": models}
+        given = {
+            "devices": devices,
+            "topology": topology,
+            "foreign_bytes": foreign_bytes,
+            "unplanned_bytes": unplanned_bytes,
+            "models": models,
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         self._record = msgspec.structs.replace(self._record, **changes)
         self._is_stale = True
@@ -157,6 +170,7 @@ class Registration:
                     devices=ours.devices,
                     topology=ours.topology,
                     foreign_bytes=ours.foreign_bytes,
+                    unplanned_bytes=ours.unplanned_bytes,
                     models=ours.models,
                 )
                 compare = Compare(self._key, found.mod_revision)

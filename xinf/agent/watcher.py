@@ -1,7 +1,7 @@
 """Follows the devices of this node while its agent runs and keeps their state in the node's record.
 
     readings ──▶ Condition ──▶ health, reason ──┬──▶ NodeRecord, if it differs; the chart for the next agent
-       │                       foreign_bytes ───┘
+       │        foreign_bytes, unplanned_bytes ─┘
        └──▶ events of drivers, changes of health ──▶ EventRecord, one for each kind and device, counted
     driver changed, something not well ──▶ Lister ──▶ inventory of that vendor
 
@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
 from pathlib import Path
 
 import msgspec
 
 from xinf.agent.chart import read_chart, read_occupants, write_chart
 from xinf.agent.condition import Condition, dated
-from xinf.agent.foreign import foreign_bytes, foreign_step_bytes
+from xinf.agent.foreign import FOREIGN_STEP_BYTES, foreign_bytes, foreign_step_bytes
+from xinf.agent.holding import EngineUse, read_holdings, total_bytes, unplanned_bytes
 from xinf.agent.lister import Lister
-from xinf.agent.process import pids_by_group, read_private_bytes
+from xinf.agent.process import pids_by_group
 from xinf.agent.registration import Registration
-from xinf.core.device import Device, DeviceEvent, Health, Vendor
+from xinf.core.device import Device, DeviceEvent, Health, Sample, Vendor
 from xinf.core.errors import StoreError, Unavailable
+from xinf.core.ids import ReplicaId
 from xinf.core.records import EventRecord
-from xinf.device import Inventory, Reading, overlay
+from xinf.device import Inventory, Reading, overlay, read_host_memory
 from xinf.meta import Store, record_event
 
 logger = logging.getLogger(__name__)
@@ -45,14 +47,6 @@ class _Told(msgspec.Struct, kw_only=True):
     at_s: float  # by the monotonic clock
 
 
-class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine that runs here: the leader of its process group, and the accelerators it holds."""
-
-    leader_pid: int
-    device_uuids: tuple[str, ...]  # empty: it runs on the processor
-    is_orphan: bool = False  # its replica's record is gone, and with that what it held
-
-
 class DeviceWatcher:
     """Keeps health, reasons and foreign memory of one node's devices.
 
@@ -69,11 +63,13 @@ class DeviceWatcher:
         store: Store | None = None,
         chart: Path | None = None,
         now_s: Callable[[], float] = time.monotonic,
+        root: Path = Path("/"),
     ) -> None:
         """Take the devices of the node's record for what an inventory found, and mark them there as they count.
 
         `store`: where events are written down for `xinf events`; None: they are only logged. `chart`: the file that
         agents leave to each other; None: nothing is left. `now_s`: a clock that runs on from one agent to the next.
+        `root`: below it is the /proc that tells of the host's memory.
         """
         self._registration = registration
         self._store = store
@@ -83,6 +79,7 @@ class DeviceWatcher:
         self._list_devices = list_devices
         self._chart = chart
         self._now_s = now_s
+        self._root = root
         before = None if chart is None else read_chart(chart)
         spells = None if before is None else before.spells
         occupants = None if chart is None else read_occupants(chart)
@@ -115,7 +112,8 @@ class DeviceWatcher:
     def foresee(self, readings: Iterable[Reading]) -> None:
         """Note the memory that others use before the node is there: whoever waits for a place is given one at once."""
         for reading in readings:
-            self._registration.preset(foreign_bytes=self._foreign_bytes(reading))
+            foreign, unplanned = self._memory(reading)
+            self._registration.preset(foreign_bytes=foreign, unplanned_bytes=unplanned)
 
     async def take(self, reading: Reading) -> None:
         """Note one reading and write the record if it changes anything."""
@@ -135,10 +133,11 @@ class DeviceWatcher:
         """Write the record if it is another than before; return the devices whose health is."""
         record = self._registration.record
         devices = dated(record.devices, self._condition.mark(self._now_s()), time.time())
-        foreign = record.foreign_bytes if reading is None else self._foreign_bytes(reading)
+        known = (record.foreign_bytes, record.unplanned_bytes)
+        foreign, unplanned = known if reading is None else self._memory(reading)
         changed = _log_changes(record.devices, devices)
-        if devices != record.devices or foreign != record.foreign_bytes:
-            await self._registration.update(devices=devices, foreign_bytes=foreign)
+        if devices != record.devices or (foreign, unplanned) != known:
+            await self._registration.update(devices=devices, foreign_bytes=foreign, unplanned_bytes=unplanned)
         if devices != record.devices:
             self._keep_chart()
         return changed
@@ -227,24 +226,57 @@ class DeviceWatcher:
         await self._tell_health(changed)
         return not self._condition.must_list(vendor)
 
-    def _foreign_bytes(self, reading: Reading) -> dict[str, int]:
-        before = self._registration.record.foreign_bytes
+    def _memory(self, reading: Reading) -> tuple[dict[str, int], dict[ReplicaId, int]]:
+        """Say what others use of each device, and what engines hold of the host's memory beyond their needs."""
+        record = self._registration.record
         if not reading.samples:
-            return before
+            return record.foreign_bytes, record.unplanned_bytes
+        devices = self._condition.devices
+        unified = {device.uuid for device in devices if device.is_unified}
         engines = tuple(self._engines())
+        is_pooled = any(sample.uuid in unified for sample in reading.samples)
+        if reading.vendor is Vendor.CPU and self._is_told_elsewhere(engines, unified):
+            return record.foreign_bytes, record.unplanned_bytes
         groups = pids_by_group() if engines else {}
-        own_pids: dict[str, list[int]] = {}
-        own_bytes: dict[str, int] = {}
-        if reading.vendor is Vendor.CPU:
-            # Engines on accelerators use the host's memory too, and hold none of it.
-            holding = [engine for engine in engines if not engine.device_uuids and not engine.is_orphan]
-            own = sum(read_private_bytes(pid) for engine in holding for pid in groups.get(engine.leader_pid, ()))
-            own_bytes = {sample.uuid: own for sample in reading.samples}
-        else:
-            own_pids = _by_device(engines, groups)
-        steps = {device.uuid: foreign_step_bytes(device) for device in self._condition.devices}
-        told = foreign_bytes(reading, own_pids, own_bytes, before, steps)
-        return {uuid: size for uuid, size in told.items() if uuid in steps}
+        steps = {device.uuid: foreign_step_bytes(device) for device in devices}
+        samples, own_bytes, unplanned = reading.samples, {}, record.unplanned_bytes
+        if is_pooled or reading.vendor is Vendor.CPU:
+            # Of cards with memory of their own the engines use the host's too, and hold none of it.
+            holdings = read_holdings(engines, groups, unified if is_pooled else (), reading.processes)
+            own = total_bytes(holdings)
+            of_host = {*unified, *(device.uuid for device in devices if device.vendor is Vendor.CPU)}
+            samples = (*samples, *(self._sample_host() if is_pooled else ()))
+            samples = tuple(sample for sample in samples if own is not None or sample.uuid not in of_host)
+            own_bytes = {} if own is None else dict.fromkeys(of_host, own)
+            # An engine is stiller than a host, and many small errors would be a large one.
+            unplanned = unplanned_bytes(holdings, record.unplanned_bytes, FOREIGN_STEP_BYTES)
+            apart = {e.replica for e in engines if not e.is_orphan} - {holding.replica for holding in holdings}
+            unplanned |= {id_: size for id_, size in record.unplanned_bytes.items() if id_ in apart}
+        told = foreign_bytes(
+            msgspec.structs.replace(reading, samples=samples),
+            _by_device(engines, groups),
+            own_bytes,
+            record.foreign_bytes,
+            steps,
+        )
+        return {uuid: size for uuid, size in told.items() if uuid in steps}, unplanned
+
+    def _is_told_elsewhere(self, engines: Iterable[EngineUse], unified: Set[str]) -> bool:
+        """Whether the processor's memory is told of when a GPU is read that computes in it, with what engines have."""
+        return self._open_processor() is not None and any(not unified.isdisjoint(e.device_uuids) for e in engines)
+
+    def _sample_host(self) -> tuple[Sample, ...]:
+        """The processor's memory at this moment, where that is the host's and the kernel tells."""
+        processor, host = self._open_processor(), read_host_memory(self._root)
+        if processor is None or host.total_bytes is None or host.available_bytes is None:
+            return ()
+        used = max(0, host.total_bytes - host.available_bytes)
+        return (Sample(uuid=processor.uuid, t_ns=time.time_ns(), memory_used_bytes=used),)
+
+    def _open_processor(self) -> Device | None:
+        """The processor, unless it may fill less than the host has: what its group uses is another number then."""
+        processor = next((device for device in self._condition.devices if device.vendor is Vendor.CPU), None)
+        return None if processor is None or "memory_total_bytes" in processor.extra else processor
 
 
 def _by_device(engines: Iterable[EngineUse], groups: Mapping[int, list[int]]) -> dict[str, list[int]]:

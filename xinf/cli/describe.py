@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from xinf.cli import health
+from xinf.cli import health, pool
 from xinf.cli.caches import cache_text, followed_text, read_caches
 from xinf.cli.kind import group_kinds
 from xinf.cli.known import Known
@@ -56,7 +56,10 @@ def describe(
             print(line)
         if caches is not None and (views := caches.views.get(replica.id)):
             print(f"  cache       {cache_text(views)}{followed_text(caches.followed.get(replica.id))}")
-        for line in health.replica_lines(replica, found.nodes, time.time()):
+        for line in (
+            *pool.replica_lines(replica, found.nodes),
+            *health.replica_lines(replica, found.nodes, time.time()),
+        ):
             print(line)
 
 

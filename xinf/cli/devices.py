@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from xinf.cli import pool
 from xinf.cli.compat import print_compat
 from xinf.cli.health import device_lines
 from xinf.cli.options import ConfigFile, DataDir, DtypeOption, Engine, Json, Quantization, Server
@@ -68,7 +69,7 @@ def devices(
     else:
         print_table(_COLUMNS, [device_row(device) for device in found])
     _print_legend(found)
-    for line in device_lines(nodes, time.time()):
+    for line in (*pool.node_lines(nodes), *device_lines(nodes, time.time())):
         print(line)
 
 
@@ -105,7 +106,7 @@ def memory_cell(device: Device) -> str:
     """How much memory it has; `shared`: with the processor."""
     if device.memory_bytes is None:
         return "-"
-    shared = " shared" if device.extra.get("memory") == "unified" else ""
+    shared = " shared" if device.is_unified else ""
     return format_bytes(device.memory_bytes) + shared
 
 

@@ -34,6 +34,10 @@ from xinf.core.records import EngineSpec, NodeRecord
 from xinf.core.units import format_bytes
 
 _COLUMNS = ("DEVICE", "FREE", "WEIGHTS", "KV/REQUEST", "RESERVE", "SUM", "FITS", "CONTEXT", "REQUESTS", "FROM")
+_OF_HOST = (
+    "its memory is the host's, shared with the processor; an engine alone on it gets for its cache an even part of what"
+    " is left, unless it is told another size"
+)
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +201,7 @@ def describe_model(name: str, facts: ModelFacts) -> str:
 def row(made: DevicePlan, *, with_node: bool) -> tuple[str, ...]:
     """One device; what is not known is a dash."""
     fit, planned = made.fit, made.plan
-    free = "-" if made.free_bytes is None else format_bytes(made.free_bytes)
+    free = "-" if made.free_bytes is None else format_bytes(made.free_bytes) + " shared" * made.device.is_unified
     cells = ["-"] * 8
     if planned is not None:
         sizes = (planned.weights_bytes, planned.kv_bytes, planned.overhead_bytes, planned.device_bytes)
@@ -223,6 +227,8 @@ def notes(planned: Planned) -> list[str]:
             refused.setdefault(made.refusal, []).append(
                 f"{made.device.selector} on {made.node}" if made.node else made.device.selector
             )
+    if unified := [made.device.selector for made in planned.devices if made.device.is_unified]:
+        of_note[_OF_HOST] = unified
     lines = [f"{', '.join(dict.fromkeys(selectors))}: {note}" for note, selectors in of_note.items()]
     lines += [f"{', '.join(where)} cannot run it: {why}" for why, where in refused.items()]
     for kind, advice in planned.advice.items():

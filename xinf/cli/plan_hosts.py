@@ -57,6 +57,8 @@ def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord], *, headroom_byt
     `headroom_bytes`: what the scheduler leaves free where a newcomer is not alone (xinf/scheduler/filter.py): on a
     processor always, on an accelerator if somebody is on it.
     """
+    from xinf.scheduler import free_of_pool
+
     shared = {one.uuid for one in node.devices if one.vendor is Vendor.CPU}
     free = {one.uuid: one.memory_bytes for one in node.devices if one.memory_bytes is not None}
     for uuid, n_bytes in node.foreign_bytes.items():
@@ -71,4 +73,9 @@ def free_on(node: NodeRecord, replicas: Sequence[ReplicaRecord], *, headroom_byt
                 is_shared = one.uuid not in replica.device_uuids
                 shared.add(one.uuid)
                 free[one.uuid] = free[one.uuid] - need.device_bytes if need else free[one.uuid] if is_shared else 0
-    return {uuid: max(0, n_bytes - headroom_bytes * (uuid in shared)) for uuid, n_bytes in free.items()}
+    free = {uuid: n_bytes - headroom_bytes * (uuid in shared) for uuid, n_bytes in free.items()}
+    left = free_of_pool(node, replicas)
+    if left is not None:  # the processor's, with what engines hold beyond their needs, is that of unified GPUs too
+        of_host = (one.uuid for one in node.devices if one.is_unified or one.vendor is Vendor.CPU)
+        free |= {uuid: min(free[uuid], left - headroom_bytes) for uuid in of_host if uuid in free}
+    return {uuid: max(0, n_bytes) for uuid, n_bytes in free.items()}

@@ -146,6 +146,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         kind = KIND_OF_VENDOR[self.vendor]
         return kind if self.vendor in (Vendor.CPU, Vendor.APPLE) else f"{kind}:{self.index}"
 
+    @property
+    def is_unified(self) -> bool:
+        """Whether it has no memory of its own and computes in the host's, which the processor fills as well."""
+        return self.extra.get("memory") == "unified"
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a device is doing now."""

@@ -95,6 +95,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     topology: Topology = Topology()
     # Memory that others than our engines use, by device UUID, as last seen; left out: none, or not known.
     foreign_bytes: dict[str, int] = {}
+    # Memory of the host that our engines there hold beyond what they were placed with, all of it where nobody could
+    # plan for them; left out: none that is worth a word, or not known.
+    unplanned_bytes: dict[ReplicaId, int] = {}
     labels: dict[str, str] = {}
     models: tuple[str, ...] = ()  # whole on its disk: directories, Org/Name and Org/Name@COMMIT, modelscope://...
     version: str = ""
@@ -145,7 +148,7 @@ class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     weights_bytes: int
-    kv_bytes: int  # of one sequence of the longest context, at least; of a replica on a processor, its whole cache
+    kv_bytes: int  # of one sequence of the longest context, at least; of a replica in a host's memory, its whole cache
     overhead_bytes: int  # activations, graphs, the runtime's own
     is_measured: bool = False  # by an earlier load; False: estimated from the model's files
     # The cache that it would like on a processor, while none was granted. None: `kv_bytes` is what its engine is told

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from xinf.core.first_use import names_on_first_use
 
 if TYPE_CHECKING:
+    from xinf.device.host_memory import HostMemory, read_host_memory
     from xinf.device.inventory import read_host, read_inventory
     from xinf.device.pci import PciFunction, find_pci_functions
     from xinf.device.probe import IN_PROCESS, PROBES, EventProbe, LinkProbe, Probe, ProcessProbe
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from xinf.device.topology import overlay, read_topology
 
 _MODULES = {
+    "host_memory": ("HostMemory", "read_host_memory"),
     "inventory": ("read_host", "read_inventory"),
     "pci": ("PciFunction", "find_pci_functions"),
     "probe": ("IN_PROCESS", "PROBES", "EventProbe", "LinkProbe", "Probe", "ProcessProbe"),
@@ -40,6 +42,7 @@ __all__ = [
     "PROBES",
     "DeviceProcess",
     "EventProbe",
+    "HostMemory",
     "Inventory",
     "LinkProbe",
     "PciFunction",
@@ -50,6 +53,7 @@ __all__ = [
     "find_pci_functions",
     "overlay",
     "read_host",
+    "read_host_memory",
     "read_inventory",
     "read_once",
     "read_topology",

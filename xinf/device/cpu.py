@@ -43,6 +43,8 @@ class CpuProbe:
         limit = _read_limit(cgroup, "memory.max")
         bounds = [value for value in (memory, limit) if value is not None]
         extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": max(1, _numa_nodes(root))}
+        if memory is not None and limit is not None and limit < memory:
+            extra["memory_total_bytes"] = memory  # what GPUs that compute in it have
         name, flags = _cpuinfo(root)
         if isa := [flag for flag in _ISA if flag in flags]:
             extra["isa"] = " ".join(isa)

@@ -23,7 +23,7 @@ from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.fingerprint import fingerprint, identify_model
 from xinf.registry.hub import find_commit, not_cached
 from xinf.registry.judgement import Verdict, judge, judge_spec, refusal_of
-from xinf.registry.load import LoadOptions, choose_options, device_share, is_switched
+from xinf.registry.load import LoadOptions, choose_options, device_share, is_cache_told, is_switched
 from xinf.registry.memory import (
     MAX_SHARE,
     MemoryFit,
@@ -83,6 +83,7 @@ __all__ = [
     "hub_cache_dir",
     "identify_model",
     "imagine_hosts",
+    "is_cache_told",
     "is_commit",
     "is_directory",
     "is_switched",

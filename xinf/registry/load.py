@@ -27,6 +27,7 @@ _LEAN_GRAPHS_DRIVER = 550
 _LARGE_BYTES = 160 << 30
 _CPU_BLOCK_TOKENS, _BLOCK_TOKENS = 32, 16
 _CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+_CACHE_SIZES = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
 _COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
@@ -161,6 +162,11 @@ def device_share(spec: EngineSpec) -> float | None:
         return _share({_plain(name): value for name, value in spec.engine_args.items()})
     except InvalidRequest:
         return None
+
+
+def is_cache_told(spec: EngineSpec) -> bool:
+    """Whether its engine is told how large its cache is to be, in bytes or in blocks."""
+    return not {_plain(name) for name in spec.engine_args}.isdisjoint(_CACHE_SIZES)
 
 
 def _share(given: dict[str, ArgValue]) -> float | None:

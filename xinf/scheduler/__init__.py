@@ -16,6 +16,7 @@ from xinf.scheduler.host import Fleet
 from xinf.scheduler.loop import SchedulerLoop
 from xinf.scheduler.place import could_fit, place
 from xinf.scheduler.plan import plan, plan_deployment
+from xinf.scheduler.pool import Pool, find_pool, free_of_pool
 from xinf.scheduler.verdict import Binding
 from xinf.scheduler.view import View
 from xinf.scheduler.world import Judge, Measured, Planner, Rules, World, rules_of
@@ -34,6 +35,7 @@ __all__ = [
     "Place",
     "Placement",
     "Planner",
+    "Pool",
     "Refusal",
     "Rules",
     "SchedulerLoop",
@@ -41,6 +43,8 @@ __all__ = [
     "View",
     "World",
     "could_fit",
+    "find_pool",
+    "free_of_pool",
     "place",
     "plan",
     "plan_deployment",

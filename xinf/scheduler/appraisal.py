@@ -6,11 +6,17 @@ of a device but what makes its kind (`Alike.key`).
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
+from xinf.core.device import Device
 from xinf.core.records import DeploymentRecord, EngineEnvironment, MemoryNeed
+from xinf.registry import device_share, is_cache_told, is_switched, usable_bytes
 from xinf.scheduler.host import Alike
 from xinf.scheduler.world import Measured, Rules
+
+logger = logging.getLogger(__name__)
 
 
 class Appraisal(msgspec.Struct, frozen=True):
@@ -36,10 +42,17 @@ class Appraiser:
         """
         found = self._known.get(alike.key)
         if found is None:
-            refusal = self._judge(alike, environments)
-            need = self._plan(alike, environments) if refusal is None else None
-            found = self._known[alike.key] = Appraisal(refusal, need)
+            found = self._known[alike.key] = self._appraise(alike, environments)
         return found
+
+    def _appraise(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> Appraisal:
+        try:
+            refusal = self._judge(alike, environments)
+            return Appraisal(refusal, self._plan(alike, environments) if refusal is None else None)
+        except Exception as error:
+            # A wish that nobody can do sums with must not keep others from places: they ask for it what is kept for it.
+            logger.exception("what %s needs cannot be told", self._deployment.name)
+            return Appraisal(f"what it needs cannot be told: {type(error).__name__}: {error}", None)
 
     def _judge(self, alike: Alike, environments: tuple[EngineEnvironment, ...]) -> str | None:
         judge, wish = self._rules.judge, self._deployment
@@ -51,11 +64,20 @@ class Appraiser:
         wish = self._deployment
         if wish.model is None:
             return None
-        return self._rules.planner(
-            wish.spec,
-            wish.model,
-            alike.devices[0],
-            environments[0],
-            identity=wish.model_identity,
-            measured=self._measured,
+        device = alike.devices[0]
+        need = self._rules.planner(
+            wish.spec, wish.model, device, environments[0], identity=wish.model_identity, measured=self._measured
         )
+        return need if need is None else _as_told(need, device, wish)
+
+
+def _as_told(need: MemoryNeed, device: Device, wish: DeploymentRecord) -> MemoryNeed:
+    """In the host's memory, which others fill too, an engine that is told a share takes all of that."""
+    share, total = device_share(wish.spec), device.memory_bytes
+    if share is None or total is None or not device.is_unified or is_cache_told(wish.spec):
+        return need
+    size = wish.spec.tensor_parallel_size
+    told = usable_bytes(
+        device.vendor, size, free_bytes=total, total_bytes=total, share=share, is_switched=is_switched(device)
+    )
+    return msgspec.structs.replace(need, kv_bytes=need.kv_bytes + max(0, told - need.device_bytes))

@@ -22,6 +22,7 @@ from xinf.core.device import DEVICE_KINDS, KIND_OF_VENDOR, PASSING, Device, Heal
 from xinf.core.ids import NodeName
 from xinf.core.records import CordonRecord, EngineEnvironment, EngineSpec, NodeRecord
 from xinf.scheduler.links import Links
+from xinf.scheduler.pool import find_pool, foreign_in
 from xinf.scheduler.verdict import Binding, Miss
 
 KIND_ORDER = {kind: order for order, kind in enumerate(DEVICE_KINDS)}
@@ -56,7 +57,8 @@ class Host:
         self.name = record.name
         self.models = frozenset(record.models)
         self.devices = whole_devices(record)
-        self._by_uuid = {device.uuid: device for device in record.devices}
+        self.pool = find_pool(record)
+        self._by_uuid = {device.uuid: device for device in reversed(record.devices)}
         self._matches: dict[tuple[str, str, frozenset[str]], tuple[Group, ...] | Miss] = {}
         self._links: dict[tuple[str, ...], Links] = {}
 
@@ -66,7 +68,12 @@ class Host:
 
     def foreign_bytes(self, device: Device) -> int:
         """What others than our engines use of it, as far as is known."""
-        return self.record.foreign_bytes.get(device.uuid, 0)
+        return max(0, self.record.foreign_bytes.get(device.uuid, 0))
+
+    @property
+    def pool_foreign_bytes(self) -> int:
+        """The same of the host's memory."""
+        return foreign_in(self.pool, self.record) if self.pool is not None else 0
 
     def accelerators_for(self, engine: str) -> set[str]:
         """Kinds of accelerators that are there for an engine which is built for them, taken or not.
@@ -168,12 +175,18 @@ class Fleet:
 
 
 def whole_devices(node: NodeRecord) -> tuple[Device, ...]:
-    """Devices that can be given away: a card that is split into MIG instances cannot, its instances can."""
+    """Devices that can be given away: a card that is split into MIG instances cannot, its instances can.
+
+    What is listed twice is there once: two cards that call themselves alike could not be told apart by anybody.
+    """
     split = {device.parent for device in node.devices if device.parent is not None}
+    first = {device.uuid: device for device in reversed(node.devices)}
     return tuple(
         device
         for device in node.devices
-        if device.uuid not in split and not (device.extra.get("mig") == "enabled" and device.parent is None)
+        if first[device.uuid] is device
+        and device.uuid not in split
+        and not (device.extra.get("mig") == "enabled" and device.parent is None)
     )
 
 
@@ -190,7 +203,8 @@ def _alike(devices: tuple[Device, ...], environments: tuple[EngineEnvironment, .
         memory_bytes = None if device.vendor is Vendor.CPU else device.memory_bytes
         # Of two processors of one name one may lack a flag: a hypervisor hides some.
         isa = device.extra.get("isa")
-        key = (device.vendor, device.name, device.arch, memory_bytes, device.driver, device.runtime, isa, engines)
+        what = (device.vendor, device.name, device.arch, memory_bytes, device.is_unified)
+        key = (*what, device.driver, device.runtime, isa, engines)
         found.setdefault(key, []).append(device)
     return tuple(Alike(key, tuple(members)) for key, members in found.items())
 

@@ -31,7 +31,7 @@ from xinf.core.records import (
 )
 from xinf.meta import Compare, KeyQueue, Mirror, Put, Store
 from xinf.meta import Delete as DeleteKey
-from xinf.scheduler.actions import Action, Create, Delete, Note, Place, Stop, create, placed, stopped
+from xinf.scheduler.actions import Action, Create, Delete, Note, Place, Placement, Stop, create, placed, stopped
 from xinf.scheduler.chronicle import Chronicle
 from xinf.scheduler.plan import plan_deployment
 from xinf.scheduler.view import View
@@ -140,6 +140,7 @@ class SchedulerLoop:
             case Delete():
                 await self._commit([compare], DeleteKey(compare.key))
             case Place():
+                self._check_there(action.placement)
                 assert planned_for is not None, "nothing is placed for a deployment that is not there"
                 deployment, of_deployment = planned_for
                 record = placed(record, action.placement, deployment, now_s)
@@ -154,12 +155,19 @@ class SchedulerLoop:
 
     async def _create(self, action: Create, planned_for: tuple[DeploymentRecord, Revision], now_s: float) -> None:
         deployment, revision = planned_for
+        if action.placement is not None:
+            self._check_there(action.placement)
         record = create(deployment, new_replica_id(deployment.name), action, now_s)
         # The deployment is compared too: a replica of a generation that is no longer wished for is never made, and none
         # gets a place that was found for another need.
         compares = [Compare(DEPLOYMENTS + deployment.name, revision), Compare(REPLICAS + record.id, None)]
         await self._commit(compares, _put(record))
         self._tell(action, record, now_s)
+
+    def _check_there(self, placement: Placement) -> None:
+        """Earlier actions of the plan took their time. A node that goes from now on is replaced by the next plan."""
+        if placement.node not in self._view.fleet.hosts:
+            raise Conflict(f"node {placement.node} went away while it was planned for")
 
     async def _commit(self, compares: list[Compare], op: Put | DeleteKey) -> None:
         writing = asyncio.ensure_future(self._store.txn(compares, [op]))
@@ -194,11 +202,11 @@ class SchedulerLoop:
             self._add_waiting_below(record)
 
     def _add_waiting_below(self, record: ReplicaRecord) -> None:
-        """It has a place: the one that was kept for it meanwhile may be another's."""
+        """It has a place: the one that was kept for it meanwhile, also from equals, may be another's."""
         priority = self._view.priority_of(record)
         for waiting in self._view.claims.pending:
             own = self._view.priority_of(waiting)
-            if priority is not None and own is not None and own < priority:
+            if priority is not None and own is not None and own <= priority:
                 self._queue.add(waiting.deployment)
 
     def _on_node(self, name: str) -> None:
@@ -235,8 +243,9 @@ class SchedulerLoop:
 
 
 def _is_memory_only(before: NodeRecord, now: NodeRecord) -> bool:
-    """Whether nothing but the memory that others use is another."""
-    return msgspec.structs.replace(now, foreign_bytes=before.foreign_bytes) == before
+    """Whether nothing but the memory is another that nobody planned for: of others, of engines beyond their needs."""
+    same = msgspec.structs.replace(now, foreign_bytes=before.foreign_bytes, unplanned_bytes=before.unplanned_bytes)
+    return same == before
 
 
 def _put(record: ReplicaRecord) -> Put:

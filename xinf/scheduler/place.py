@@ -153,7 +153,7 @@ def _at_rest(node: NodeRecord) -> NodeRecord:
         msgspec.structs.replace(device, health=Health.OK) if device.health in PASSING else device
         for device in node.devices
     )
-    return msgspec.structs.replace(node, devices=cooled, foreign_bytes={})
+    return msgspec.structs.replace(node, devices=cooled, foreign_bytes={}, unplanned_bytes={})
 
 
 def bind(offer: Offer, reasons: list[str]) -> Placement:

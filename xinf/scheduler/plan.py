@@ -8,8 +8,8 @@ Of one deployment with n wished replicas, each replica is in one of these sets:
     stopping  aimed at stop; holds its devices until its agent says stopped, then it is deleted
 
     create    while current < n and current + old < n + 1       (one more than n while old ones are replaced: the surge)
-    stop      old: those not ready at once, a ready one when n others are ready; or when only its devices would let the
-              next one start (an update in place, on a host without a free accelerator)
+    stop      old: those not ready at once, a ready one when n others are ready; or the first whose going would let the
+              next one start, when nothing else does (an update in place, on a host without a free accelerator)
     stop      surplus current: the least useful first
     stop      others' of a lower priority (preempt.py), when fewer than n have places, the next has none now, nor will
               have one when everything that is stopping has stopped
@@ -22,6 +22,7 @@ Cost: O(replicas of the deployment x log + placements, see place.py); what other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -44,7 +45,7 @@ from xinf.scheduler.actions import (
 )
 from xinf.scheduler.leave import reason_to_leave
 from xinf.scheduler.place import Search
-from xinf.scheduler.preempt import Eviction, find_eviction
+from xinf.scheduler.preempt import Eviction, find_eviction, is_being_cleared
 from xinf.scheduler.prospect import Prospect
 from xinf.scheduler.value import usefulness
 from xinf.scheduler.view import View
@@ -52,6 +53,10 @@ from xinf.scheduler.world import Rules, World
 
 _SHOWN = 4  # replicas that somebody waits for
 _MAX_EVICTIONS = 8  # of one plan: each looks at the whole fleet, and what one plan writes starts the next
+_MAX_CREATED = 500  # of one plan: what it writes starts the next
+_MAX_WAITING = 1000  # of one deployment, without a place: more of them tell nobody anything
+_FOLLOWED = 16  # of those: their notes follow every value, those of the others the words
+_SIZE = re.compile(r"\d[\d.]* [KMGT]?i?B")
 _STILL_THERE = "it moves when another is ready to take its place"
 
 
@@ -155,9 +160,8 @@ class _Deployment:
 
     def _place_pending(self) -> list[Action]:
         actions: list[Action] = []
-        for replica in self.current:
-            if replica.node is not None:
-                continue
+        waiting = [replica for replica in self.current if replica.node is None]
+        for number, replica in enumerate(waiting):
             found = self.prospect.now.find()
             if isinstance(found, Placement):
                 actions.append(Place(replica=replica.id, placement=found, reason=found.note))
@@ -166,7 +170,7 @@ class _Deployment:
                 continue
             note, stops = self._wait(replica, found)
             actions += stops
-            if note != replica.placement_note:
+            if _is_news(note, replica.placement_note or "", is_followed=number < _FOLLOWED):
                 actions.append(Note(replica=replica.id, note=note, binding=found.binding))
         return actions
 
@@ -199,7 +203,7 @@ class _Deployment:
         """Whom it may push out, asked as seldom as possible: many may wait for the same."""
         if self.is_hopeless or self.n_evictions == _MAX_EVICTIONS:
             return None
-        eviction = find_eviction(later, self.view)
+        eviction = None if is_being_cleared(later, self.view) else find_eviction(later, self.view)
         self.is_hopeless = eviction is None
         self.n_evictions += 1
         return eviction
@@ -209,12 +213,16 @@ class _Deployment:
         return Stop(replica=victim.id, reason=f"preempted by {self.deployment.name}: {over}", cause="preempted")
 
     def _stopping_at(self, placement: Placement) -> list[ReplicaId]:
-        """Who stops and holds something of a place; on the processor, all who stop there."""
+        """Who stops and holds something of a place; of one in the host's memory, all who stop there."""
         wanted = set(placement.device_uuids)
+        pool = self.view.fleet.hosts[placement.node].pool
+        is_of_host = not wanted or (pool is not None and not wanted.isdisjoint(pool.uuids))
         return sorted(
-            r.id
-            for r in (*self.view.claims.stopping, *self.ended)
-            if r.node == placement.node and (not wanted or wanted & set(r.device_uuids))
+            {
+                r.id
+                for r in (*self.view.claims.stopping, *self.ended)
+                if r.node == placement.node and (is_of_host or wanted & set(r.device_uuids))
+            }
         )
 
     def _stop_old(self) -> list[Action]:
@@ -227,8 +235,8 @@ class _Deployment:
         n_dispensable = max(0, min(len(ready), self.n_ready + len(ready) - n))
         ended = [*idle, *ready[:n_dispensable]]
         suffix = ""
-        if not ended and ready and self._is_blocked_by(ready[0]):
-            ended = ready[:1]
+        if not ended and (blocking := self._find_blocking(ready)) is not None:
+            ended = [blocking]
             suffix = ", on the same devices"
         actions = [
             action
@@ -252,15 +260,19 @@ class _Deployment:
     def _cause_old(self, replica: ReplicaRecord) -> StopCause:
         return "replaced" if replica.generation != self.deployment.generation else "moved"
 
-    def _is_blocked_by(self, old: ReplicaRecord) -> bool:
-        """Whether the next replica has no place now, none is on its way, and the devices of `old` would give it one."""
-        if self.has_secured or any(r.node is not None and r.phase is not Phase.READY for r in self.current):
-            return False
+    def _find_blocking(self, ready: list[ReplicaRecord]) -> ReplicaRecord | None:
+        """Find the first old one whose place the next replica would get, if it has none now and none is on its way."""
+        if (
+            not ready
+            or self.has_secured
+            or any(r.node is not None and r.phase is not Phase.READY for r in self.current)
+        ):
+            return None
         if any(r.deployment == self.deployment.name and self.view.is_present(r) for r in self.view.claims.stopping):
-            return False
+            return None
         if isinstance(self.prospect.now.find(), Placement):
-            return False
-        return isinstance(self.prospect.find_without(old), Placement)
+            return None
+        return next((old for old in ready if self.prospect.fits_without(old)), None)
 
     def _create_missing(self) -> list[Action]:
         """Fill up to n. For a replica that is only lost, a replacement is made when there is a place for it."""
@@ -268,7 +280,8 @@ class _Deployment:
         n_missing = n - len(self.current)
         n_allowed = n + 1 - len(self.current) - len(self.old) if self.old else n_missing
         actions: list[Action] = []
-        for number in range(max(0, min(n_missing, n_allowed))):
+        n_waiting = sum(r.node is None for r in self.current)
+        for number in range(max(0, min(n_missing, n_allowed, _MAX_CREATED))):
             found = self.prospect.now.find()
             if isinstance(found, Placement):
                 made = Create(deployment=self.deployment.name, placement=found, reason=found.note)
@@ -277,6 +290,9 @@ class _Deployment:
                 actions.append(made)
                 continue
             waiting = Create(deployment=self.deployment.name, placement=None, reason=found.note, binding=found.binding)
+            if n_waiting == _MAX_WAITING:
+                break
+            n_waiting += 1
             note, stops = self._wait(self._planned(waiting), found)
             if not stops and number >= n_missing - len(self.lost):
                 break
@@ -334,6 +350,13 @@ def _assume(action: Action, number: int, replicas: dict[ReplicaId, ReplicaRecord
             return
     replicas[record.id] = record
     view.set_replica(record.id, record)
+
+
+def _is_news(note: str, before: str, *, is_followed: bool) -> bool:
+    """Whether a note is worth a write: many may wait for the same, and memory that others use moves all the time."""
+    if is_followed or note == before:
+        return note != before
+    return _SIZE.sub("", note) != _SIZE.sub("", before)
 
 
 def _listed(ids: Sequence[ReplicaId]) -> str:

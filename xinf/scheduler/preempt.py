@@ -48,6 +48,28 @@ def find_eviction(search: Search, view: View) -> Eviction | None:
     return None if best is None else best[1]
 
 
+def is_being_cleared(search: Search, view: View) -> bool:
+    """Whether somebody lower stops already where it would fit, did others not use memory for the moment.
+
+    What others use moves, most of all while engines end: as long as one ends there nobody else goes. When it has ended
+    and there still is no room, the next may.
+    """
+    hosts = {}
+    for replica in view.claims.stopping:
+        priority = view.priority_of(replica)
+        if priority is None or priority < search.deployment.priority:
+            hosts[replica.node] = search.fleet.hosts.get(replica.node) if replica.node is not None else None
+    misses = search.misses()
+    for name, host in hosts.items():
+        miss = misses.get(name) if name is not None else None
+        if host is None or miss is None or miss.binding is not Binding.MEMORY:
+            continue
+        resting = Host(msgspec.structs.replace(host.record, foreign_bytes={}, unplanned_bytes={}), host.cordon)
+        if isinstance(search.examine(resting, search.draft.on(host.name)), Offer):
+            return True
+    return False
+
+
 class _Candidate(msgspec.Struct, frozen=True):
     """A node on which somebody of a lower priority is. `lower`: the least valuable first."""
 

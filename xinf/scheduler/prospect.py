@@ -1,6 +1,7 @@
 """What a deployment may take, now and later, while others wait for places too.
 
-    now     what is held, and the places that are kept for replicas of a higher priority that wait
+    now     what is held, and the places that are kept for replicas that wait and go before: of a higher priority, or of
+            an equal that is giving up a place of its own for them
     later   the same when everything that is stopping has stopped
 
 A replica of a higher priority that waits is given, in thought, the best place that it will have later; nobody of a
@@ -16,9 +17,10 @@ from itertools import groupby
 
 from xinf.core.ids import DeploymentName
 from xinf.core.records import DeploymentRecord, ReplicaRecord
-from xinf.scheduler.actions import Placement, Refusal, placed
-from xinf.scheduler.claims import Draft
+from xinf.scheduler.actions import Refusal, placed
+from xinf.scheduler.claims import Draft, tally
 from xinf.scheduler.place import Search
+from xinf.scheduler.verdict import Offer
 from xinf.scheduler.view import View
 
 
@@ -62,11 +64,13 @@ class Prospect:
             for replica in replicas:
                 self._later.remove(replica)
 
-    def find_without(self, replica: ReplicaRecord) -> Placement | Refusal:
-        """The best place now, were this replica gone."""
-        search = self.now.fork()
-        search.remove(replica)
-        return search.find()
+    def fits_without(self, replica: ReplicaRecord) -> bool:
+        """Whether there were a place on its node now, were this replica gone. Cost: O(devices), not a search."""
+        host = self.now.fleet.hosts.get(replica.node) if replica.node is not None else None
+        if host is None:
+            return False
+        others = [r for r in self.now.draft.held_on(host.name).values() if r.id != replica.id]
+        return isinstance(self.now.examine(host, tally(others)), Offer)
 
 
 def _kept_places(deployment: DeploymentRecord, view: View, now_s: float) -> list[ReplicaRecord]:
@@ -99,10 +103,32 @@ def _seat(
 
 
 def _waiting_above(deployment: DeploymentRecord, view: View) -> list[ReplicaRecord]:
-    """Replicas that wait and matter more, the most important first, those of one deployment together."""
+    """Replicas that wait and go before, the most important first, those of one deployment together."""
+    goes_before: dict[DeploymentName, bool] = {}
     waiting = []
     for replica in view.claims.pending:
         other = view.deployments.get(replica.deployment)
-        if other is not None and other.priority > deployment.priority and other.generation == replica.generation:
+        if other is None or other.generation != replica.generation:
+            continue
+        if other.name not in goes_before:  # asked once: many may wait
+            goes_before[other.name] = _goes_before(other, deployment, view)
+        if goes_before[other.name]:
             waiting.append(((-other.priority, other.name, replica.created_s, replica.id), replica))
     return [replica for _, replica in sorted(waiting, key=lambda found: found[0])]
+
+
+def _goes_before(other: DeploymentRecord, deployment: DeploymentRecord, view: View) -> bool:
+    """Whether places are kept for the other one: of equals for the one that gave up a place of its own for it.
+
+    Else an equal that waits would get what an update in place gave up, and the two would lose it to each other.
+    """
+    if other.priority != deployment.priority:
+        return other.priority > deployment.priority
+    if other.name == deployment.name or not _is_heir(other, view):
+        return False
+    return other.name < deployment.name or not _is_heir(deployment, view)
+
+
+def _is_heir(deployment: DeploymentRecord, view: View) -> bool:
+    """Whether one of its own replicas is on its way out of a place, or just out of it."""
+    return any(r.target == "stop" and view.is_present(r) for r in view.claims.of(deployment.name))

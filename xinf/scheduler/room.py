@@ -30,6 +30,7 @@ class Room(msgspec.Struct, frozen=True):
     n_sharers: int
     free_bytes: int | None  # None: not known, then anything fits
     usable_bytes: int | None  # of that, what an engine may take
+    is_of_host: bool = False  # what is free is the host's memory, which other devices fill as well
 
     @property
     def need_bytes(self) -> int:
