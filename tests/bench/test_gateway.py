@@ -62,9 +62,9 @@ def test_stream_is_measured_as_the_engine_times_it(stack: GatewayStack) -> None:
     assert found.tpot is not None
     assert found.ttft is not None
     assert found.e2e is not None
-    # The engine's clock is a lower bound: nine steps after the first token, whatever else the machine does. One
-    # answer's TPOT may be less, where its first token was held up on the way and its last was not.
-    assert found.e2e.min >= 9 * STEP_S
+    # By the engine's clock: nine steps after the first token. One answer may be quicker, where the engine catches up on
+    # steps that were late for those before it, or its first token was held up on the way and its last was not.
+    assert found.e2e.mean >= 9 * STEP_S
     assert found.tpot.mean >= STEP_S / 2
     assert found.ttft.percentiles["p50"] < found.e2e.percentiles["p50"]
 
