@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from xinf.agent import custody as custody_module
 from xinf.agent.custody import Custody, ReplicaDirectory
@@ -52,6 +54,24 @@ def test_age_of_a_start_that_an_older_agent_wrote_down_is_that_of_its_process(tm
     assert found.monotonic_s is not None
     assert 0 < found.monotonic_s < time.monotonic()
     assert directory.read_custody() == found, "once, so that it does not move"
+
+
+def test_what_cannot_be_written_down_on_a_full_disk_is_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, own = ReplicaDirectory(tmp_path), identify(os.getpid())
+    assert own is not None
+    older = msgspec.structs.replace(CUSTODY, monotonic_s=None, pid=own.pid, start_ticks=own.start_ticks)
+    directory.write_custody(older)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    found = directory.read_custody()
+    assert found is not None
+    assert found.process == own
+    assert found.monotonic_s is not None
 
 
 def test_directory_is_private(tmp_path: Path) -> None:

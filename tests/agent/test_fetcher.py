@@ -159,6 +159,21 @@ async def test_weights_that_a_power_cut_left_short_are_fetched_again(node: Bench
     assert "is fetched again" in node.directory("m-1").log_path.read_text()
 
 
+async def test_weights_that_look_damaged_are_the_engines_to_judge_where_no_hub_answers(
+    node: Bench, hub: Hub, tmp_path: Path
+) -> None:
+    """A cache of others may be read-only, its host without a way out, and a type of number newer than we know."""
+    snapshot(tmp_path).mkdir(parents=True)
+    (snapshot(tmp_path) / "config.json").write_bytes(FILES["config.json"])
+    (snapshot(tmp_path) / "model.safetensors").write_bytes(WEIGHTS[:HALF])
+    hub.status = 503
+    await node.start_agent()
+    await place_model(node, "m-1", "org/name", environ=at(hub), commit=COMMIT)
+    await node.until_phase("m-1", Phase.READY)
+    assert (snapshot(tmp_path) / "model.safetensors").read_bytes() == WEIGHTS[:HALF]
+    assert "is taken as it is: " in node.directory("m-1").log_path.read_text()
+
+
 async def test_two_replicas_of_a_node_fetch_once(node: Bench, hub: Hub, tmp_path: Path) -> None:
     hub.hold_at = {"model.safetensors": HALF}
     await node.start_agent()

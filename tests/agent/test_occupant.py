@@ -40,6 +40,13 @@ def test_only_like_is_compared_with_like() -> None:
     assert occupants.take([card(uuid="U2")]) == ()
 
 
+def test_card_of_which_one_name_is_the_same_is_the_same() -> None:
+    occupants = Occupants()
+    assert occupants.take([card(uuid="U1", serial="S1")]) == occupants.take([card(uuid="U2", serial="S1")]) == ()
+    assert occupants.told == {SLOT: {"uuid": "U2", "serial": "S1"}}
+    assert len(occupants.take([card(uuid="U3", serial="S3")])) == 1
+
+
 @pytest.mark.parametrize("written", ["mlu-A1B2", "A1B2", "MLU-A1-B2", "0", "MLU-000", "N/A", ""])
 def test_same_name_may_be_written_otherwise_and_zeros_are_none(written: str) -> None:
     assert Occupants({SLOT: {"uuid": "MLU-a1b2"}}).take([card(uuid=written)]) == ()

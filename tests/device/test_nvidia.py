@@ -57,6 +57,20 @@ async def test_mig_instances_name_their_card(make_tree: Callable[..., Path], nvm
     ]
 
 
+async def test_instance_that_does_not_tell_of_its_memory_has_not_the_hosts(
+    make_tree: Callable[..., Path], nvml_environ: Environ
+) -> None:
+    root, environ = make_tree(CARD), {**nvml_environ("mig"), "FAKE_NVML_MUTE": "1"}
+    card, *instances = await nvidia(root, environ)
+    assert [(found.health, found.memory_bytes) for found in (card, *instances)] == [
+        (Health.OK, (183359 - 729) << 20),
+        (Health.OK, None),
+        (Health.OK, None),
+    ]
+    _, *samples = (await read_once(root, environ)).samples
+    assert [(found.memory_used_bytes, found.memory_free_bytes) for found in samples] == [(None, None)] * 2
+
+
 @pytest.mark.parametrize("used", ["programs", "all"])
 async def test_reserve_of_the_driver_is_nobodys_memory(
     make_tree: Callable[..., Path], nvml_environ: Environ, used: str

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.agent.conftest import PACKAGE_HOME
@@ -104,3 +105,25 @@ def test_argument_that_may_name_another_repository_needs_the_hub(name: str, tmp_
     spec = model(tmp_path, {"config.json": {}}, {name: "org/other"})
     assert f"engine argument {name}" in str(needs_hub(spec))
     assert needs_hub(model(tmp_path, {}, {"max-num-seqs": 4, "tokenizer-mode": "auto"})) is None
+
+
+_CODE = """
+def load(name):
+    "Load it: `load('org/example')`."
+    return Model.from_pretrained(name or 'openai/clip-vit-large-patch14')
+"""
+
+
+def test_code_of_the_model_that_names_another_repository_needs_the_hub_where_it_is_run(tmp_path: Path) -> None:
+    spec = model(tmp_path, {"config.json": {}, "modeling_x.py": _CODE, "broken.py": "def"})
+    assert needs_hub(spec) is None, "nobody runs it"
+    trusted = msgspec.structs.replace(spec, trust_remote_code=True)
+    for trusting in (trusted, msgspec.structs.replace(spec, engine_args={"--trust_remote_code": True})):
+        assert needs_hub(trusting) == "its modeling_x.py names openai/clip-vit-large-patch14"
+    (tmp_path / "modeling_x.py").write_text(_CODE.replace("or 'openai/clip-vit-large-patch14'", ""))
+    assert needs_hub(trusted) is None, "an example is not loaded"
+
+
+def test_model_for_which_vllm_has_another_repository_needs_the_hub(tmp_path: Path) -> None:
+    spec = model(tmp_path, {"config.json": {"model_type": "moondream3"}})
+    assert needs_hub(spec) == "vLLM takes moondream/starmie-v1 for it"

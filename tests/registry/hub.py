@@ -51,6 +51,7 @@ class Hub(msgspec.Struct):
     files_at: str | None = None  # another host, to which files are redirected
     loops: bool = False  # files are redirected to themselves
     page_of: str | None = None  # a file that somebody else answers with a page
+    types: dict[str, str] = {}  # of contents, as a server tells them by their names or first bytes
     is_zipped: bool = False  # whole files come compressed, though nobody asked for that
     begins_at: int | None = None  # where every part begins, whatever was asked for
     busy: list[dict[str, str]] = []  # headers of the next answers to requests for the list
@@ -168,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", {"Location": self.hub.files_at + self.path})
             return
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{_git_blob(content)}"'}
+        if name in self.hub.types:
+            headers["Content-Type"] = self.hub.types[name]
         if _is_lfs(content):
             headers |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")

@@ -364,6 +364,18 @@ def test_answers_of_anybody_end_in_a_sentence(
     assert caught.value.remedy
 
 
+def test_text_that_looks_like_a_page_is_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: None)
+    readme = b'<p align="center">A model.</p>'
+    html = "text/html; charset=utf-8"
+    files = {**FILES, "README.md": readme, "LICENSE": b"<h1>Yours</h1>"}
+    with serve(files, types={"README.md": html, "LICENSE": html}) as hub:
+        done = download_model("org/name", environ=environ(hub, tmp_path))
+        assert (done.directory / "README.md").read_bytes() == readme
+    with serve(files, page_of="README.md") as hub, pytest.raises(Unavailable):
+        download_model("org/name", environ=environ(hub, tmp_path / "b"))
+
+
 def test_file_that_comes_compressed_all_the_same_is_the_file(tmp_path: Path) -> None:
     with serve(FILES, is_zipped=True) as hub:
         done = download_model("org/name", environ=environ(hub, tmp_path))
@@ -452,7 +464,8 @@ def test_room_is_looked_for_where_contents_go(tmp_path: Path, monkeypatch: pytes
         env = environ(hub, tmp_path)
         done = download_model("org/name", environ=env)
         monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=0))
-        assert download_model("org/name", environ=env) == done, "nothing is missing"
+        monkeypatch.setattr(sys.modules["xinf.registry.download"], "_LOOK_BYTES", 1 << 20)
+        assert download_model("org/name", environ=env) == done, "nothing is missing, of a large model either"
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])

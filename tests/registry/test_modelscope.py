@@ -26,7 +26,9 @@ from tests.registry.test_huggingface import repository
 from tests.registry.test_reader import N_PARAMETERS
 from xinf.core.errors import PermissionDenied, Unavailable, UnknownModel
 from xinf.registry import download_model, read_model, resolve_model
-from xinf.registry.download import Meter
+from xinf.registry.download import Meter, Progress
+from xinf.registry.shelf import Shelf
+from xinf.registry.sources import Hub as HubName
 
 NEWEST, OLDER = "c" * 40, "d" * 40
 
@@ -300,6 +302,59 @@ def test_mirror_that_names_no_commit_is_judged_by_content(
     assert brought == ({"model.safetensors"} if is_seen else set())
     content = (again.directory / "model.safetensors").read_bytes()
     assert content == (hub.files if is_seen else FILES)["model.safetensors"]
+
+
+def interrupt(hub: Hub, tmp_path: Path) -> Path:
+    """Fetch until there is a part of the weights; give where it is."""
+
+    def stop(progress: Progress) -> None:
+        if progress.name == "model.safetensors" and progress.done_bytes > 1 << 20:
+            raise InterruptedError
+
+    with pytest.raises(Unavailable):
+        download_model("modelscope://org/name", environ=environ(hub, tmp_path), on_progress=stop)
+    (partial,) = tmp_path.rglob("model.safetensors.partial")
+    return partial
+
+
+def test_part_of_an_earlier_state_is_not_gone_on_with(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_commits, hub.has_sums, hub.tag = False, False, "ETag"
+        left = interrupt(hub, tmp_path).stat().st_size
+        hub.files = swapped("model.safetensors")
+        done = download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+        assert 0 < left < len(WEIGHTS)
+        assert (done.directory / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+def test_part_of_the_same_state_is_gone_on_with(tmp_path: Path) -> None:
+    pytest.importorskip("modelscope_hub")
+    with serve(FILES) as hub:
+        hub.has_commits, hub.has_sums, hub.tag = False, False, "ETag"
+        left = interrupt(hub, tmp_path).stat().st_size
+        hub.asked.clear()
+        download_model("modelscope://org/name", environ=environ(hub, tmp_path))
+        assert [ranges for name, _, ranges in hub.asked if name == "model.safetensors"] == [
+            "bytes=0-0",
+            f"bytes={left}-",
+        ]
+
+
+def test_state_that_got_more_files_is_not_whole_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("modelscope_hub")
+    monkeypatch.setattr(Meter, "pause", lambda meter, delay_s: None)
+    with serve(FILES) as hub:
+        hub.has_commits = False
+        env = environ(hub, tmp_path)
+        download_model("modelscope://org/name", environ=env)
+        shelf = Shelf(tmp_path / "models" / "org--name", HubName.MODELSCOPE)
+        assert shelf.find_whole(None) is not None
+        hub.files = {**FILES, "tokenizer.json": b"{}"}
+        hub.page_of = "tokenizer.json"
+        with pytest.raises(Unavailable):
+            download_model("modelscope://org/name", environ=env)
+        assert shelf.find_whole(None) is None
 
 
 def test_file_that_somebody_else_brought_from_such_a_mirror_is_read_once(tmp_path: Path) -> None:

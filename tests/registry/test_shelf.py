@@ -100,6 +100,11 @@ def test_weights_of_others_that_end_too_early_are_damaged(shelf: Shelf) -> None:
     for length in (len(head) + 399, len(head), 20, 3):
         weights.write_bytes((head + bytes(400))[:length])
         assert "model.safetensors is damaged" in str(shelf.damage(COMMIT))
+    (shelf.snapshot(COMMIT) / "consolidated.safetensors").symlink_to("../../blobs/gone")
+    weights.write_bytes(head + bytes(400))
+    assert shelf.damage(COMMIT) is None, "what nobody reads is not looked at"
+    weights.write_bytes(head)
+    assert shelf.damage(COMMIT) is not None
     shelf.write_listing(COMMIT, {"config.json": 3})
     assert shelf.damage(COMMIT) is None, "ours are compared by their sizes, which we know"
 

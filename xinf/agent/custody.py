@@ -9,6 +9,7 @@ an agent dies at, the next one finds the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import deque
@@ -68,12 +69,15 @@ class ReplicaDirectory:
             custody = msgspec.json.decode(self._custody_path.read_bytes(), type=Custody)
         except (OSError, msgspec.MsgspecError):
             return None
+        known = custody
         if custody.process is None and (found := find_by_argument(str(self.spec_path))):
             custody = msgspec.structs.replace(custody, pid=found.pid, start_ticks=found.start_ticks)
-            self.write_custody(custody)
         if custody.monotonic_s is None and custody.process is not None:
             custody = msgspec.structs.replace(custody, monotonic_s=began_monotonic_s(custody.process))
-            self.write_custody(custody)
+        if custody is not known:
+            # A disk that a model has filled keeps no agent from its engines: it is looked for again the next time.
+            with contextlib.suppress(OSError):
+                self.write_custody(custody)
         return custody
 
     def write_custody(self, custody: Custody) -> None:

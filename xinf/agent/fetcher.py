@@ -31,6 +31,7 @@ from xinf.core.errors import (
     NotFound,
     PermissionDenied,
     Unauthenticated,
+    Unavailable,
     XinfError,
 )
 from xinf.core.records import Phase, ReplicaFailure
@@ -107,15 +108,24 @@ def bring(spec: ShimSpec, environ: Mapping[str, str], status: FetchStatus) -> Pa
     if reference is None:
         raise InvalidRequest(f"{spec.engine.model} is no model of a hub")
     shelf = shelf_of(reference, sources)
-    if (found := shelf.find_whole(reference.revision)) is not None:
-        if (damage := shelf.damage(reference.revision)) is None or sources.is_offline:
-            _log.info("%s is here: %s", reference, found)
-            return found
-        _log.warning("%s is fetched again: %s", reference, damage)
-    if sources.is_offline:
+    found = shelf.find_whole(reference.revision)
+    if found is None and sources.is_offline:
         raise not_cached(reference, sources)
-    _log.info("fetching %s into %s", reference, shelf.directory)
-    return _fetch(reference, sources, status)
+    if found is None:
+        _log.info("fetching %s into %s", reference, shelf.directory)
+        return _fetch(reference, sources, status)
+    if (damage := shelf.damage(reference.revision)) is None or sources.is_offline:
+        _log.info("%s is here: %s", reference, found)
+        return found
+    _log.warning("%s is fetched again: %s", reference, damage)
+    try:
+        return _fetch(reference, sources, status)
+    except Unavailable as error:
+        if shelf.find_whole(reference.revision) is None:
+            raise
+        # Without the hub the engine has the last word on what is here: it may read more than is known of files here.
+        _log.warning("%s is taken as it is: %s", reference, error)
+        return found
 
 
 def _fetch(reference: Reference, sources: Sources, status: FetchStatus) -> Path:

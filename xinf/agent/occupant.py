@@ -44,8 +44,10 @@ class Occupants:
             if not now:
                 continue
             before = self._told.get(device.uuid, {})
-            changed = [key for key in _KEYS if key in now and key in before and not _is_same(before[key], now[key])]
-            if changed:
+            told = [key for key in _KEYS if key in now and key in before]
+            changed = [key for key in told if not _is_same(before[key], now[key])]
+            # A new driver may make UUIDs in another way: whoever has one of the names has the other.
+            if changed and changed == told:
                 key = changed[0]
                 found.append(Exchange(device.uuid, _words(before[key], now[key])))
                 before = {}  # what else was told is of the former card

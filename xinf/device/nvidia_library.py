@@ -17,7 +17,7 @@ from xinf.core.device import Device, Distance, Health, Topology, Vendor
 from xinf.device.library import LibraryError
 from xinf.device.nvidia_answer import known, text
 from xinf.device.nvidia_board import is_tegra
-from xinf.device.nvidia_memory import is_unified, read_memory
+from xinf.device.nvidia_memory import is_unified, read_memory, read_own_memory
 from xinf.device.pci import normalise_address, read_numa
 from xinf.device.topology import make_topology
 
@@ -187,7 +187,7 @@ def _read_instances(card: Device, root: Path) -> list[Device]:
                 uuid=uuid,
                 name=text(known(pynvml.nvmlDeviceGetName, instance) or f"{card.name} MIG"),
                 arch=card.arch,
-                memory_bytes=read_memory(instance, root).total_bytes,
+                memory_bytes=read_own_memory(instance, root).total_bytes,
                 driver=card.driver,
                 runtime=card.runtime,
                 pci=card.pci,

@@ -44,6 +44,11 @@ def read_memory(handle: Any, root: Path) -> CardMemory:
         if host.total_bytes is not None and host.available_bytes is not None:
             used = host.total_bytes - host.available_bytes
         return CardMemory(total_bytes=host.total_bytes, used_bytes=used, free_bytes=host.available_bytes)
+    return read_own_memory(handle, root)
+
+
+def read_own_memory(handle: Any, root: Path) -> CardMemory:
+    """Read what a card or an instance has itself: no part of a card is the host's, if it does not tell of its own."""
     parts = None
     if not is_of_windows(root):
         parts = known(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)

@@ -27,7 +27,7 @@ from xinf.device.health import or_well
 from xinf.device.library import LibraryError
 from xinf.device.nvidia_answer import known
 from xinf.device.nvidia_library import LOST_REMEDY, handles, instances, read_uuid, start
-from xinf.device.nvidia_memory import read_memory
+from xinf.device.nvidia_memory import read_memory, read_own_memory
 from xinf.device.reading import DeviceProcess
 
 # Of one card, like all that NVML raises but what concerns the driver itself: the others go on.
@@ -173,7 +173,7 @@ def _read_heat(handle: Any, temperature: int | None) -> tuple[Health, str | None
 def _read_instances(handle: Any, root: Path) -> Iterator[Sample]:
     """Read the memory of MIG instances; the rest is told of their card only."""
     for _, instance in instances(handle):
-        memory, uuid = read_memory(instance, root), read_uuid(instance)
+        memory, uuid = read_own_memory(instance, root), read_uuid(instance)
         if uuid is None:
             continue  # it is being taken apart, which is no fault of its card
         yield Sample(

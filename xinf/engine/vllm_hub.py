@@ -6,11 +6,13 @@ names another repository is the exception: it would not start. That repository i
 (`--engine-arg code-revision=...`, `tokenizer-revision=...`).
 
 Source: vLLM 0.32, `config/model.py`, `engine/arg_utils.py`; transformers 5.19, `dynamic_module_utils.py`: code of the
-model's own repository, or directory, is of the model's revision; `Org/Name--module.Class` is another's.
+model's own repository, or directory, is of the model's revision; `Org/Name--module.Class` is another's. Code may name
+another repository itself: that of the directory, where it is trusted, and vLLM's (`processors/moondream3.py`).
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -31,6 +33,8 @@ _OTHERS = ("tokenizer_config.json", "processor_config.json", "preprocessor_confi
 _MAX_BYTES = 64 << 20
 # Where a model came from, which nobody loads.
 _ORIGINS = ("_name_or_path", "name_or_path")
+# What vLLM's own code asks a hub for, by `model_type`, if the directory has it not.
+_OF_VLLM = {"moondream3": "moondream/starmie-v1"}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(--.+)?")
 
 
@@ -51,17 +55,33 @@ def needs_hub(spec: EngineSpec) -> str | None:
     directory = Path(spec.model)
     if not directory.is_dir():
         return f"{spec.model} is no directory"
-    for name in spec.engine_args:
-        plain = name.removeprefix("--").replace("_", "-").partition(".")[0]
+    given = {name.removeprefix("--").replace("_", "-").partition(".")[0]: name for name in spec.engine_args}
+    for plain, name in given.items():
         if plain in _OPTIONS:
             return f"the engine argument {name} may name another repository"
-    for place, value in _walk(_read(directory / _CONFIG)):
+    config = _read(directory / _CONFIG)
+    for place, value in _walk(config):
         if place not in _ORIGINS and _REPOSITORY.fullmatch(value):
             return f"its {_CONFIG} names {value}"
+    if (known := _OF_VLLM.get(str(config.get("model_type")))) is not None:
+        return f"vLLM takes {known} for it"
     for other in _OTHERS:
         for _, value in _walk(_read(directory / other).get("auto_map")):
             if "--" in value:
                 return f"its {other} names {value}"
+    return _named_by_code(directory) if spec.trust_remote_code or "trust-remote-code" in given else None
+
+
+def _named_by_code(directory: Path) -> str | None:
+    """Say which repository the model's own code names; a text around such a name, as an example has it, is none."""
+    for path in sorted(directory.glob("*.py")):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+            continue  # the engine itself says what is wrong with it
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and _REPOSITORY.fullmatch(node.value):
+                return f"its {path.name} names {node.value}"
     return None
 
 

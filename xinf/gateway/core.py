@@ -129,7 +129,8 @@ class Core:
         reading = self._spawn(self._follow_store())
         if self._master_pid is not None:
             self._spawn(self._follow_master(self._master_pid))
-        await asyncio.wait({reading}, timeout=FIRST_READ_S)
+        if reading not in (await asyncio.wait({reading}, timeout=FIRST_READ_S))[0]:
+            logger.warning("connections are taken before the store has been read: no answer in %g s", FIRST_READ_S)
         self._spawn(self._let_signals_through())
         # What exists now lives as long as the process; the collector need not look at it again.
         gc.collect()

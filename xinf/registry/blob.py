@@ -108,6 +108,7 @@ def fetch(
     size: int,
     checksum: Checksum | None,
     on_bytes: Callable[[int], None],
+    on_write: Callable[[int], None] = lambda _: None,
     name: str | None = None,
     piece_bytes: int | None = None,
     pause: Callable[[float], None] = time.sleep,
@@ -116,7 +117,7 @@ def fetch(
     """Bring a file of `size` bytes to `destination`; what is there already is not asked for again.
 
     `ask`: takes the value of a Range header, None for the whole file. `on_bytes`: told how many more bytes are here,
-    those of earlier tries too; a negative number takes some back.
+    those of earlier tries too; a negative number takes some back. `on_write`: told how many are to be written next.
     `checksum`: None where the hub does not say; then that of the answer counts, else the length alone.
     `name`: as people know it; None: as `destination` is called. `piece_bytes`: the most to ask for at once.
     Raises: what `ask` raises, after five tries in a row that brought nothing or only trickled, or a hundred that
@@ -134,7 +135,7 @@ def fetch(
             partial.unlink(missing_ok=True)  # another process has brought it this moment
             on_bytes(size)
             return
-        body = _Body(file, size, checksum, on_bytes)
+        body = _Body(file, size, checksum, on_bytes, on_write)
         body.take_up()
         _complete(ask, body, called, piece_bytes, pause=pause, clock=clock)
         if not body.is_right() and body.n_left:
@@ -199,10 +200,18 @@ def _shorter(called: str, n_bytes: int, size: int) -> Unavailable:
 class _Body:
     """What there is of a file, with its digest so far."""
 
-    def __init__(self, file: IO[bytes], size: int, checksum: Checksum | None, on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        size: int,
+        checksum: Checksum | None,
+        on_bytes: Callable[[int], None],
+        on_write: Callable[[int], None],
+    ) -> None:
         self.file = file
         self.size = size
         self.on_bytes = on_bytes
+        self._on_write = on_write
         self.is_trickle = False  # the last answer was given up: at its pace a model would take weeks
         self.n_left = 0  # bytes of these that an earlier try left
         self._n_unsynced = 0
@@ -227,6 +236,7 @@ class _Body:
         self.n_left = 0
 
     def add(self, chunk: bytes) -> None:
+        self._on_write(len(chunk))
         self.file.write(chunk)
         self._digest.update(chunk)
         self._n_unsynced += len(chunk)

@@ -36,7 +36,7 @@ _MAX_FILES = 20_000  # the largest models have some hundreds; a disk has only so
 _LIST_TRIES = 4
 _TOLD_WAIT_S = 5.0  # a wait that is longer is worth telling
 _SPARE_BYTES = 64 << 20  # left free for whatever else is on that disk: logs, our own state, why a replica failed
-_LOOK_BYTES = 16 << 20  # that come between two looks at how much is free
+_LOOK_BYTES = 16 << 20  # that are written between two looks at how much is free
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -105,10 +105,12 @@ def download(reference: Reference, sources: Sources, on_progress: OnProgress | N
     meter.total_is(sum(files.sizes[name] or 0 for name in names))
     listing = {name: files.sizes[name] for name in names}
     try:
-        # What others fetched may be whole without a README: then it must stay so, wherever this ends.
-        if not shelf.is_whole(files.revision):
+        is_moving = not is_commit(files.revision)
+        # What others fetched may be whole without a README: then it must stay so, wherever this ends. And what was the
+        # whole of a branch need not be any more.
+        if not shelf.is_whole(files.revision) or (is_moving and shelf.listing(files.revision) is not None):
             shelf.write_listing(files.revision, listing)
-        if not is_commit(files.revision):
+        if is_moving:
             drop_changed(files, names, shelf)
         _check_room(reference, shelf, files, names)
         fetch_all(names, _Placer(reference, files, shelf, meter).place, sources, meter)
@@ -194,6 +196,7 @@ def _bring(files: HubFiles, name: str, destination: Path, meter: Meter) -> None:
         size=file.size,
         checksum=_checksum(file),
         on_bytes=meter.of(name),
+        on_write=meter.spend,
         piece_bytes=_PIECE_BYTES if file.size > _WHOLE_LIMIT_BYTES else None,
         pause=meter.pause,
     )
@@ -253,7 +256,7 @@ class Meter:
     def __init__(self, on_progress: OnProgress | None) -> None:
         self.look: Callable[[], None] = lambda: None  # now and then, whether to go on; it raises if not
         self._on_progress = on_progress
-        self._unseen_bytes = 0  # that came since the last look
+        self._unseen_bytes = 0  # that were written since the last look
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = 0
@@ -273,12 +276,16 @@ class Meter:
             raise _Stopped
         with self._lock:
             self._done_bytes += n_bytes
-            self._unseen_bytes += max(0, n_bytes)
+            if self._on_progress is not None and n_bytes:
+                self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
+
+    def spend(self, n_bytes: int) -> None:
+        """Count what takes room on the disk; what is here already does not, on however full a disk. Raises: OSError."""
+        with self._lock:
+            self._unseen_bytes += n_bytes
             if self._unseen_bytes >= _LOOK_BYTES:
                 self._unseen_bytes = 0
                 self.look()
-            if self._on_progress is not None and n_bytes:
-                self._on_progress(Progress(self._done_bytes, self._total_bytes, name))
 
     def pause(self, delay_s: float) -> None:
         """Wait before another try; not longer than somebody wants it."""

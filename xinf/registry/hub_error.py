@@ -82,8 +82,14 @@ class HubSays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_page(content_type: str | None, name: str) -> bool:
-    """Whether an answer is a page for people where a file was asked for."""
-    return (content_type or "").startswith("text/html") and not name.endswith((".html", ".htm"))
+    """Whether an answer is a page for people where a file was asked for.
+
+    A server that tells types by content takes a README that begins with `<p align="center">` for a page: of texts for
+    people, size and sum must tell.
+    """
+    last = name.rpartition("/")[2].lower()
+    may_look_so = "." not in last or last.endswith((".html", ".htm", ".md"))
+    return (content_type or "").startswith("text/html") and not may_look_so
 
 
 def first_line(error: BaseException) -> str:

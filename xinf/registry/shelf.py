@@ -28,6 +28,7 @@ import msgspec
 from xinf.core.errors import UnknownModel
 from xinf.registry.safetensors import INDEX, MAX_INDEX_BYTES, check_length, parse_index
 from xinf.registry.sources import Hub, Reference, Sources
+from xinf.registry.wanted import wanted_files
 
 # One of them is in every model that an engine loads; the second is Mistral's own.
 CONFIGS = ("config.json", "params.json")
@@ -79,14 +80,15 @@ class Shelf:
         """Which weights of a revision that others fetched end before their header says; None if all are as long.
 
         Their clients give a file its name before the disk has it: a power cut leaves it short. Reads some 100 KB a
-        file. Of ours the sizes are known.
+        file. Of ours the sizes are known. What no engine reads may be as it likes, a link to nothing even.
         """
         commit = self.commit_of(revision)
         if self.listing(commit) is not None:
             return None
-        for path in sorted(self.snapshot(commit).glob("*.safetensors")):
+        snapshot = self.snapshot(commit)
+        for name in wanted_files(path.name for path in snapshot.glob("*.safetensors")):
             try:
-                check_length(path)
+                check_length(snapshot / name)
             except (OSError, UnknownModel) as error:
                 return str(error)
         return None

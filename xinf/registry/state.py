@@ -3,6 +3,8 @@
 Under a commit a name means one content for ever, and its size is proof enough of what is here. Under a branch it may
 mean another one tomorrow, of the same size even: so the SHA-256 that the hub lists is compared, or the tag that it
 answers a request for the file with, with what was noted at the last download. Without both the size alone is left.
+A part of a file is of the state that was noted, as that is done before its first byte; it goes on in no other, unless
+its sum will tell.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from xinf.registry.blob import PARTIAL
 from xinf.registry.hub import HubFiles
 from xinf.registry.shelf import Shelf
 
@@ -24,9 +27,11 @@ def drop_changed(files: HubFiles, names: Sequence[str], shelf: Shelf) -> None:
     before = shelf.tags(files.revision)
     now = {name: tag for name in names if (tag := _tag(files, name)) is not None}
     for name in names:
-        path = shelf.snapshot(files.revision) / name
-        if path.is_file() and name in now and not _is_of(path, now[name], before.get(name), files.files[name].sha256):
+        path, sha256 = shelf.snapshot(files.revision) / name, files.files[name].sha256
+        if path.is_file() and name in now and not _is_of(path, now[name], before.get(name), sha256):
             path.unlink()
+        if (tag := now.get(name)) not in (None, before.get(name)) and (name in before or tag != sha256):
+            path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # then the next time compares with older tags, and fetches what is right anew
         shelf.write_tags(files.revision, now)
 

@@ -16,7 +16,8 @@
  * FAKE_NVML_ECC (volatile uncorrectable errors), FAKE_NVML_PAGES (pages wait to be retired), FAKE_NVML_TEMP, and
  * FAKE_NVML_LIMITS "shutdown,slowdown" in C, 0 or absent: not supported; FAKE_NVML_OLD (a driver before 510: no second
  * version of the memory, whose first has no reserve in its total; no P2P status), FAKE_NVML_USED=all (the second version's
- * `used` has the reserve in it, as NVML's manual of R525 says and that of R590 does not).
+ * `used` has the reserve in it, as NVML's manual of R525 says and that of R590 does not), FAKE_NVML_MUTE (MIG instances do
+ * not tell of their memory).
  *
  * FAKE_NVML_EVENTS: "type:data type:data ...", delivered one per wait, of the first card. FAKE_NVML_SYSTEM_EVENTS=unbind:
  * a system event, once. FAKE_NVML_MARK: a file; hang_once makes it, and while FAKE_NVML=2xlost the second card is lost as
@@ -184,6 +185,7 @@ nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *archit
 static nvmlReturn_t memory_of(nvmlDevice_t device, unsigned long long mib[3]) {
     if (is("gb10") || is("orin")) return NOT_SUPPORTED;
     if (is("unread")) return UNKNOWN;
+    if (device->slot >= 0 && getenv("FAKE_NVML_MUTE")) return NOT_SUPPORTED;
     mib[0] = is("wsl") ? 0 : device->slot >= 0 ? 23552 : is_b200() ? 183359 : 32607;
     mib[1] = is("wsl") || device->slot >= 0 ? 0 : is_b200() ? 729 : 495;
     mib[2] = is("wsl") ? 0 : is("sick") ? 20512 : 512;
