@@ -206,6 +206,14 @@ def test_plan_with_an_argument_of_unknown_effect_says_so(xinf: Callable[..., Res
     assert "'cpu_offload_gb' changes what memory is needed in a way that is not planned" in done.stdout
 
 
+@pytest.mark.parametrize(("n_tokens", "is_told"), [(32768, False), (32769, True)])
+def test_plan_says_that_an_engine_would_refuse_the_context(
+    xinf: Callable[..., Result], model: Path, n_tokens: int, is_told: bool
+) -> None:
+    printed = xinf("plan", str(model), "--on", "h100", "--max-model-len", str(n_tokens)).stdout
+    assert (f"note: --max-model-len {n_tokens} is more than the model's 32768: vLLM refuses" in printed) is is_told
+
+
 def test_replica_of_unknown_need_has_its_card_for_itself() -> None:
     node = replace(gpu_node(24, 24), foreign_bytes={"GPU-gpu-1": 4 * GIB})
     taken = replace(READY, node=node.name, devices=("cuda:0",), device_uuids=("GPU-gpu-0",))

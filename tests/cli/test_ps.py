@@ -74,6 +74,19 @@ def test_note_says_why_nothing_is_placed() -> None:
     assert notes(everything(pending), 0.0) == ["demo-aaaaa: not placed: host has no device cuda:0"]
 
 
+def test_all_that_wait_for_the_same_are_one_line() -> None:
+    pending = changed(READY, phase=Phase.PENDING, node=None, placement_note="host: cpu needs 1 GiB, 0 B free")
+    waiting = [changed(pending, id=f"demo-{number:05}") for number in range(700)]
+    waiting[3] = changed(waiting[3], placement_note="host: cpu needs 1 GiB, 107.8 MiB free")
+    waiting[5] = changed(waiting[5], placement_note="host has no device cuda:0")
+    other = changed(pending, id="other-00000", deployment="other")
+    assert notes(everything(READY, *waiting, other), 0.0) == [
+        "demo-00000 and 698 more: not placed: host: cpu needs 1 GiB, 0 B free",
+        "demo-00005: not placed: host has no device cuda:0",
+        "other-00000: not placed: host: cpu needs 1 GiB, 0 B free",
+    ]
+
+
 def test_note_says_that_no_worker_is_there() -> None:
     assert any("xinf worker" in note for note in notes(everything(nodes=()), 0.0))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.worlds import Simulation, deployment, node, world
+from tests.scheduler.worlds import RULES, Simulation, deployment, holder, node, world
 from xinf.core.ids import DeploymentName
 from xinf.core.records import DeploymentRecord, Phase, ReplicaRecord
 from xinf.scheduler import Create, Delete, Stop, World, plan
@@ -243,3 +243,13 @@ def test_plan_is_deterministic(stages: list[tuple]) -> None:  # type: ignore[typ
     again = world(reversed(deployments), reversed(nodes))
     if len({d.name for d in deployments}) == len(deployments):
         assert plan(start, 1.0) == plan(again, 1.0) == plan(start, 1.0)
+
+
+def test_reason_names_no_replica_that_is_not_there_yet() -> None:
+    host = node(n_cuda=1, memory=24)
+    wish = deployment(replicas=3, gib=10, shares=True, device="cuda")
+    there = holder("a", "GPU-a-0", name="m", gib=10, shares=True, devices=("cuda:0",))
+    for replicas, said in (([], "2 placed at the same time"), ([there], "m-1 and 1 more")):
+        actions = plan(world([wish], [host], replicas), 0.0, RULES)
+        *_, last = [action.reason for action in actions if isinstance(action, Create)]
+        assert last.endswith(f"free (20 GiB held by {said})")

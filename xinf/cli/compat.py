@@ -53,6 +53,8 @@ def print_compat(
         ("NODE", *_COLUMNS) if is_many else _COLUMNS,
         [(each.node, *row) if is_many else row for each, row in zip(judged, rows, strict=True)],
     )
+    if any(_is_missing(each, engine) for each in judged):
+        print("SERVED BY: in brackets what no environment there has: `xinf engine install`, or --engines-dir")
     if facts is None and engine != "sim":
         print(f"{model} cannot be read from here: its types and its quantization are not known")
 
@@ -89,6 +91,10 @@ def served_by(judged: Judged, engine: str) -> str:
         return judged.environment.name
     backend = shipped().backend_of(engine, judged.device.vendor)
     return "-" if backend is None else f"({backend.distribution})"
+
+
+def _is_missing(judged: Judged, engine: str) -> bool:
+    return served_by(judged, engine).startswith("(")
 
 
 def _fields(judged: Judged) -> dict[str, object]:

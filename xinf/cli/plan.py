@@ -26,6 +26,7 @@ from xinf.cli.options import (
 from xinf.cli.plan_hosts import PlanHost, imagine, read_nodes, read_this_host
 from xinf.cli.session import Session, open_session, run
 from xinf.cli.table import print_json, print_table
+from xinf.cli.verdict import context_note
 from xinf.cli.wish import choose_name, make_spec
 from xinf.core.device import KIND_OF_VENDOR, Device, Health, Vendor, check_selector, is_selected
 from xinf.core.errors import InvalidRequest, NotFound
@@ -115,6 +116,8 @@ def plan(
     print_table(("NODE", *_COLUMNS) if is_all else _COLUMNS, [row(made, with_node=is_all) for made in planned.devices])
     for line in notes(planned):
         print(line)
+    if (said := context_note(spec, planned.facts)) is not None:
+        print(said)
 
 
 async def _plan(session: Session, spec: EngineSpec, device: str, *, on: str | None, is_all: bool, name: str) -> Planned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -124,6 +125,7 @@ def replica_row(replica: ReplicaRecord, cache: str, now_s: float) -> Sequence[st
 def notes(found: Everything, now_s: float) -> list[str]:
     """What is not as it should be, a line each."""
     lines = []
+    waiting: dict[tuple[str, str], list[ReplicaRecord]] = {}
     if not found.nodes:
         lines.append("no worker is connected: start one with `xinf worker`")
     for cordon in found.cordons:
@@ -137,14 +139,25 @@ def notes(found: Everything, now_s: float) -> list[str]:
             again = f", again in {format_seconds(wait_s)}" if replica.target == "run" else ""
             lines.append(f"{replica.id}: failed ({failure.cause}){again}: {failure.message}; {failure.remedy}")
         elif replica.phase is Phase.PENDING and replica.placement_note and found.nodes:
-            lines.append(f"{replica.id}: not placed: {replica.placement_note}")
+            waiting.setdefault((replica.deployment, _SIZE.sub("", replica.placement_note)), []).append(replica)
         elif replica.detail is not None and replica.phase in (Phase.STARTING, Phase.LOADING):
             lines.append(f"{replica.id}: {replica.phase}: {replica.detail}")
         elif replica.phase is not Phase.READY and failure is not None:
             lines.append(f"{replica.id}: {replica.phase} after a failure ({failure.cause}): {failure.message}")
         if replica.node is not None and found.nodes and replica.node not in {node.name for node in found.nodes}:
             lines.append(f"{replica.id}: its node {replica.node} is away")
-    return lines
+    return lines + [_not_placed(alike) for alike in waiting.values()]
+
+
+# Memory that others use moves all the time, and what waits is told seldom: the same reason with other sizes is one.
+_SIZE = re.compile(r"\d+(\.\d+)? [KMGTP]?i?B\b")
+
+
+def _not_placed(alike: Sequence[ReplicaRecord]) -> str:
+    """One line for all that wait for the same, however many were wished for."""
+    first = alike[0]
+    more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+    return f"{first.id}{more}: not placed: {first.placement_note}"
 
 
 def _count_ready(replicas: Sequence[ReplicaRecord]) -> int:

@@ -67,7 +67,8 @@ def check_wish(
 
     Raises: PlacementFailed with what each device lacks.
     """
-    _warn_of_context(spec, facts, say)
+    if (note := context_note(spec, facts)) is not None:
+        say(note)
     meant = _candidates(spec, judge_devices(spec, facts, nodes))
     if not meant:
         return
@@ -83,12 +84,13 @@ def check_wish(
         say(f"{word}: {best.where}: {best.verdict}")
 
 
-def _warn_of_context(spec: EngineSpec, facts: ModelFacts | None, say: Callable[[str], None]) -> None:
+def context_note(spec: EngineSpec, facts: ModelFacts | None) -> str | None:
     """vLLM refuses more than the model was made for, once it is there and started (0.32, config/model.py)."""
     own = None if facts is None else facts.context_tokens
     asked = spec.max_model_len
-    if spec.engine != _SIMULATED and own is not None and asked is not None and asked > own and _LONGER not in spec.env:
-        say(f"note: --max-model-len {asked} is more than the model's {own}: vLLM refuses it without --env {_LONGER}=1")
+    if spec.engine == _SIMULATED or own is None or asked is None or asked <= own or _LONGER in spec.env:
+        return None
+    return f"note: --max-model-len {asked} is more than the model's {own}: vLLM refuses it without --env {_LONGER}=1"
 
 
 _GOOD_FIRST = (Support.NATIVE, Support.WEIGHT_ONLY, Support.UNKNOWN)

@@ -16,7 +16,7 @@ drains. Memory is what it was placed with, never what it happens to use.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -47,6 +47,16 @@ class Tally(msgspec.Struct, frozen=True):
     models: frozenset[str]  # that were loaded here, so that their files are on the disk
 
 
+def list_holders(ids: Sequence[ReplicaId]) -> str:
+    """Who is on a device, the first two by name; a name with a slash is of one that is only being placed."""
+    there = [id_ for id_ in ids if "/" not in id_]
+    n_more = len(ids) - len(there[:_SHOWN])
+    if not there:
+        return f"{n_more} placed at the same time"
+    return ", ".join(there[:_SHOWN]) + (f" and {n_more} more" if n_more else "")
+
+
+_SHOWN = 2
 _EMPTY = Tally(0, {}, {}, frozenset())
 
 

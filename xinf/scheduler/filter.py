@@ -28,7 +28,7 @@ from xinf.core.records import DeploymentRecord, MemoryNeed, PlacementPolicy
 from xinf.core.units import format_bytes
 from xinf.registry import device_share, is_cache_told, is_switched, usable_bytes
 from xinf.scheduler.appraisal import Appraiser
-from xinf.scheduler.claims import CPU, Tally, Use
+from xinf.scheduler.claims import CPU, Tally, Use, list_holders
 from xinf.scheduler.grant import grant_on_processor, grant_on_unified
 from xinf.scheduler.host import Group, Host
 from xinf.scheduler.pool import balance, uses_of
@@ -235,7 +235,7 @@ class Filter:
         taken = []
         held = balance(uses, host.record.unplanned_bytes)
         if held.n_bytes:
-            taken.append(f"{format_bytes(held.n_bytes)} held by {_listed(held.counted)}")
+            taken.append(f"{format_bytes(held.n_bytes)} held by {list_holders(held.counted)}")
         if foreign:
             taken.append(f"{format_bytes(foreign)} used by others")
         text += f" ({', '.join(taken)})" if taken else ""
@@ -243,7 +243,7 @@ class Filter:
 
     def _too_few(self, host: Host, group: Group, n_free: int, tally: Tally, *, is_planned: bool) -> Miss:
         why = [
-            f"{device.selector} has {_listed(use.holders)}"
+            f"{device.selector} has {list_holders(use.holders)}"
             for device in group.devices
             if (use := tally.uses.get(device.uuid)) is not None
         ]
@@ -254,8 +254,3 @@ class Filter:
         if self._deployment.shares and not is_planned:
             text += ", and it cannot share one: no memory plan of it is known"
         return Miss(node=host.name, binding=Binding.TAKEN, text=text, shortfall=float(self._size - n_free))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Who is on a device, not all of them where they are many."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

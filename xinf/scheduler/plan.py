@@ -301,7 +301,7 @@ class _Deployment:
         return actions
 
     def _planned(self, action: Create) -> ReplicaRecord:
-        """What will be created, under a name that no replica has."""
+        """What will be created, under a name that no replica has: `list_holders` knows it by the slash."""
         self.n_planned += 1
         return create(self.deployment, ReplicaId(f"{self.deployment.name}/{self.n_planned}"), action, self.now_s)
 

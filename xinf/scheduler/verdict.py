@@ -48,7 +48,7 @@ _REMEDIES = {
     Binding.LABEL: "change --label, or give a node that label with `xinf worker --labels`",
     Binding.DEVICE: "change --device, or start a worker on a host that has one",
     Binding.HEALTH: "change --device; `xinf devices --all` says what is wrong with them",
-    Binding.ENGINE: "install the engine there with `xinf engine install`, or change --device",
+    Binding.ENGINE: "`xinf engine install` there, or start its worker with --engines-dir; or change --device",
     Binding.CAPABILITY: "`xinf devices --all --compat MODEL` says which devices can; change --device or --dtype",
     Binding.CORDON: "open the node with `xinf uncordon`",
     Binding.TAKEN: "change --device or --tensor-parallel-size, or stop what is there",
