@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xinf.core.device import Vendor
+from xinf.core.number_list import parse_numbers
 from xinf.device import PROBES, NumaNode, count_numa_nodes, usable_numa_nodes
-from xinf.device.numa import parse_numbers
 
 CPU = PROBES[Vendor.CPU]
 MEMINFO = """\

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from xinf.core.number_list import parse_numbers
+
 # Narrows down which nodes vLLM takes, by number. Source: vLLM 0.32, utils/cpu_resource_utils.py.
 VISIBLE_NODES = "CPU_VISIBLE_MEMORY_NODES"
 # What can be had on a node without swapping, as vLLM adds it up. Source: the same, `get_memory_node_info`.
@@ -54,16 +56,6 @@ def usable_numa_nodes(root: Path = Path("/"), *, visible: str = "") -> tuple[Num
 def count_numa_nodes(root: Path = Path("/")) -> int:
     """Count the nodes of the host, whatever they have and whoever may use them."""
     return len(_directories(root))
-
-
-def parse_numbers(text: str) -> frozenset[int]:
-    """Read a list of the kernel's: `0-2,4`. What is no number is left out."""
-    found: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            found.update(range(int(first), int(last or first) + 1))
-    return frozenset(found)
 
 
 def _directories(root: Path) -> list[tuple[int, Path]]:
