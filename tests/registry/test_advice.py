@@ -85,3 +85,17 @@ def test_advice_that_is_taken_makes_it_fit(facts: ModelFacts, free_gib: list[flo
         wished = taken(options(), sentence)
         if wished is not None:
             assert fits(facts, wished, found), sentence
+
+
+def test_engine_on_a_processor_of_two_sockets_is_told_to_take_both() -> None:
+    """15 GiB of weights and a cache on nodes of 16 GiB: one does not do, two do, and a third is not there."""
+    processor = replace(CPU, extra={"numa_nodes": 2, "numa_memory_bytes": 16 * GIB})
+    wished = choose_options(EngineSpec(model="m", max_model_len=32768), processor)
+    room = Room(selector="cpu", free_bytes=32 * GIB)
+    split = next(one for one in advise(QWEN_7B, wished, [room]) if one.startswith("--tensor-parallel-size 2"))
+    assert split.endswith("on 2 NUMA nodes, which fits")
+    following = taken(wished, split)
+    assert following is not None
+    assert advise(QWEN_7B, following, [room]) == (), "it fits"
+    whole = choose_options(EngineSpec(model="m", max_model_len=32768), CPU)
+    assert advise(QWEN_7B, whole, [room]) == (), "of whose nodes nobody tells"

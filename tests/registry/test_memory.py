@@ -22,6 +22,7 @@ from xinf.registry import (
     MemoryFit,
     MemoryPlan,
     ModelFacts,
+    Sockets,
     choose_options,
     context_bytes,
     fit_memory,
@@ -30,6 +31,8 @@ from xinf.registry import (
     plan_memory,
     read_model,
     runtime_bytes,
+    sockets_of,
+    usable_bytes,
 )
 from xinf.registry.loaded_weights import table_bytes
 
@@ -478,3 +481,18 @@ def test_every_known_model_has_a_plan(path: Path, tmp_path: Path) -> None:
         assert tables == (1 if tied and not facts.n_experts else 2)
     split = plan_memory(facts, options(tensor_parallel_size=2)) if not (facts.n_heads or 1) % 2 else plan
     assert split.weights_bytes <= plan.weights_bytes
+
+
+@given(st.integers(1, 9), st.integers(2, 8), st.integers(1, 512), st.integers(0, 4096))
+def test_ranks_on_a_processor_have_no_more_than_their_nodes(n_ranks: int, n_nodes: int, gib: int, free: int) -> None:
+    sockets = Sockets(n_nodes, gib * GIB)
+    usable = usable_bytes(Vendor.CPU, n_ranks, free_bytes=free * GIB, total_bytes=None, sockets=sockets)
+    assert usable <= min(free, min(n_ranks, n_nodes) * gib) * GIB
+    assert usable == free * GIB or usable >= 0.9 * min(n_ranks, n_nodes) * gib * GIB
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"numa_nodes": 2}, {"numa_nodes": 1, "numa_memory_bytes": GIB}, {"numa_memory_bytes": GIB}]
+)
+def test_one_node_or_none_that_is_known_is_the_memory(extra: dict[str, str | int]) -> None:
+    assert sockets_of(replace(CPU, extra=extra)) is None

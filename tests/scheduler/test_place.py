@@ -241,6 +241,41 @@ def test_memory_of_the_processor_is_accounted() -> None:
     assert note == "a: cpu needs 12 GiB, 11.5 GiB free (20 GiB held by other-1)"
 
 
+def test_engine_on_the_processor_has_a_numa_node_for_each_rank() -> None:
+    the_node = node(cpu_memory=512, n_sockets=2)
+    assert isinstance(put(deployment(device="cpu", gib=235), the_node), Placement)
+    binding, note = refused(put(deployment(device="cpu", gib=240), the_node))
+    assert binding is Binding.MEMORY
+    assert note == (
+        "a: cpu needs 240 GiB, 511.5 GiB free, of which an engine may take 235.5 GiB;"
+        " an engine of one rank has one NUMA node, 256 GiB; --tensor-parallel-size 2 has two"
+    )
+    two = deployment(device="cpu", gib=240, tensor_parallel_size=2)
+    assert isinstance(put(two, the_node), Placement)
+    note = refused(put(deployment(device="cpu", gib=480, tensor_parallel_size=2), the_node))[1]
+    assert note.endswith("may take 471.0 GiB; an engine of two ranks has two NUMA nodes, 512 GiB")
+    assert isinstance(put(deployment(device="cpu", gib=240), node(cpu_memory=512)), Placement), "nobody tells of nodes"
+
+
+def test_second_engine_may_have_the_other_socket() -> None:
+    held = holder("a", devices=("cpu",), gib=200)
+    assert isinstance(
+        put(deployment(device="cpu", gib=200), node(cpu_memory=512, n_sockets=2), held=(held,)), Placement
+    )
+
+
+def test_cache_on_a_processor_is_granted_of_the_ranks_own_nodes() -> None:
+    """A quarter of what its node leaves beside the rest, not of what the host does."""
+    wish = deployment(device="cpu", gib=200)
+    found = put(wish, node(cpu_memory=512, n_sockets=2))
+    whole = put(wish, node(cpu_memory=512))
+    assert promised(found) <= 256 * 0.92
+    assert promised(found) <= promised(whole)
+    tight = put(deployment(device="cpu", gib=9), node(cpu_memory=20, n_sockets=2))
+    assert promised(tight) == pytest.approx(9 + (10 * 0.92 - 9) / 4)
+    assert promised(put(deployment(device="cpu", gib=9), node(cpu_memory=20))) == 10
+
+
 def test_all_ranks_of_an_engine_on_the_processor_count() -> None:
     """They live in one memory: each has the runtime's own, and its share of the weights."""
     one, two = (

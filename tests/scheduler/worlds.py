@@ -40,6 +40,7 @@ def node(
     memory: int | None = None,
     memories: Sequence[int] = (),
     cpu_memory: int | None = None,
+    n_sockets: int = 1,
     foreign: Mapping[str, int] | None = None,
     labels: Mapping[str, str] | None = None,
     topology: Topology | None = None,
@@ -66,7 +67,10 @@ def node(
         for i, size in enumerate(sizes)
     )
     cpu_bytes = None if cpu_memory is None else cpu_memory * GIB
-    cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=cpu_bytes)
+    nodes: dict[str, str | int] = {}
+    if cpu_bytes is not None and n_sockets > 1:
+        nodes = {"numa_nodes": n_sockets, "numa_memory_bytes": cpu_bytes // n_sockets}
+    cpu = Device(vendor=Vendor.CPU, index=0, uuid=f"CPU-{name}", name="cpu", memory_bytes=cpu_bytes, extra=nodes)
     return NodeRecord(
         name=NodeName(name),
         address="",

@@ -111,7 +111,7 @@ class Agent:
         self._registration = Registration(store, node, ttl_s=config.agent.lease_ttl)
         self._watcher = self._make_watcher() if config.agent.sample_interval else None
         self._directories = ReplicaDirectories(config.paths.replicas_dir)
-        self._starter = Starter(config, self._clock)
+        self._starter = Starter(config, self._clock, root)
         self._held: dict[str, _Held] = {}
         self._starting: dict[str, tuple[str, ...]] = {}  # devices of starts that are not written down yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -487,7 +487,8 @@ class Agent:
             return  # it changed meanwhile, and is looked at again
         record = found[0]
         try:
-            custody, held.child = self._starter.start(record, held.directory, held.memory, self._node)
+            others = [other.start for key, other in self._held.items() if key != name and other.start is not None]
+            custody, held.child = self._starter.start(record, held.directory, held.memory, self._node, others=others)
         except (OSError, XinfError) as error:
             held.directory.drop_custody()
             await self._write(name, held, fail(record, start_failure(error, now_s), self._config.agent, now_s))

@@ -39,6 +39,8 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     start_ticks: int | None = None
     oom_kills: int | None = None  # the kernel's count when it was started
+    # NUMA nodes that it was told to be on, none where it was not told; None: started by an agent that did not choose
+    memory_nodes: tuple[int, ...] | None = None
 
     @property
     def process(self) -> ProcessId | None:

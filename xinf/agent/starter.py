@@ -10,12 +10,14 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from xinf.agent.custody import Custody, ReplicaDirectory, read_oom_kills
 from xinf.agent.memory import StartMemory, granted_cache_bytes
+from xinf.agent.memory_nodes import memory_nodes_of
 from xinf.agent.process import identify, kill_group
 from xinf.agent.surroundings import choose_environment, engine_environ
 from xinf.core.clock import Clock
@@ -24,6 +26,7 @@ from xinf.core.errors import EngineStartFailed, XinfError
 from xinf.core.ids import ReplicaId
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import FetchSpec, ShimSpec
+from xinf.device import VISIBLE_NODES
 from xinf.registry import Hub, reference_of
 
 # With one of these an engine takes its files from elsewhere, or in a way of its own. Source: vLLM 0.32, `LoadConfig`.
@@ -40,19 +43,30 @@ class EngineProcess(subprocess.Popen[bytes]):
 class Starter:
     """Starts engines of one node."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, root: Path = Path("/")) -> None:
         self._config = config
+        self._root = root
         self._clock = clock
 
     def start(
-        self, record: ReplicaRecord, directory: ReplicaDirectory, memory: StartMemory, node: NodeRecord
+        self,
+        record: ReplicaRecord,
+        directory: ReplicaDirectory,
+        memory: StartMemory,
+        node: NodeRecord,
+        *,
+        others: Iterable[Custody] = (),
     ) -> tuple[Custody, EngineProcess]:
         """Write down that it is started, start it, and write down which process it is.
 
-        `memory`: of its devices, as it was looked at just before. Raises: OSError, EngineStartFailed, InvalidRequest.
+        `memory`: of its devices, as it was looked at just before. `others`: engines that were started here.
+        Raises: OSError, EngineStartFailed, InvalidRequest.
         """
         environment = choose_environment(record, node)
         environ = engine_environ(os.environ, environment, record, node)
+        memory_nodes = memory_nodes_of(record, environ, others, self._root)
+        if memory_nodes and VISIBLE_NODES not in record.spec.env:
+            environ[VISIBLE_NODES] = ",".join(str(number) for number in memory_nodes)
         custody = Custody(
             replica=record.id,
             start_id=secrets.token_hex(8),
@@ -61,6 +75,7 @@ class Starter:
             address=self._address(record.id),
             device_uuids=record.device_uuids,
             oom_kills=read_oom_kills(),
+            memory_nodes=memory_nodes,
         )
         fetch = fetch_spec(record.spec, self._config.registry, environ)
         directory.begin(self._shim_spec(record, custody, directory, memory, fetch))

@@ -237,6 +237,8 @@ def describe_plan(plan: MemoryPlan) -> str:
 
 def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePlan], found: Refusal) -> PlacementFailed:
     """Why no device could ever do, with what would."""
+    from xinf.registry import sockets_of
+
     largest = max(plans, key=lambda made: made.free_bytes or 0)
     plan = largest.plan
     assert plan is not None
@@ -251,6 +253,8 @@ def _refusal(wish: DeploymentRecord, facts: ModelFacts, plans: Sequence[DevicePl
         what = f"{n_large} of its {len(same)} devices on {largest.node} are large enough"
     elif largest.fit is not None and largest.fit.usable_bytes < (largest.free_bytes or 0):
         what += f", of which an engine may take {format_bytes(largest.fit.usable_bytes)}"
+        if (sockets := sockets_of(largest.device)) is not None:
+            what += f" ({sockets.words(size)})"
     each = "a device" if size == 1 or largest.device.vendor is Vendor.CPU else f"each of {size} devices"
     advice = advice_for(wish.spec, facts, same)
     return PlacementFailed(

@@ -1,7 +1,8 @@
 """The processor as a device: cores this process may use, memory it may fill, instruction sets that engines care about.
 
-Everything is read from /proc and /sys below an injectable root; limits of a cgroup v2, the own or one around it, beat
-what the machine has. Version 1 of cgroups is not read: what it limits looks unlimited here.
+Everything is read from /proc and /sys below an injectable root; limits of a cgroup v2, the own or one around it, and
+the NUMA nodes that may be used beat what the machine has. Version 1 of cgroups is not read: what it limits looks
+unlimited here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from xinf.core.device import Device, Sample, Vendor
 from xinf.device.host_memory import read_host_memory
+from xinf.device.numa import VISIBLE_NODES, NumaNode, usable_numa_nodes
 
 # What vLLM's CPU backend and its matrix libraries choose kernels by.
 _ISA = (
@@ -41,9 +43,15 @@ class CpuProbe:
         cgroup = _cgroup_dir(root)
         memory = read_host_memory(root).total_bytes
         limit = _read_limit(cgroup, "memory.max")
-        bounds = [value for value in (memory, limit) if value is not None]
-        extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": max(1, _numa_nodes(root))}
-        if memory is not None and limit is not None and limit < memory:
+        nodes = _nodes(root)
+        of_nodes = sum(node.memory_bytes for node in nodes) or None
+        bounds = [value for value in (memory, limit, of_nodes) if value is not None]
+        n_nodes = len(nodes) or max(1, _numa_nodes(root))
+        extra: dict[str, str | int] = {"cores": _usable_cores(cgroup), "numa_nodes": n_nodes}
+        if nodes:
+            # An engine may come to be on any of them, and its ranks need equally much.
+            extra["numa_memory_bytes"] = min(node.memory_bytes for node in nodes)
+        if memory is not None and min(bounds) < memory:
             extra["memory_total_bytes"] = memory  # what GPUs that compute in it have
         name, flags = _cpuinfo(root)
         if isa := [flag for flag in _ISA if flag in flags]:
@@ -62,6 +70,10 @@ class CpuProbe:
     def sample(self, root: Path) -> tuple[Sample, ...]:
         memory = read_host_memory(root)
         total, free = memory.total_bytes, memory.available_bytes
+        if nodes := _nodes(root):
+            of_nodes, left = sum(node.memory_bytes for node in nodes), sum(node.free_bytes for node in nodes)
+            total = of_nodes if total is None else min(total, of_nodes)
+            free = left if free is None else min(free, left)
         for directory in _upwards(_cgroup_dir(root)):
             limit, used = _read_int(directory, "memory.max"), _read_int(directory, "memory.current")
             if limit is None or used is None:
@@ -131,6 +143,11 @@ def _arm_name(fields: dict[str, str]) -> str:
     except (KeyError, ValueError):
         return ""
     return _ARM_PARTS.get((maker, part), f"arm64 {maker:#04x}:{part:#05x}")
+
+
+def _nodes(root: Path) -> tuple[NumaNode, ...]:
+    """The NUMA nodes that engines can be on; nothing where nobody says."""
+    return usable_numa_nodes(root, visible=os.environ.get(VISIBLE_NODES, ""))
 
 
 def _numa_nodes(root: Path) -> int:

@@ -28,7 +28,7 @@ import msgspec
 from xinf.core.errors import EngineDied, EngineError, EngineStartFailed, InvalidRequest, NotFound, Unavailable
 from xinf.core.records import EngineSpec
 from xinf.core.shim import ShimSpec
-from xinf.engine import vllm_args, vllm_cpu, vllm_hub
+from xinf.engine import vllm_args, vllm_cpu, vllm_hub, vllm_numa
 from xinf.engine.adapter import EngineDescription, LoadReport, Reply, Request, Usage
 from xinf.engine.residency import Residency
 from xinf.engine.vllm_app import AsgiApp, CollectedReply, Exchange
@@ -97,6 +97,7 @@ class VllmAdapter:
         self._scratch.use()
         if self._is_cpu:
             vllm_cpu.set_variables(os.environ)
+            vllm_numa.bind_to_nodes(os.environ)
             if self._spec.kv_cache_bytes is not None:
                 vllm_cpu.hold_to_grant(os.environ, self._spec.engine.env)
         why = vllm_hub.seal(os.environ, self._spec.loaded)

@@ -43,6 +43,7 @@ from xinf.registry.need import Need, need_of
 from xinf.registry.reader import read_facts, read_model
 from xinf.registry.scripted import write_scripted_model
 from xinf.registry.shelf import Shelf, list_shelves, shelf_of
+from xinf.registry.sockets import Sockets, sockets_of
 from xinf.registry.source import SCRIPTED, ModelSource, is_directory, looks_like_path, resolve_model
 from xinf.registry.sources import Hub, Reference, Sources, find_sources, hub_cache_dir, is_commit, reference_of
 
@@ -64,6 +65,7 @@ __all__ = [
     "Reference",
     "Room",
     "Shelf",
+    "Sockets",
     "Sources",
     "Verdict",
     "advise",
@@ -109,6 +111,7 @@ __all__ = [
     "runtime_bytes",
     "shelf_of",
     "shipped",
+    "sockets_of",
     "split_problem",
     "try_lock",
     "usable_bytes",

@@ -100,7 +100,7 @@ def _shorter_context(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Ro
 
 def _other_split(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:
     if options.vendor is Vendor.CPU:
-        return []
+        return _more_sockets(facts, options, rooms)
     problem: str | None = None
     is_dividable = False
     asked = options.tensor_parallel_size
@@ -118,6 +118,17 @@ def _other_split(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room])
             return [f"--tensor-parallel-size {size} needs {each}{on_each}, which fits"]
     # Where a split that is possible is too large as well, the one that is not possible was not what stood in the way.
     return [problem] if problem is not None and not is_dividable else []
+
+
+def _more_sockets(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room]) -> list[str]:
+    """Where each rank of an engine on the processor has one NUMA node, more ranks have more memory."""
+    n_nodes = options.sockets.n_nodes if options.sockets is not None else 1
+    for size in range(options.tensor_parallel_size + 1, n_nodes + 1):
+        plan = _fits(facts, msgspec.structs.replace(options, tensor_parallel_size=size), rooms)
+        if plan is not None:
+            needs = format_bytes(plan.device_bytes)
+            return [f"--tensor-parallel-size {size} needs {needs} on {size} NUMA nodes, which fits"]
+    return []
 
 
 def _packed(facts: ModelFacts, options: LoadOptions, rooms: Sequence[Room], *, has_fp8: bool | None) -> list[str]:

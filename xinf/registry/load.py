@@ -12,6 +12,7 @@ import msgspec
 from xinf.core.device import Device, Vendor
 from xinf.core.errors import InvalidRequest
 from xinf.core.records import ArgValue, EngineSpec
+from xinf.registry.sockets import Sockets, sockets_of
 
 # Arguments of vLLM that take weights or cache off a device, or put something else on it.
 _UNPLANNED = frozenset({
@@ -52,6 +53,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: int | None = None  # that the engine is told to make, on each rank; None: it sizes its cache itself
     device_share: float | None = None  # of a device that the engine is told to take at most; None: nobody told it
     cache_blocks: int | None = None  # the same in blocks, whatever else it is told
+    sockets: Sockets | None = None  # of a processor of several NUMA nodes, where each rank has one
 
 
 def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
@@ -97,6 +99,7 @@ def choose_options(spec: EngineSpec, device: Device) -> LoadOptions:
         cache_bytes=_cache_bytes(spec, given, is_cpu=is_cpu),
         device_share=None if is_cpu else _share(given),
         cache_blocks=_count(given, "num_gpu_blocks_override"),
+        sockets=sockets_of(device),
     )
 
 

@@ -42,6 +42,7 @@ from xinf.core.records import MeasuredRecord, MemoryNeed
 from xinf.registry.facts import kv_bytes_per_sequence, kv_bytes_per_token
 from xinf.registry.load import LoadOptions
 from xinf.registry.loaded_weights import element_bytes, expert_columns, table_bytes, weights_bytes
+from xinf.registry.sockets import Sockets
 from xinf.registry.vision import output_bytes, tower_bytes
 
 # The most of a device's memory that an engine gets, however free it is: vLLM's own default (config/cache.py).
@@ -197,6 +198,7 @@ def fit_memory(
         total_bytes=total_bytes,
         share=options.device_share,
         is_switched=options.is_switched,
+        sockets=options.sockets,
     )
     room = usable - plan.fixed_bytes - plan.kv_spare_bytes
     fits = plan.device_bytes <= usable
@@ -228,11 +230,15 @@ def usable_bytes(
     total_bytes: int | None,
     share: float | None = None,
     is_switched: bool = True,
+    sockets: Sockets | None = None,
 ) -> int:
-    """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself.
+    """Of what is free, what a replica may plan with: an engine gets no more than MAX_SHARE of a device for itself, and
+    on a processor no more than its ranks' NUMA nodes have.
 
     `total_bytes`: as the probe tells it. `share`: what it is told to take at most of the whole device.
     """
+    if vendor is Vendor.CPU and sockets is not None:
+        return min(free_bytes, sockets.usable_bytes(tensor_parallel_size))
     if vendor is Vendor.CPU or total_bytes is None:
         return free_bytes
     counted = max(0, total_bytes - (_ASCEND_MOST_RESERVED_BYTES if vendor is Vendor.ASCEND else 0))

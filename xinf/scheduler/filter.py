@@ -26,7 +26,7 @@ import msgspec
 from xinf.core.device import Device, Vendor
 from xinf.core.records import DeploymentRecord, MemoryNeed, PlacementPolicy
 from xinf.core.units import format_bytes
-from xinf.registry import device_share, is_cache_told, is_switched, usable_bytes
+from xinf.registry import device_share, is_cache_told, is_switched, sockets_of, usable_bytes
 from xinf.scheduler.appraisal import Appraiser
 from xinf.scheduler.claims import CPU, Tally, Use, list_holders
 from xinf.scheduler.grant import grant_on_processor, grant_on_unified
@@ -114,10 +114,13 @@ class Filter:
             held = balance([use] if use is not None else [], host.record.unplanned_bytes)
             own = device.memory_bytes - host.foreign_bytes(device) - held.n_bytes - self._headroom_bytes
             free, is_of_host = min(free, max(0, own)), is_of_host and free < own
-        if need.device_bytes > free:
-            room = Room(device, need, n_sharers, free, free, is_of_host)
+        usable = usable_bytes(
+            device.vendor, self._size, free_bytes=free, total_bytes=device.memory_bytes, sockets=sockets_of(device)
+        )
+        if need.device_bytes > usable:
+            room = Room(device, need, n_sharers, free, usable, is_of_host)
             return self._too_small(host, Shortage(room, need.device_bytes), tally)
-        given = grant_on_processor(need, free)
+        given = grant_on_processor(need, usable)
         spare = free - given.device_bytes
         return Offer(node=host.name, kind=CPU, devices=(device,), n_sharers=n_sharers, need=given, spare_bytes=spare)
 
@@ -230,7 +233,7 @@ class Filter:
         each = f" on each of {self._size}" if of_host and self._size > 1 else ""
         text = f"{host.name}: {device.selector} needs {format_bytes(shortage.need_bytes)}{each},"
         text += f" {format_bytes(free)}{of_host or ' free'}"
-        if shortage.need_bytes <= free:
+        if is_bound := shortage.need_bytes <= free:
             text += f", of which an engine may take {format_bytes(usable)}"
         taken = []
         held = balance(uses, host.record.unplanned_bytes)
@@ -239,6 +242,8 @@ class Filter:
         if foreign:
             taken.append(f"{format_bytes(foreign)} used by others")
         text += f" ({', '.join(taken)})" if taken else ""
+        if is_bound and (sockets := sockets_of(device)) is not None:
+            text += "; ".join(["", *filter(None, (sockets.words(self._size), sockets.remedy(self._size)))])
         return Miss(node=host.name, binding=Binding.MEMORY, text=text, shortfall=float(shortage.need_bytes - usable))
 
     def _too_few(self, host: Host, group: Group, n_free: int, tally: Tally, *, is_planned: bool) -> Miss:
