@@ -56,6 +56,7 @@ lint: build
 	$(VENV)/bin/mypy
 
 # In as many processes as there are cores: what they share out is in tests/shares.py. WORKERS=0 runs all in one.
+# HYPOTHESIS_PROFILE=explore: new cases for property tests; else they are the same in every run.
 WORKERS ?= auto
 
 test: build

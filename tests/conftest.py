@@ -1,7 +1,12 @@
-"""What all tests share: where the checkout is, and a short directory for state with Unix sockets below it."""
+"""What all tests share: where the checkout is, a short directory for state with Unix sockets below it, the cases.
+
+Property tests try the same cases in every run, or new ones with HYPOTHESIS_PROFILE=explore: a new case that fails is to
+be found by who looks for it, not by who changed something else.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -9,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from xinf.core.device import Vendor
 from xinf.device import PROBES
@@ -16,6 +22,10 @@ from xinf.device import PROBES
 pytest_plugins = ["tests.engine_fixtures", "tests.shares"]
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
 _WANTED = "wants a device of"  # property of a test: the vendor
 
 
