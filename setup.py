@@ -27,7 +27,7 @@ BUILD_DIR = os.environ.get("XINF_BUILD_DIR")
 if (TRACE or SANITIZE) and not BUILD_DIR:
     raise SystemExit("XINF_TRACE and XINF_SANITIZE need XINF_BUILD_DIR, a directory for that build alone")
 
-# The last three are about what Cython makes, not about what it is made from.
+# What is not warned of is what Cython makes, not what it is made from.
 cflags = ["-O3", "-std=c11", "-Wall", "-Wno-sign-compare", "-Wno-unused-function", "-Wno-unreachable-code"]
 ldflags: list[str] = []
 macros: list[tuple[str, str | None]] = []

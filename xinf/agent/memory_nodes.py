@@ -12,11 +12,9 @@ from pathlib import Path
 
 from xinf.agent.custody import Custody
 from xinf.core.device import Vendor
+from xinf.core.numa_variables import OWN_CHOICE, VISIBLE_NODES
 from xinf.core.records import ReplicaRecord
-from xinf.device import VISIBLE_NODES, NumaNode, count_numa_nodes, usable_numa_nodes
-
-# Who sets one of these has chosen himself. Source: vLLM 0.32, utils/ompmultiprocessing.py.
-_OWN_CHOICE = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA")
+from xinf.device import NumaNode, count_numa_nodes, usable_numa_nodes
 
 
 def memory_nodes_of(
@@ -29,7 +27,7 @@ def memory_nodes_of(
     """
     if replica.spec.engine != "vllm" or Vendor.CPU not in replica.devices:
         return ()
-    if any(environ.get(name) for name in _OWN_CHOICE) or count_numa_nodes(root) < 2:
+    if any(environ.get(name) for name in OWN_CHOICE) or count_numa_nodes(root) < 2:
         return ()
     n_ranks, visible = replica.spec.tensor_parallel_size, environ.get(VISIBLE_NODES, "")
     if VISIBLE_NODES in replica.spec.env:

@@ -24,9 +24,9 @@ from xinf.core.clock import Clock
 from xinf.core.config import Config, RegistryConfig
 from xinf.core.errors import EngineStartFailed, XinfError
 from xinf.core.ids import ReplicaId
+from xinf.core.numa_variables import VISIBLE_NODES
 from xinf.core.records import EngineEnvironment, EngineSpec, NodeRecord, ReplicaFailure, ReplicaRecord
 from xinf.core.shim import FetchSpec, ShimSpec
-from xinf.device import VISIBLE_NODES
 from xinf.registry import Hub, reference_of
 
 # With one of these an engine takes its files from elsewhere, or in a way of its own. Source: vLLM 0.32, `LoadConfig`.

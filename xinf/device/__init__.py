@@ -19,7 +19,7 @@ from xinf.core.first_use import names_on_first_use
 if TYPE_CHECKING:
     from xinf.device.host_memory import HostMemory, read_host_memory
     from xinf.device.inventory import read_host, read_inventory
-    from xinf.device.numa import VISIBLE_NODES, NumaNode, count_numa_nodes, usable_numa_nodes
+    from xinf.device.numa import NumaNode, count_numa_nodes, usable_numa_nodes
     from xinf.device.pci import PciFunction, find_pci_functions
     from xinf.device.probe import IN_PROCESS, PROBES, EventProbe, LinkProbe, Probe, ProcessProbe
     from xinf.device.reading import DeviceProcess, Inventory, Reading
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "host_memory": ("HostMemory", "read_host_memory"),
     "inventory": ("read_host", "read_inventory"),
-    "numa": ("VISIBLE_NODES", "NumaNode", "count_numa_nodes", "usable_numa_nodes"),
+    "numa": ("NumaNode", "count_numa_nodes", "usable_numa_nodes"),
     "pci": ("PciFunction", "find_pci_functions"),
     "probe": ("IN_PROCESS", "PROBES", "EventProbe", "LinkProbe", "Probe", "ProcessProbe"),
     "reading": ("DeviceProcess", "Inventory", "Reading"),
@@ -42,7 +42,6 @@ __getattr__ = names_on_first_use(__name__, _MODULES)
 __all__ = [
     "IN_PROCESS",
     "PROBES",
-    "VISIBLE_NODES",
     "DeviceProcess",
     "EventProbe",
     "HostMemory",

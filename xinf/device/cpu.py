@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from xinf.core.device import Device, Sample, Vendor
+from xinf.core.numa_variables import VISIBLE_NODES
 from xinf.device.host_memory import read_host_memory
-from xinf.device.numa import VISIBLE_NODES, NumaNode, usable_numa_nodes
+from xinf.device.numa import NumaNode, usable_numa_nodes
 
 # What vLLM's CPU backend and its matrix libraries choose kernels by.
 _ISA = (

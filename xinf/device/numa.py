@@ -13,9 +13,8 @@ import msgspec
 
 from xinf.core.number_list import parse_numbers
 
-# Narrows down which nodes vLLM takes, by number. Source: vLLM 0.32, utils/cpu_resource_utils.py.
-VISIBLE_NODES = "CPU_VISIBLE_MEMORY_NODES"
-# What can be had on a node without swapping, as vLLM adds it up. Source: the same, `get_memory_node_info`.
+# What can be had on a node without swapping, as vLLM adds it up. Source: vLLM 0.32,
+# utils/cpu_resource_utils.py, `get_memory_node_info`.
 _AVAILABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 
 
@@ -30,8 +29,8 @@ class NumaNode(msgspec.Struct, frozen=True, kw_only=True):
 def usable_numa_nodes(root: Path = Path("/"), *, visible: str = "") -> tuple[NumaNode, ...]:
     """Find the nodes with processors and memory that this process may use, in ascending order.
 
-    `visible`: the value of VISIBLE_NODES, empty for all. Nothing where the kernel tells of no nodes, or where one
-    cannot be read: half of them is not what engines may have.
+    `visible`: the value of CPU_VISIBLE_MEMORY_NODES, empty for all. Nothing where the kernel tells of no nodes, or
+    where one cannot be read: half of them is not what engines may have.
     """
     allowed, chosen = _allowed_nodes(root), parse_numbers(visible)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

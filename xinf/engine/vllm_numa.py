@@ -11,10 +11,8 @@ import os
 from collections.abc import Mapping, Set
 from pathlib import Path
 
+from xinf.core.numa_variables import OWN_CHOICE, VISIBLE_NODES
 from xinf.core.number_list import parse_numbers
-
-_VISIBLE_NODES = "CPU_VISIBLE_MEMORY_NODES"
-_OWN_CHOICE = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA")
 
 
 def bind_to_nodes(environ: Mapping[str, str]) -> None:
@@ -34,10 +32,10 @@ def bind_to_nodes(environ: Mapping[str, str]) -> None:
 
 def cores_to_use(environ: Mapping[str, str], allowed: Set[int], root: Path = Path("/")) -> Set[int]:
     """Of the allowed processors those of the nodes that are named; all where none are, or where none would be left."""
-    if any(environ.get(name) for name in _OWN_CHOICE):
+    if any(environ.get(name) for name in OWN_CHOICE):
         return allowed
     cores: set[int] = set()
-    for number in parse_numbers(environ.get(_VISIBLE_NODES, "")):
+    for number in parse_numbers(environ.get(VISIBLE_NODES, "")):
         try:
             cores |= parse_numbers((root / f"sys/devices/system/node/node{number}/cpulist").read_text())
         except OSError:
